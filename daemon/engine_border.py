@@ -142,7 +142,7 @@ class EngineLike(CutEngine, Protocol):
     def relieve(self, volume: int) -> None:
         """Replace what a volume's journals hold by checkpoints, also where there is little room."""
 
-    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+    def renew_missing_files(self, volume: int) -> tuple[list[str], list[str]]:
         """The files of its journals that are gone, and those that were gone and are not needed any more."""
 
     def cover_rollbacks(self, volume: int) -> None:

@@ -52,7 +52,7 @@ class StateFiles:
                 with contextlib.suppress(OSError):  # then what needs it fails, and says so
                     self._make_directories(volume)
             with contextlib.suppress(context.engine_error):  # it is not served, or deleted meanwhile
-                gone, replaced = context.engine.look_for_files(volume.id)
+                gone, replaced = context.engine.renew_missing_files(volume.id)
                 for path in replaced:
                     text = f"{path} {HOW}; what it held was written again, and nothing is lost"
                     context.events.add("warning", text, volume=volume.name)

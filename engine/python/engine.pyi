@@ -281,7 +281,7 @@ class Engine:
         'journal-full' event. It needs room for a checkpoint of one processor, and 1 MiB (64 KiB at least);
         'io' where there is less."""
 
-    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+    def renew_missing_files(self, volume: int) -> tuple[list[str], list[str]]:
         """Look whether the files of its journals that a start would read are at their paths; what a file held
         that is gone is written again. Returns two lists of paths: of files that are gone now, while flushes
         fail unless they can write again what the files held; and of files that were gone, and that nothing

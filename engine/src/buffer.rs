@@ -1,7 +1,7 @@
 //! Buffers: the memory that a request's bytes live in, shared without a copy.
 //!
-//! How it works      A [`Block`] is one allocation. An [`Inbox`] fills a block from a socket and hands out
-//!                   [`Buffer`]s of what it has filled; a read request owns a whole block as its buffer.
+//! How it works      A [`Block`] is one allocation. An [`Inbox`] fills a block from a socket and returns [`Buffer`]s of
+//!                   the filled part; a read request owns a whole block as its buffer.
 //! Invariants        B1 bytes below an inbox's `filled` are never written again by the inbox;
 //!                   B2 bytes at or above `filled` are in no buffer;
 //!                   B3 a buffer that parts of a request write to is owned by that request alone, and its
@@ -22,7 +22,7 @@ struct Block {
     layout: Layout,
 }
 
-// SAFETY: a Block is plain memory; who may touch which byte is settled by B1..B3.
+// SAFETY: a Block is plain memory; B1..B3 define which thread may touch which byte.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
@@ -70,8 +70,7 @@ impl Buffer {
         buffer
     }
 
-    /// A buffer of its own of `length` bytes with whatever memory held: for reads that fill all of it
-    /// or fail.
+    /// A buffer of its own of `length` uninitialized bytes: for reads that fill all of it or fail.
     pub fn uninit(length: usize) -> Buffer {
         if length == 0 {
             return Buffer::empty();
@@ -109,10 +108,10 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(block.start.as_ptr().add(self.start), self.length) }
     }
 
-    /// `length` bytes from `offset`, to write to.
+    /// `length` bytes from `offset` on, for writing.
     ///
     /// # Safety
-    /// B3: the caller holds this range alone, until the request's last part is done.
+    /// B3: only the caller accesses this range, until the request's last part is done.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part_mut(&self, offset: usize, length: usize) -> &mut [u8] {
         assert!(
@@ -128,7 +127,7 @@ impl Buffer {
     }
 }
 
-/// Fills a block from a socket and hands out what it has filled.
+/// Fills a block from a socket and returns buffers of the filled part.
 #[derive(Debug)]
 pub struct Inbox {
     block: Arc<Block>,
@@ -141,7 +140,7 @@ impl Inbox {
         Inbox { block: Arc::new(Block::new(length)), filled: 0 }
     }
 
-    /// An inbox over the block of a buffer that is no longer used; `None` if somebody shares the block.
+    /// An inbox over the block of a buffer that is no longer used; `None` if another buffer shares the block.
     pub fn over(buffer: Buffer) -> Option<Inbox> {
         let mut block = buffer.block?;
         Arc::get_mut(&mut block)?;
@@ -162,7 +161,7 @@ impl Inbox {
         }
     }
 
-    /// The free space behind `filled`, to receive into. Its contents are undefined.
+    /// The free space after `filled`, to receive into. Its contents are undefined.
     pub fn space(&mut self) -> &mut [u8] {
         let free = self.block.layout.size() - self.filled;
         // SAFETY: in range; B2: in no buffer, and `&mut self` keeps others out.
@@ -193,12 +192,12 @@ impl Inbox {
         Buffer { block: Some(self.block), start: 0, length }
     }
 
-    /// Whether no buffer shares the block any more; then [`Inbox::clear`] may start it over.
+    /// Whether no buffer shares the block any more; then [`Inbox::clear`] can reuse it.
     pub fn is_unshared(&mut self) -> bool {
         Arc::get_mut(&mut self.block).is_some()
     }
 
-    /// Starts over, if nobody shares the block; says whether it did.
+    /// Reuses the block from its start, if no buffer shares it; returns whether it did.
     pub fn clear(&mut self) -> bool {
         let unshared = self.is_unshared();
         if unshared {
@@ -213,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inbox_hands_out_what_it_received_and_starts_over_only_when_unshared() {
+    fn an_inbox_returns_what_it_received_and_is_reused_only_when_unshared() {
         let mut inbox = Inbox::new(8192);
         inbox.space()[..5].copy_from_slice(b"hello");
         inbox.advance(5);

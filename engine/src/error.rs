@@ -1,6 +1,6 @@
 //! Errors: what failed, where, and as which errno a host sees it.
 //!
-//! Two types, because two kinds of reader: [`Errno`] travels with a request and ends as an NBD error;
+//! Two types, for two kinds of reader: [`Errno`] travels with a request and ends as an NBD error;
 //! [`Error`] answers a control call and ends as a sentence for a person.
 
 use std::fmt;
@@ -27,17 +27,17 @@ impl Errno {
     /// The daemon is stopping.
     pub const ESHUTDOWN: Errno = Errno(libc::ESHUTDOWN);
 
-    /// An errno as the system gave it; 0 and negative numbers become EIO.
+    /// An errno from the system; 0 and negative numbers become EIO.
     pub fn new(raw: i32) -> Errno {
         if raw > 0 { Errno(raw) } else { Errno::EIO }
     }
 
-    /// Whether it says that a file system or a quota has no space.
+    /// Whether it means that a file system or a quota has no space.
     pub fn is_no_space(self) -> bool {
         matches!(self.0, libc::ENOSPC | libc::EDQUOT)
     }
 
-    /// The C library's words for it, without its number, as a clause: its first letter is small.
+    /// The C library's text for it, without its number, as a clause that begins with a small letter.
     pub fn words(self) -> String {
         let text = std::io::Error::from_raw_os_error(self.0).to_string();
         let mut words = text.split(" (os error").next().unwrap_or(&text).to_owned();
@@ -79,7 +79,7 @@ pub struct Error {
     pub kind: ErrorKind,
     /// The sentence.
     pub what: String,
-    /// The errno behind it.
+    /// The system's errno, if there was one.
     pub errno: Option<Errno>,
 }
 
@@ -94,7 +94,7 @@ pub enum ErrorKind {
     Busy,
     /// The arguments do not fit together.
     Invalid,
-    /// What is stored cannot be read back right (checksum, version, sequence).
+    /// Stored data is damaged or of an unknown version (checksum, version, sequence).
     Corrupt,
     /// The system refused.
     Io,

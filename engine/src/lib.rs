@@ -1,9 +1,8 @@
 //! polyvol's data plane. Python decides (volumes, devices, snapshots, schedules); this crate moves bytes.
 //!
-//! In the order in which a request meets them: [`nbd`] (connections), [`volume`] (exports, splitting),
+//! In the order in which a request passes them: [`nbd`] (connections), [`volume`] (exports, splitting),
 //! [`processor`] (queues, shares, verbs), [`block_map`] (where blocks are), [`change_log`] (where changed blocks
-//! go, and the records that say so), [`io`] (devices), [`system`] (files, time, threads). [`engine`] puts them
-//! together.
+//! go, and the records of that), [`io`] (devices), [`system`] (files, time, threads). [`engine`] connects them.
 
 pub mod block_map;
 pub mod buffer;

@@ -16,18 +16,19 @@ pub const PARTITION_BYTES_MAX: u64 = 1 << 30;
 pub static CHECKPOINT_BYTES_MIN: AtomicU64 = AtomicU64::new(32 << 20);
 /// Bytes of a journal segment, header included; tests lower it, but not below [`SEGMENT_BYTES_MIN`].
 pub static SEGMENT_BYTES: AtomicUsize = AtomicUsize::new(8 << 20);
-/// So long after a journal had no space nobody tries again, at least, nanoseconds: each write asks, and some file systems look
-/// for space for long. 0: everybody tries, as the simulator has it.
-pub static NO_ROOM_NS: AtomicU64 = AtomicU64::new(10_000_000);
-/// And at most.
-pub const NO_ROOM_NS_MAX: u64 = 1_000_000_000;
-/// A segment of so many bytes holds the largest record.
+/// Least time between two attempts to extend a journal that had no space, nanoseconds: each write asks for it, and some
+/// file systems search for space for long. 0: every write tries, as in the simulator.
+pub static NO_SPACE_RETRY_NS: AtomicU64 = AtomicU64::new(10_000_000);
+/// Longest time between these attempts, nanoseconds.
+pub const NO_SPACE_RETRY_NS_MAX: u64 = 1_000_000_000;
+/// Smallest segment that holds the largest record, bytes.
 pub const SEGMENT_BYTES_MIN: usize = 64 << 10;
-/// A small segment, which is made where there is no space for one of the full size, so that older ones can be removed.
+/// Size of a small segment, bytes. It is made if there is no space for one of the full size, so that older ones can be
+/// removed.
 pub const SEGMENT_BYTES_SMALL: usize = 1 << 20;
-/// A run begins with a segment of the full size only where so many have room: else the first volumes of a start leave none to
-/// the others.
-pub const FIRST_SEGMENTS_ROOM: usize = 4;
+/// A run begins with a segment of the full size only if there is space for this many: otherwise the first volumes of a
+/// start leave no space for the others.
+pub const FULL_SEGMENTS_FREE_MIN: usize = 4;
 /// Processors in one engine.
 pub const PROCESSORS_MAX: u32 = 256;
 

@@ -1,64 +1,65 @@
-//! Mutants: deliberate bugs (as in mutation testing) that the simulator puts into the engine, to show that it would see them.
+//! Mutants: deliberate bugs (as in mutation testing) that the simulator puts into the engine, to show that it detects
+//! them.
 //!
-//! How it works      A place that matters asks [`bug`]; in everything but the simulator's build the answer is `false`
-//!                   at compile time.
+//! How it works      Each guarded place calls [`bug`]; in every build except the simulator's it is `false` at compile
+//!                   time.
 
-/// What is done wrong.
+/// The deliberate bugs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// A flush does not sync the devices.
     NoDeviceSync,
     /// A commit mark covers records that came after the devices' sync.
     MarkTooFar,
-    /// Slots are used again as soon as the record that frees them was appended.
+    /// Slots are reused as soon as the record that frees them was appended.
     EarlyReuse,
     /// A write in place does not keep the map of the snapshot before it.
     NoFreeze,
-    /// Processors advance when they are told to stop, without waiting for the others.
+    /// Processors advance when they are asked to stop, without waiting for the others.
     EarlyAdvance,
     /// A processor continues starting writes between its stop and its advance.
     NoHold,
-    /// A cut is settled at once.
+    /// A cut counts as settled at once.
     NoSettle,
-    /// A checkpoint gets its name before what it covers is durable.
+    /// A checkpoint is renamed before what it covers is durable.
     EarlyCheckpoint,
-    /// The directory is not synced when a journal continues in a new segment.
+    /// The directory is not synced when a journal gets a new segment.
     NoDirectorySync,
-    /// A commit does not sync the segments before the newest.
+    /// A commit does not sync the segments before the newest one.
     NoSealedSync,
-    /// After a power loss records count that no mark covers.
+    /// After a power loss, records that no mark covers count.
     PastTheMark,
     /// Freed base places are punched at once.
     EarlyPunch,
     /// A failed sync is forgotten.
     ForgetFailedSync,
-    /// A failed sync is forgotten when the process is started again.
+    /// A failed sync is forgotten at a restart of the process.
     ForgetAtRestart,
-    /// What was read back is not made durable before it is served.
+    /// Recovered maps are not made durable before they are served.
     NoRecoverySync,
     /// Checksums are not compared.
     NoChecksum,
-    /// The journal is removed before the checkpoint has its name.
+    /// The journal is removed before the checkpoint is renamed.
     EarlyRemoval,
-    /// After a power loss some of the records between two marks count.
+    /// After a power loss, some of the records between two marks count.
     BetweenMarks,
     /// Slots stay young although a sync has begun.
     YoungForEver,
     /// Slots stay young although a cut has ended their epoch.
     YoungTooLong,
-    /// A rollback is forgotten that no checkpoint covers.
+    /// A rollback that no checkpoint covers is forgotten.
     EarlyForget,
-    /// The size of a device is not looked at.
-    NoLook,
+    /// The size of a device is not checked.
+    NoSizeCheck,
     /// A device that was found short is used again once its file is long enough.
     ForgetShort,
-    /// What lies beyond the end of a device is reported as a hole.
+    /// The range beyond the end of a device is reported as a hole.
     EndIsHole,
     /// A manifest is not changed after it was made.
     NoManifest,
-    /// What is missing or damaged in a journal ends it.
+    /// A missing or damaged record ends a journal.
     QuietEnd,
-    /// A write that was given up is forgotten: what comes later may pass it.
+    /// A write that was given up is forgotten: later ones may pass it.
     ForgetGivenUp,
 }
 
@@ -85,7 +86,7 @@ pub const ALL: [Bug; 27] = [
     Bug::YoungForEver,
     Bug::YoungTooLong,
     Bug::EarlyForget,
-    Bug::NoLook,
+    Bug::NoSizeCheck,
     Bug::ForgetShort,
     Bug::EndIsHole,
     Bug::NoManifest,
@@ -98,19 +99,19 @@ thread_local! {
     static CHOSEN: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Chooses a bug for what this thread runs.
+/// Chooses a bug for this thread.
 #[cfg(feature = "simulator")]
 pub fn set(bug: Option<Bug>) {
     CHOSEN.set(bug);
 }
 
-/// Whether this is to be done wrong.
+/// Whether this bug is active.
 #[cfg(feature = "simulator")]
 pub fn bug(bug: Bug) -> bool {
     CHOSEN.get() == Some(bug)
 }
 
-/// Whether this is to be done wrong: never.
+/// Whether this bug is active: never.
 #[cfg(not(feature = "simulator"))]
 #[inline(always)]
 pub const fn bug(_: Bug) -> bool {

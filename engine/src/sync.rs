@@ -1,7 +1,7 @@
-//! Sync: the primitives that protocols between threads are made of, where a model checks them: std's, or, in a build with
-//! `--cfg loom`, loom's, which try every order of steps that matters. See `models/`.
+//! Sync: the primitives of those protocols between threads that a model checks: std's, or, in a build with `--cfg
+//! loom`, loom's, which try every relevant order of steps. See `models/`.
 //!
-//! What is only shared and never part of a protocol (`Arc`, counters for people) is std's in both.
+//! Everything that is shared without being part of a protocol (`Arc`, statistics) is std's in both.
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{

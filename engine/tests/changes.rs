@@ -193,7 +193,7 @@ fn what_a_snapshot_holds_is_what_deleting_it_frees() {
     assert_eq!(before.snapshots.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), epochs);
     let again = served.engine.snapshot_use(1).unwrap();
     assert_eq!((&again.snapshots, again.live_slots), (&before.snapshots, before.live_slots));
-    assert!(before.looked > 0 && again.looked == 0, "frozen maps are looked at once");
+    assert!(before.measured > 0 && again.measured == 0, "frozen maps are measured once");
     for epoch in [epochs[2], epochs[0], epochs[5], epochs[1]] {
         let found = served.engine.snapshot_use(1).unwrap();
         let Held { only_slots, only_bases, .. } =

@@ -297,11 +297,11 @@ fn what_a_killed_run_left_is_made_durable_once_it_is_served_again() {
     let served = engine.volume(1).unwrap();
     // Nobody has to ask: slots that no map refers to wait for it.
     let begun = std::time::Instant::now();
-    while served.durable.reached().iter().any(|(appended, committed)| committed < appended) {
+    while served.durable.watermarks().iter().any(|(appended, committed)| committed < appended) {
         assert!(begun.elapsed().as_secs() < 30, "it does not become durable");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    assert!(served.durable.reached().iter().all(|(appended, _)| *appended > 0));
+    assert!(served.durable.watermarks().iter().all(|(appended, _)| *appended > 0));
     engine.stop().unwrap();
 }
 

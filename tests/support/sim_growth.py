@@ -43,7 +43,7 @@ class SimGrowth:
     def relieve(self, volume: int) -> None:
         self._begin("relieve", volume)
 
-    def look_for_files(self, volume: int) -> tuple[list[str], list[str]]:
+    def renew_missing_files(self, volume: int) -> tuple[list[str], list[str]]:
         """The daemon asks every few seconds, so it is not noted."""
         return [], []
 

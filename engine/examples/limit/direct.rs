@@ -1,7 +1,7 @@
 //! Direct: reads of 4 KiB past the page cache, by one thread that never sleeps.
 //!
 //! How it works      It asks the socket and the kernel's asynchronous I/O in turn, whether anything has come, all the time. What the
-//!                   socket has is asked of the disk at once, `BEGUN_AT_ONCE` reads a call; what the disk has ended is
+//!                   socket has is asked of the disk at once, `SUBMIT_MAX` reads a call; what the disk has ended is
 //!                   answered, `SENT_AT_ONCE` replies a call. So nobody is faster by much who serves reads of the disk over a
 //!                   socket, and nobody should be a server like this: it keeps a core busy when nothing is asked.
 //! Errors            anything but a whole read of 4 KiB ends the connection, and so does a full house.
@@ -18,7 +18,7 @@ use super::{REPLY_MAGIC, REQUEST_BYTES, REQUEST_MAGIC, be16, be32, be64};
 const BLOCK: usize = 4096;
 /// Reads in flight at a time, at most.
 const SLOTS: usize = 256;
-const BEGUN_AT_ONCE: usize = 8;
+const SUBMIT_MAX: usize = 8;
 const SENT_AT_ONCE: usize = 4;
 const INBOX_BYTES: usize = SLOTS * REQUEST_BYTES;
 
@@ -79,8 +79,8 @@ impl Slots {
     }
 
     fn begin(&self, blocks: &mut [libc::iocb]) -> io::Result<()> {
-        for some in blocks.chunks_mut(BEGUN_AT_ONCE) {
-            let mut all = [null_mut(); BEGUN_AT_ONCE];
+        for some in blocks.chunks_mut(SUBMIT_MAX) {
+            let mut all = [null_mut(); SUBMIT_MAX];
             all.iter_mut().zip(some.iter_mut()).for_each(|(place, block)| *place = &raw mut *block);
             // SAFETY: so many pointers, each to a block; a slot's bytes are the kernel's until it tells of the end.
             let begun = unsafe {

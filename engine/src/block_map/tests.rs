@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::history::{History, Rollback};
 use super::place::Place;
 use super::tree::Map;
-use super::usage::{Held, Looked, Memory, measure};
+use super::usage::{Held, Measured, Memory, measure};
 use super::versions::{Change, Versions};
 use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
@@ -97,12 +97,12 @@ impl Twin {
         let (history, expected) = (self.history.clone(), counted(self));
         let live = self.live.iter().filter(|place| place.is_slot()).count() as u64;
         for mut memory in [Memory::default(), self.memory.clone()] {
-            let mut looked = Looked::default();
-            let found = measure(&self.versions, &history, &mut memory, &mut looked);
+            let mut measured = Measured::default();
+            let found = measure(&self.versions, &history, &mut memory, &mut measured);
             assert_eq!(found, (expected.clone(), live));
-            let again = Looked(looked.0);
-            assert_eq!(measure(&self.versions, &history, &mut memory, &mut looked), found);
-            assert_eq!(looked, again, "what did not change is not looked at twice");
+            let again = Measured(measured.0);
+            assert_eq!(measure(&self.versions, &history, &mut memory, &mut measured), found);
+            assert_eq!(measured, again, "what did not change is not measured at twice");
             self.memory = memory;
         }
     }

@@ -56,14 +56,14 @@ pub struct Memory {
 
 /// How much was looked at, rather than remembered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Looked(pub u64);
+pub struct Measured(pub u64);
 
 /// What each of `snapshots` (in order) holds, and the slots that the live map refers to.
 pub fn measure(
     versions: &Versions,
     history: &History,
     memory: &mut Memory,
-    looked: &mut Looked,
+    measured: &mut Measured,
 ) -> (Vec<Held>, u64) {
     let (frozen, snapshots) = (versions.frozen(), history.snapshots());
     memory
@@ -92,7 +92,7 @@ pub fn measure(
             let known = memory.frozen.get(&last_epoch).filter(|known| known.from == from);
             held = known.map_or_else(
                 || {
-                    looked.0 += 1;
+                    measured.0 += 1;
                     let others: Vec<&Map> = others.iter().map(|other| map(*other)).collect();
                     look(map(index), before.map(|before| (map(before), slots)), &others)
                 },

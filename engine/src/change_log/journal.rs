@@ -38,7 +38,7 @@ use super::manifest::{self, Manifest, Page};
 use super::segment::{Prepared, Segment};
 pub use super::shared::{Gone, Shared};
 use crate::error::{Errno, Error, Result};
-use crate::limits::{NO_ROOM_NS, NO_ROOM_NS_MAX};
+use crate::limits::{NO_SPACE_RETRY_NS, NO_SPACE_RETRY_NS_MAX};
 
 /// The processor's end of a journal.
 #[derive(Debug)]
@@ -144,9 +144,9 @@ impl Journal {
 
     /// Does not try for a while, where there was no space, which took so long to find out.
     fn had_no_space(&mut self, errno: Errno, took_ns: u64) {
-        let least = NO_ROOM_NS.load(Ordering::Relaxed);
+        let least = NO_SPACE_RETRY_NS.load(Ordering::Relaxed);
         if errno.is_no_space() && least > 0 {
-            let pause = (10 * took_ns).clamp(least, NO_ROOM_NS_MAX);
+            let pause = (10 * took_ns).clamp(least, NO_SPACE_RETRY_NS_MAX);
             self.no_room = Some((errno, self.identity.system.monotonic_ns() + pause));
         }
     }

@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use crate::error::Errno;
-use crate::system::{Seen, System};
+use crate::system::{FileStatus, System};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct Known {
     /// Where it is.
     pub path: PathBuf,
     /// `None`: it was not there when it was looked at for the first time.
-    seen: Option<Seen>,
+    status: Option<FileStatus>,
     /// Its bytes do not change any more.
     finished: bool,
 }
@@ -25,20 +25,20 @@ pub struct Known {
 impl Known {
     /// A file whose bytes may change, at the path where it is now. Its length does not change.
     pub fn fixed_length(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
-        Ok(Known { seen: system.look(&path)?, path, finished: false })
+        Ok(Known { status: system.stat(&path)?, path, finished: false })
     }
 
     /// A file whose bytes do not change any more.
     pub fn finished(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
-        Ok(Known { seen: system.look(&path)?, path, finished: true })
+        Ok(Known { status: system.stat(&path)?, path, finished: true })
     }
 
     /// Whether it is at its path with its length and, if it is finished, with its time of change.
     pub fn is_there(&self, system: &dyn System) -> Result<bool, Errno> {
-        let now = system.look(&self.path)?;
-        Ok(self.seen.zip(now).is_some_and(|(seen, now)| {
-            let same = seen.file == now.file && seen.length == now.length;
-            same && (!self.finished || seen.changed == now.changed)
+        let now = system.stat(&self.path)?;
+        Ok(self.status.zip(now).is_some_and(|(status, now)| {
+            let same = status.file == now.file && status.length == now.length;
+            same && (!self.finished || status.changed == now.changed)
         }))
     }
 }

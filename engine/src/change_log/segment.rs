@@ -17,7 +17,9 @@ use super::format::{
 };
 use super::known::Known;
 use crate::error::Errno;
-use crate::limits::{FIRST_SEGMENTS_ROOM, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL};
+use crate::limits::{
+    FULL_SEGMENTS_FREE_MIN, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL,
+};
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::system::mapping::Mapping;
@@ -75,7 +77,7 @@ impl Prepared {
         previous: u64,
     ) -> std::result::Result<Prepared, Errno> {
         let whole = SEGMENT_BYTES.load(Ordering::Relaxed);
-        if identity.system.room(&identity.directory) < (whole * FIRST_SEGMENTS_ROOM) as u64 {
+        if identity.system.room(&identity.directory) < (whole * FULL_SEGMENTS_FREE_MIN) as u64 {
             return Prepared::make_sized(identity, number, previous, SEGMENT_BYTES_MIN);
         }
         match Prepared::make(identity, number, previous) {

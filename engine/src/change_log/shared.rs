@@ -201,7 +201,7 @@ impl Shared {
 
     /// Looks now, unless a commit is in flight, and says what was found. Where a file is gone, the caller has to tell the
     /// processor that the journal has failed.
-    pub fn look_for_files(&self) -> Gone {
+    pub fn find_missing_files(&self) -> Gone {
         let mut committing = match self.committing.try_lock() {
             Ok(committing) => committing,
             Err(TryLockError::WouldBlock) => return Gone::default(),

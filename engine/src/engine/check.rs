@@ -1,8 +1,8 @@
-//! Check: a volume that is not served, read back and compared with its change logs; changes nothing.
+//! Check: recovers a volume that is not served, and compares its maps with its change logs; changes nothing.
 //!
-//! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot that a
-//!                   map refers to has to be inside its log, and be referred to once, however many versions see it.
-//!                   With `data`, every slot is read from its device and checked. No engine is needed.
+//! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot
+//!                   that a map refers to has to be inside its log, and be referred to once, however many versions see
+//!                   it. With `data`, every slot is read from its device and checked. No engine is needed.
 //! Errors            what is wrong is a problem in the report, not an error.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,21 +24,21 @@ use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
-/// Problems that are described; all are counted.
-const TOLD_MAX: usize = 100;
+/// Upper bound of described problems; all are counted.
+const DESCRIBED_MAX: usize = 100;
 
-/// What was found.
+/// Result of a check.
 #[derive(Clone, Debug, Default)]
 pub struct CheckReport {
-    /// What is wrong, a sentence each.
+    /// Problems, one sentence each.
     pub problems: Vec<String>,
-    /// How many problems there are beyond these.
+    /// Number of further problems.
     pub more_problems: u64,
-    /// Files that a crash has left and the next start removes.
+    /// Files that a crash left, and that the next start removes.
     pub leftovers: Vec<PathBuf>,
     /// Slots that maps refer to.
     pub slots: u64,
-    /// Records behind the checkpoints.
+    /// Records after the checkpoints.
     pub records: u64,
     /// Bytes of slots that were read and checked.
     pub checked_bytes: u64,
@@ -56,7 +56,7 @@ struct Check<'a> {
     report: CheckReport,
 }
 
-/// Checks a volume. `devices` are the paths of those that are there.
+/// Checks a volume. `devices` are the paths of the devices that are present.
 pub fn check_volume(
     system: &Arc<dyn System>,
     spec: &VolumeSpec,
@@ -93,8 +93,8 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
 }
 
 impl Check<'_> {
-    /// The devices of change logs, read-only. One that has no path is missing, which the caller has reported; one
-    /// that cannot be opened is a problem: nothing of it is checked.
+    /// Opens the devices of change logs, read-only. One without a path is missing, which the caller has reported; one
+    /// that cannot be opened is a problem, and its slots are not checked.
     fn open_devices(
         &mut self,
         system: &Arc<dyn System>,
@@ -120,7 +120,7 @@ impl Check<'_> {
     }
 
     fn problem(&mut self, what: String) {
-        if self.report.problems.len() < TOLD_MAX {
+        if self.report.problems.len() < DESCRIBED_MAX {
             self.report.problems.push(what);
         } else {
             self.report.more_problems += 1;
@@ -187,7 +187,7 @@ impl Check<'_> {
         inside
     }
 
-    /// Reads the slots of a run, chunk by chunk, as two chunks may lie in two extents.
+    /// Reads the slots of a run, chunk by chunk, because two chunks may lie in two extents.
     fn read(&mut self, partition: PartitionIndex, run: &SlotRun) {
         let mut done = 0;
         let mut wrong = Vec::new();

@@ -1,10 +1,11 @@
-//! Clones: what a volume that is made from a snapshot gets of it, and what is refused as long as there is one.
+//! Clones: how a volume is made from a snapshot, and what is refused while there is a clone.
 //!
-//! How it works      Each processor hands out the maps that the snapshot sees, as references, some at a time. Nothing is
-//!                   copied and nothing is written: how a clone looks things up is described at [`Origin`].
-//! Invariants        the C of [`Origin`]; and a volume's number is above its origin's, so that taking over in order, and
-//!                   closing them in reverse, has every origin served as long as its clones are.
-//! Errors            NotFound if the origin is not served or has no such snapshot; Busy for what would take it away.
+//! How it works      Each processor sends the maps that the snapshot sees, as references, some at a time. Nothing is
+//!                   copied and nothing is written. [`Origin`] describes how a clone looks blocks up.
+//! Invariants        the C of [`Origin`]; and a volume's number is above its origin's. So if volumes are opened in
+//!                   order, and closed in reverse, every origin is served while its clones are.
+//! Errors            NotFound if the origin is not served or has no such snapshot; Busy for a call that would remove
+//!                   it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,10 +20,10 @@ use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 use crate::volume::origin::Origin;
 
-/// Partitions whose versions are handed out at a time: the processor has others to serve.
-const AT_A_TIME: u32 = 512;
+/// Partitions whose maps a processor sends in one call: it has other requests to serve.
+const PARTITIONS_PER_CALL: u32 = 512;
 
-/// A clone is being made: its origin stays meanwhile.
+/// Keeps the origin of a clone that is being made.
 pub(super) struct Claim<'a>(&'a Engine, Option<(VolumeId, Epoch)>);
 
 impl Drop for Claim<'_> {
@@ -34,13 +35,13 @@ impl Drop for Claim<'_> {
 }
 
 impl Engine {
-    /// Has a volume's origin stay while the volume is taken over.
-    pub(super) fn claim_source(&self, spec: &VolumeSpec) -> Claim<'_> {
+    /// Keeps a volume's origin while the volume is being opened.
+    pub(super) fn claim_origin(&self, spec: &VolumeSpec) -> Claim<'_> {
         self.origins.lock().expect("no holder panics").extend(spec.origin);
         Claim(self, spec.origin)
     }
 
-    /// What a volume is made from, if it is a clone.
+    /// The origin of a volume, if it is a clone.
     pub(super) fn origin(&self, spec: &VolumeSpec) -> Result<Option<Arc<Origin>>> {
         let Some((id, epoch)) = spec.origin else { return Ok(None) };
         let volume = self.volume(id).map_err(|_| {
@@ -57,7 +58,7 @@ impl Engine {
         if volume.size_at(epoch) > spec.size {
             return Err(wrong(ErrorKind::Invalid, "has a larger snapshot of this epoch"));
         }
-        // As soon as a snapshot's writes have landed, its maps stay as they are.
+        // After all writes of a snapshot have ended, its maps do not change.
         let cut = epoch < volume.epoch.load(Ordering::Acquire);
         let maps = if cut { self.maps_at(&volume, epoch)? } else { None };
         let missing = || wrong(ErrorKind::NotFound, "has no snapshot of this epoch");
@@ -79,7 +80,7 @@ impl Engine {
             let mut first = 0;
             loop {
                 let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..first + AT_A_TIME, answer)
+                    Control::Versions(volume.share, first..first + PARTITIONS_PER_CALL, answer)
                 })?;
                 if !handed_out.history.has(epoch) {
                     return Ok(None);
@@ -87,7 +88,7 @@ impl Engine {
                 if handed_out.versions.is_empty() {
                     break;
                 }
-                first += AT_A_TIME;
+                first += PARTITIONS_PER_CALL;
                 for (partition, versions) in handed_out.versions {
                     maps[partition as usize] = versions.at(epoch).0.clone();
                 }
@@ -96,9 +97,9 @@ impl Engine {
         Ok(Some(maps))
     }
 
-    /// Refuses to take away what clones were made from, or are being made from: the snapshots of a volume of those epochs.
-    /// The caller holds `origins` until all processors have been told.
-    pub(super) fn refuse_sources(
+    /// Refuses if a removed snapshot, one for whose epoch `gone` returns true, is the origin of a clone, also of one
+    /// that is being made. The caller holds `origins` until all processors know of the removal.
+    pub(super) fn refuse_origins(
         &self,
         origins: &[(VolumeId, Epoch)],
         volume: &Volume,

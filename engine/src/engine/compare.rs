@@ -1,10 +1,10 @@
 //! Compare: the extents that changed between a snapshot and a later one, or the live volume.
 //!
-//! How it works      Each processor hands out the maps of the partitions that differ (a comparison of pointers for all
-//!                   others); the caller's thread walks them, and in them only the leaves that are not shared. So the
-//!                   time follows the change. Page by page: a page ends after so many extents, and says where the next
-//!                   begins.
-//! Errors            NotFound if one of the snapshots does not exist (any more); what a page told before stays true.
+//! How it works      Each processor sends the maps of the partitions that differ (a comparison of pointers finds them);
+//!                   the caller's thread walks them, and in them only the leaves that are not shared. So the time
+//!                   depends on the amount of change. The result comes in pages: a page ends after `extents_max`
+//!                   extents, and has the start of the next one.
+//! Errors            NotFound if one of the snapshots does not exist (any more); earlier pages stay true.
 
 use crate::block_map::diff::differing;
 use crate::engine::Engine;
@@ -19,11 +19,11 @@ use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
 pub struct Changes {
     /// Volume offset and length of each, bytes, in order; none touches the next.
     pub extents: Vec<(u64, u64)>,
-    /// Where the next page begins; `None`: that was all.
+    /// Where the next page begins; `None`: this is the last one.
     pub next: Option<u64>,
 }
 
-/// How much has changed.
+/// Total of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChangeTotal {
     /// Extents.
@@ -70,7 +70,7 @@ impl Engine {
         Ok(total)
     }
 
-    /// Calls `f(offset, length)` for each changed extent from `from` on, in order, as long as it says so.
+    /// Calls `f(offset, length)` for each changed extent from `from` on, in order, until it returns false.
     fn each_change(
         &self,
         volume: VolumeId,
@@ -92,7 +92,7 @@ impl Engine {
             pairs.extend(found.ok_or_else(missing)?);
         }
         pairs.sort_unstable_by_key(|pair| pair.partition);
-        let mut joined = Joined { last: None, go_on: true, f: &mut f };
+        let mut joined = Joined { last: None, wanted: true, f: &mut f };
         for Pair { partition, since, until } in &pairs {
             let start = u64::from(*partition) << served.geometry.partition_shift;
             let blocks = until.blocks();
@@ -100,7 +100,7 @@ impl Engine {
             if skip >= u64::from(blocks) {
                 continue;
             }
-            if !joined.go_on {
+            if !joined.wanted {
                 break;
             }
             differing(since, until, skip as u32..blocks, |first, count| {
@@ -114,10 +114,10 @@ impl Engine {
     }
 }
 
-/// Runs that touch are one extent.
+/// Joins adjacent runs to extents.
 struct Joined<'a, F: FnMut(u64, u64) -> bool> {
     last: Option<(u64, u64)>,
-    go_on: bool,
+    wanted: bool,
     f: &'a mut F,
 }
 
@@ -127,19 +127,19 @@ impl<F: FnMut(u64, u64) -> bool> Joined<'_, F> {
             Some((start, joined)) if *start + *joined == offset => *joined += length,
             last => {
                 let ended = last.replace((offset, length));
-                self.tell(ended);
+                self.emit(ended);
             }
         }
     }
 
     fn end(mut self) {
         let ended = self.last.take();
-        self.tell(ended);
+        self.emit(ended);
     }
 
-    fn tell(&mut self, ended: Option<(u64, u64)>) {
-        if let Some((offset, length)) = ended.filter(|_| self.go_on) {
-            self.go_on = (self.f)(offset, length);
+    fn emit(&mut self, ended: Option<(u64, u64)>) {
+        if let Some((offset, length)) = ended.filter(|_| self.wanted) {
+            self.wanted = (self.f)(offset, length);
         }
     }
 }

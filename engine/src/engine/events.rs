@@ -1,8 +1,8 @@
-//! Events: what the engine tells Python without being asked.
+//! Events: notifications from the engine to Python.
 //!
-//! How it works      A short queue. Somebody fetches from it, and sleeps while it is empty; what is in it already is not
-//!                   put in again.
-//! Owner and locks   one lock over the queue, held for a push or a look.
+//! How it works      A short queue. One consumer takes events from it, and sleeps while it is empty. An event that is
+//!                   already queued is not added again.
+//! Owner and locks   one lock over the queue, held for a push or a take.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use crate::units::{DeviceId, VolumeId};
 
-/// More than so many are not kept.
+/// Upper bound of queued events; further ones are dropped.
 const EVENTS_MAX: usize = 4096;
 
-/// Something that has happened.
+/// A notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Writes of this volume wait for space in its change logs: none is freed unless Python does so.
+    /// Writes of this volume wait for space in its change logs: none becomes free unless Python frees some.
     LogFull(VolumeId),
-    /// A journal of this volume needs its next segment soon, and there is no space for one.
+    /// A journal of this volume will soon need its next segment, and there is no space for it.
     JournalFull(VolumeId),
     /// This device does not answer; requests to it end with EIO after a while.
     DeviceSilent(DeviceId),
@@ -40,7 +40,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Adds an event; `false` if nobody will fetch it.
+    /// Adds an event; `false` if it will not be delivered.
     pub fn push(&self, event: Event) -> bool {
         let mut state = self.state.lock().expect("no holder panics");
         if state.closed || state.queue.len() >= EVENTS_MAX {
@@ -53,7 +53,7 @@ impl Events {
         true
     }
 
-    /// The next event; `None` if there was none for so long, or there will never be one.
+    /// The next event; `None` after the time-out, or if the queue is closed.
     pub fn next(&self, timeout: Duration) -> Option<Event> {
         let end = Instant::now() + timeout;
         let mut state = self.state.lock().expect("no holder panics");
@@ -67,7 +67,7 @@ impl Events {
         }
     }
 
-    /// There will be no more.
+    /// Closes the queue: there will be no more events.
     pub fn close(&self) {
         let mut state = self.state.lock().expect("no holder panics");
         state.closed = true;

@@ -1,23 +1,24 @@
-//! Growth a volume while it is in use.
+//! Grow: makes a volume larger while it is in use.
 //!
-//! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of it get
-//!                   a journal. Then each share is told ([`crate::processor::share::grow`]), and a new [`Volume`] with the same
-//!                   shares and the new ones takes the place of the old one, for control calls and for those who connect
-//!                   from now on. Connections that are there continue with the old one until they are asked for what it does not have: a
-//!                   kernel's client is told the new size while it is connected.
-//! Invariants        GR1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a newer one;
-//!                   GR2 no cut is made meanwhile: the snapshots that do not show what is new are those that exist.
-//! Durability        The catalog has recorded the growth before: whatever is written to what is new is read back with it.
-//! Errors            the volume is what it was.
+//! How it works      Everything that can fail comes first: devices are looked up, processors that had no partition of
+//!                   it get a journal. Then each share grows ([`crate::processor::share::grow`]), and a new [`Volume`] with
+//!                   the same shares and the new ones replaces the old one, for control calls and for connections made
+//!                   from now on. Existing connections continue with the old one until a request is beyond its end: a
+//!                   kernel client learns the new size while it is connected.
+//! Invariants        GR1 partitions keep their processors, numbers and bytes: an older geometry is the beginning of a
+//!                   newer one;
+//!                   GR2 no cut is made during a growth: exactly the existing snapshots do not show the new blocks.
+//! Durability        The catalog has recorded the growth before, so recovery knows the new partitions when something
+//!                   was written to them.
+//! Errors            on an error the volume is unchanged.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::change_log::files::Identity;
-use crate::change_log::files::files;
+use crate::change_log::files::{Identity, files};
 use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{Begun, SharePlan, begin, index_by_processor, recover_all};
+use crate::engine::volumes::{NewShare, SharePlan, index_by_processor, recover_all, start_journal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::extent::Extent;
 use crate::processor::messages::{Control, Event};
@@ -30,7 +31,7 @@ use crate::volume::geometry::Geometry;
 use crate::volume::{ShareRef, Volume};
 
 impl Engine {
-    /// Has a volume grow to what `spec` says of it.
+    /// Grows a volume to the shape in `spec`.
     pub fn grow_volume(&self, spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
         let _no_cut = self.cutting.lock().expect("no holder panics"); // GR2
@@ -46,54 +47,60 @@ impl Engine {
             .into_iter()
             .partition(|plan| share_of(&volume, plan).is_some());
         let identities: Vec<_> = new.iter().map(|plan| plan.identity.clone()).collect();
-        let begun = self.begin_all(new, &spec, &geometry, &volume);
-        let begun = begun.inspect_err(|_| identities.iter().for_each(remove_files))?;
+        let new_shares = self.start_journals(new, &spec, &geometry, &volume);
+        let new_shares = new_shares.inspect_err(|_| identities.iter().for_each(remove_files))?;
         for extent in geometry.partitions.iter().flat_map(|partition| &partition.extents) {
             volume.durable.add_device(&extent.device);
         }
         for plan in &known {
-            self.tell(&volume, plan, &geometry)?;
+            self.grow_share(&volume, plan, &geometry)?;
         }
-        let grown = self.put_together(&volume, &spec, &geometry, begun);
+        let grown = self.assemble(&volume, &spec, &geometry, new_shares);
         self.exports.grow(&grown);
         Ok(())
     }
 
-    /// Refuses a catalog that knows of snapshots or rollbacks that the shares do not have, or of other rollbacks: the new
-    /// shares would.
+    /// Refuses a catalog with snapshots or rollbacks that the existing shares do not have, because the new shares would
+    /// have them.
     fn check_history(&self, volume: &Volume, spec: &VolumeSpec) -> Result<()> {
         self.refuse_half_rolled_back(volume)?;
         let (ours, _) = ask(&*self.system, &volume.shares[0].queue, |answer| {
             Control::History(volume.share, answer)
         })?;
         let catalog = spec.history();
-        let snapshots = catalog.snapshots().iter().all(|epoch| ours.has(*epoch)); // others may be about to be dropped
+        let snapshots = catalog.snapshots().iter().all(|epoch| ours.has(*epoch)); // the shares may have more, which are about to be dropped
         if !snapshots || catalog.rollbacks() != ours.rollbacks() {
-            let what = format!("volume {} cannot grow: its history is another one", volume.name);
+            let what =
+                format!("volume {} cannot grow: its history differs from the catalog", volume.name);
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         Ok(())
     }
 
-    /// Journals for processors that had no partition of the volume.
-    fn begin_all(
+    /// Starts journals for processors that had no partition of the volume.
+    fn start_journals(
         &self,
         new: Vec<SharePlan>,
         spec: &VolumeSpec,
         geometry: &Geometry,
         volume: &Volume,
-    ) -> Result<Vec<Begun>> {
+    ) -> Result<Vec<NewShare>> {
         let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
         let epoch = volume.epoch.load(Ordering::Acquire);
         let begin_one = |(plan, (recovered, slots))| {
-            let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+            let (journal, locals) = start_journal(&plan, recovered, geometry, spec, epoch)?;
             Ok((plan, journal, locals, slots))
         };
         new.into_iter().zip(recovered).map(begin_one).collect()
     }
 
-    /// Tells a share what is new, and waits until it serves it.
-    fn tell(&self, volume: &Volume, plan: &SharePlan, geometry: &Arc<Geometry>) -> Result<()> {
+    /// Sends a share its new partitions, and waits until it serves them.
+    fn grow_share(
+        &self,
+        volume: &Volume,
+        plan: &SharePlan,
+        geometry: &Arc<Geometry>,
+    ) -> Result<()> {
         let Some(share) = share_of(volume, plan) else { return Ok(()) };
         let before = volume.geometry.partitions.len() as u32;
         let blocks = |number: u32| (geometry.partition_bytes(number) / BLOCK_SIZE) as u32;
@@ -110,17 +117,17 @@ impl Engine {
         })
     }
 
-    /// Puts the grown volume in the place of the one that was.
-    fn put_together(
+    /// Replaces the volume by the grown one.
+    fn assemble(
         &self,
         volume: &Volume,
         spec: &VolumeSpec,
         geometry: &Arc<Geometry>,
-        begun: Vec<Begun>,
+        new_shares: Vec<NewShare>,
     ) -> Arc<Volume> {
         let epoch = volume.epoch.load(Ordering::Acquire);
         let mut shares = volume.shares.clone();
-        for (plan, journal, locals, slots) in begun {
+        for (plan, journal, locals, slots) in new_shares {
             volume.durable.add_journal(journal.shared(), &plan.share.queue, volume.share);
             let share = Share::new(ShareConfig {
                 number: volume.share,
@@ -178,15 +185,15 @@ fn share_of<'a>(volume: &'a Volume, plan: &SharePlan) -> Option<&'a ShareRef> {
     volume.shares.iter().find(|share| share.processor == plan.share.processor)
 }
 
-/// Removes what a growth that failed has left.
+/// Removes the files of a failed growth.
 fn remove_files(identity: &Identity) {
     for (_, path) in files(identity, ".journal").into_iter().flatten() {
-        let _ = identity.system.remove(&path); // else it is an empty one for the next growth
+        let _ = identity.system.remove(&path); // if that fails, the next growth finds an empty journal
     }
     let _ = identity.system.remove(&identity.manifest);
 }
 
-/// Refuses what is not larger, or does not begin as it was (GR1).
+/// Refuses a geometry that is not larger, or whose beginning differs (GR1).
 fn check_growth(volume: &Volume, geometry: &Geometry) -> Result<()> {
     let old = &volume.geometry;
     let wrong = |what: &str| {
@@ -204,5 +211,5 @@ fn check_growth(volume: &Volume, geometry: &Geometry) -> Result<()> {
             && was.extents.len() <= is.extents.len()
             && was.extents.iter().zip(&is.extents).all(|(a, b)| same(a, b))
     });
-    if begins { Ok(()) } else { wrong("what it has would be elsewhere") }
+    if begins { Ok(()) } else { wrong("its present partitions would move") }
 }

@@ -1,11 +1,11 @@
-//! Engine: everything that the data plane has, and the control calls on it.
+//! Engine: the objects of the data plane, and the control calls on them.
 //!
-//! How it works      Control calls come from Python, one at a time for what they change; each looks things up
-//!                   under a short lock, then talks to processors by their queues.
+//! How it works      Python makes control calls, one at a time for each changed object; each looks objects up under a
+//!                   short lock, then sends messages to the queues of processors.
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
-//!                   held for a whole cut, as cuts are made one after the other, and for what must not meet one.
-//!                   `origins`: held for a look-up or a change; snapshots that clones are being made from, which must
-//!                   not go meanwhile.
+//!                   held for a whole cut, because cuts are made one after the other, and for calls that must not
+//!                   overlap one. `origins`: held for a look-up or a change; the snapshots from which clones are being
+//!                   made, which must not be dropped before these are complete.
 
 pub mod check;
 mod clone;
@@ -53,7 +53,7 @@ use crate::volume::export::ExportTable;
 use crate::volume::flusher::Waiter;
 use crate::volume::{View, Volume};
 
-/// Pool threads for what blocks.
+/// Pool threads for blocking calls.
 const POOL_THREADS: usize = 32;
 /// Checkpoints that are written at the same time.
 const CHECKPOINT_THREADS: usize = 2;
@@ -64,14 +64,14 @@ pub struct Engine {
     pub(crate) processors: Processors,
     pub(crate) devices: Devices,
     pub(crate) volumes: Volumes,
-    /// Shares' numbers in use: of volumes that are served, or are being opened or closed.
+    /// Share numbers in use: of volumes that are served, or are being opened or closed.
     pub(crate) share_numbers: Mutex<BTreeSet<u32>>,
     pool: Pool,
     checkpoints: Pool,
     direct_reader: DirectReader,
-    /// What hosts can ask for.
+    /// The exports that hosts can open.
     pub exports: Arc<ExportTable>,
-    /// What Python gets an event.
+    /// Notifications for Python.
     pub events: Arc<Events>,
     cutting: Mutex<()>,
     origins: Mutex<Vec<(VolumeId, Epoch)>>,
@@ -97,7 +97,7 @@ pub struct CutReport {
 }
 
 impl Engine {
-    /// An engine with so many processors.
+    /// An engine with `processors` processors.
     pub fn new(processors: u32) -> Result<Engine> {
         checksum::check()?;
         Engine::with_system(Arc::new(Linux), processors)
@@ -146,12 +146,12 @@ impl Engine {
         }
     }
 
-    /// Where its reads past the page cache are in flight.
+    /// Its O_DIRECT reads in flight.
     pub fn reaping(&self) -> Arc<dyn Reaping> {
         Arc::clone(&self.direct_reader) as Arc<dyn Reaping>
     }
 
-    /// Has at least so many processors.
+    /// Starts processors until there are at least `processors`.
     pub fn grow_processors(&self, processors: u32) -> Result<()> {
         if processors > PROCESSORS_MAX {
             let what = format!("{processors} processors are more than {PROCESSORS_MAX}");
@@ -176,18 +176,18 @@ impl Engine {
 
     /// Opens a device.
     pub fn open_device(&self, id: DeviceId, path: &Path, mode: Mode) -> Result<()> {
-        // It may take long, or for ever: not with the lock.
+        // It may take long, or never end, so the lock is not held.
         let device = Device::open(&self.system, id, path, mode);
-        self.enter_device(id, || device)
+        self.register_device(id, || device)
     }
 
-    /// Has a device that is not there, so that volumes on it can be served as far as they go: its calls all fail.
-    /// `clean`: nothing that was ever written to it is in doubt.
+    /// Adds a missing device, so that volumes on it can be served as far as possible: its calls all fail. `clean`:
+    /// everything that was ever written to it is durable.
     pub fn absent_device(&self, id: DeviceId, mode: Mode, clean: bool) -> Result<()> {
-        self.enter_device(id, || Ok(Device::absent(&self.system, id, mode, clean)))
+        self.register_device(id, || Ok(Device::absent(&self.system, id, mode, clean)))
     }
 
-    fn enter_device(&self, id: DeviceId, device: impl FnOnce() -> Result<Device>) -> Result<()> {
+    fn register_device(&self, id: DeviceId, device: impl FnOnce() -> Result<Device>) -> Result<()> {
         let mut devices = self.devices.lock().expect("no holder panics");
         if devices.contains_key(&id) {
             return Err(Error::new(ErrorKind::Exists, format!("device {id} is open already")));
@@ -200,7 +200,7 @@ impl Engine {
     pub fn reopen_device(&self, id: DeviceId, path: &Path) -> Result<()> {
         let device = self.device(id)?;
         let (ours, path) = (Arc::clone(&device), path.to_owned());
-        let reopened = self.bounded(&self.pool, Lane::Look(id), Some(&device), move |is_wanted| {
+        let reopened = self.bounded(&self.pool, Lane::Probe(id), Some(&device), move |is_wanted| {
             ours.reopen(&path, is_wanted)
         });
         let what = || Error::io(format!("device {id} does not answer"), Errno::EIO);
@@ -275,7 +275,7 @@ impl Engine {
         Err(Error::new(ErrorKind::NotFound, what))
     }
 
-    /// Makes one cut over these volumes, each with the log for what comes after it. See [`crate::processor::cut`].
+    /// Makes one cut over these volumes, each with the log for writes after it. See [`crate::processor::cut`].
     pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
         let mut taking_part: BTreeMap<u32, (Arc<dyn Mailbox>, Vec<CutShare>)> = BTreeMap::new();
@@ -313,7 +313,7 @@ impl Engine {
             let its = shares.next().expect("as many as there are processors");
             Control::CutStop(Arc::clone(&cut), its)
         });
-        drop(cut); // if a processor has stopped for good, nobody has it now, and nobody will answer
+        drop(cut); // if a processor has stopped for good, no thread has the cut now, and no answer will come
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
         let Report { instant_ns, stalls } = wait(&*self.system, &receiver).map_err(stopped)?;
         let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
@@ -321,7 +321,7 @@ impl Engine {
         Ok(CutReport { epochs, instant_ns, stalls })
     }
 
-    /// Waits until every write of `epoch`, which a cut has ended, has ended, and the journals have the cut.
+    /// Waits until every write of `epoch`, which a cut has ended, is complete, and the journals have the cut.
     pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
         let volume = self.volume(volume)?;
         if epoch >= volume.epoch.load(Ordering::Acquire) {
@@ -334,7 +334,9 @@ impl Engine {
             })?;
             settled.map_err(|errno| match errno {
                 Errno::EIO => watch::hangs(&volume.name, "has writes that do not end"),
-                _ => Error::io(format!("the journal of volume {} has no room", volume.name), errno),
+                _ => {
+                    Error::io(format!("the journal of volume {} has no space", volume.name), errno)
+                }
             })?;
         }
         Ok(())
@@ -349,23 +351,23 @@ impl Engine {
         result.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
     }
 
-    /// Forgets a snapshot; returns the bytes that only it could see.
+    /// Drops a snapshot; returns the bytes that only it could see.
     pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
         self.drop_snapshots(volume, &[epoch])
     }
 
-    /// Forgets several snapshots, which costs one sync; returns the bytes that only they could see.
+    /// Drops several snapshots, which costs one sync; returns the bytes that only they could see.
     pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
         self.drop_of(&*self.volume(volume)?, epochs)
     }
 
-    /// Looks whether the files that a start would read of a volume are at their paths; where one is not, has what it held
-    /// written again. Returns what was found of each processor's journal.
-    pub fn look_for_files(&self, volume: VolumeId) -> Result<Vec<Gone>> {
-        Ok(self.volume(volume)?.flusher.durable().look_for_files())
+    /// Checks whether the files of a volume that a start would read are at their paths, and has the missing ones
+    /// rewritten. Returns the missing files of each processor's journal.
+    pub fn renew_missing_files(&self, volume: VolumeId) -> Result<Vec<Gone>> {
+        Ok(self.volume(volume)?.flusher.durable().renew_missing_files())
     }
 
-    /// Writes checkpoints of a volume, so that nothing before now is needed to read it back.
+    /// Writes checkpoints of a volume, so that recovery needs no earlier records.
     pub fn checkpoint(&self, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
         for share in &volume.shares {
@@ -380,8 +382,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Replaces what journals hold by checkpoints, one processor after the other, so that old segments can be removed. Room
-    /// for a small segment is enough.
+    /// Replaces journals by checkpoints, one processor after the other, so that old segments can be removed. Space for
+    /// a small segment is enough.
     pub fn relieve(&self, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
         let mut all = true;
@@ -395,13 +397,13 @@ impl Engine {
     }
 
     fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
-        // One after the other: what is being dropped is known by the history that it was part of.
+        // One after the other: a drop relies on the history that the snapshots were part of.
         let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
         let origins = self.origins.lock().expect("no holder panics");
-        self.refuse_sources(&origins, volume, |epoch| epochs.contains(&epoch))?;
+        self.refuse_origins(&origins, volume, |epoch| epochs.contains(&epoch))?;
         for epoch in epochs {
             if let Some(export) = self.exports.shows(volume.id, Some(*epoch)) {
-                let what = format!("export {export} still shows what is to be dropped");
+                let what = format!("export {export} still shows a snapshot that is to be dropped");
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         }
@@ -410,7 +412,7 @@ impl Engine {
         Ok(self.end_drop(&receiver))
     }
 
-    /// Has all shares forget snapshots, and the rollback at an epoch, if one is named.
+    /// Makes all shares drop snapshots, and forget the rollback at an epoch, if one is given.
     fn begin_drop(
         &self,
         volume: &Volume,
@@ -425,7 +427,7 @@ impl Engine {
         receiver
     }
 
-    /// Waits until they have; the bytes that were freed.
+    /// Waits until they have done so; returns the bytes that were freed.
     fn end_drop(&self, receiver: &Receiver<u64>) -> u64 {
         let mut freed = 0;
         while let Ok(bytes) = wait(&*self.system, receiver) {
@@ -459,7 +461,7 @@ impl Engine {
         *self.stopped.read().expect("no holder panics")
     }
 
-    /// Has no write wait for slots any more: nobody frees space now.
+    /// Makes writes fail that wait for slots: no space will be freed any more.
     pub fn refuse_without_space(&self) {
         for volume in self.volumes.lock().expect("no holder panics").values() {
             volume.space_waiters.set_ask(None);

@@ -1,20 +1,21 @@
-//! Read back: why a volume is served before all that was read back is synced, and what is synced.
+//! Read back: why a volume is served before its recovered maps are synced, and what is synced.
 //!
-//! How it works      After a kill, what was read back may be in the page cache alone: a power loss then would leave older
-//!                   maps on the disk. It is synced while hosts are served already. Until then the slots that such older
-//!                   maps may refer to are [held](crate::change_log::space) (SP3): those that the replayed records have
-//!                   freed. Where a device is missing or fails, they wait for the first sync that succeeds.
-//! Why nothing else waits   The killed process served hosts in the same state. What it knew, and nobody does now, is
-//!                   which places waited for a commit:
-//!                   - slots: an older map is the checkpoint, which is durable when its directory is (J7), and some of the
-//!                     records behind it. What it refers to and the newest does not, one of the replayed records has
-//!                     freed;
-//!                   - base places that a dropped snapshot freed: they are not punched any more. What is dropped from
-//!                     now on waits for a commit as ever, and no mark that was read back counts as one.
-//!                   Writes in place, and back to the base place: where an older map shows that place, it is for a
-//!                   snapshot, then the newest map shows it too, because a snapshot was flushed before it was reported, and
-//!                   it is not written; or for the live volume, then that block is old or new, as after any write.
-//!                   Cuts are reported, and flushes answered, after a sync that has brought all of this to the disk.
+//! How it works      After a kill, recovered records may exist in the page cache only: a power loss would then leave
+//!                   older maps on the disk. They are synced while hosts are already served. Until then the slots that
+//!                   such older maps may refer to are [held](crate::change_log::space) (SP3): those that the replayed
+//!                   records have freed. If a device is missing or fails, they are held until the first sync that
+//!                   succeeds.
+//! Why nothing else waits The killed process served hosts in the same state. Only one thing that it knew is lost, which
+//! places waited for a commit:
+//!                   - slots: an older map is the checkpoint, which is durable when its directory is (J7), and some of
+//!                     the records after it. A slot that it refers to, and the newest map does not, was freed by one of
+//!                     the replayed records;
+//!                   - base places that a dropped snapshot freed: they are not punched any more. Places freed from now
+//!                     on wait for a commit as usual, and no mark that recovery found counts as one.
+//!                   Writes in place, and back to the base place: an older map may show that place in two cases. For a
+//!                   snapshot: then the newest map shows it too, because a snapshot was flushed before it was reported,
+//!                   and the place is not written. For the live volume: then that block is old or new, as after any
+//!                   write. Cuts are reported, and flushes answered, after a sync that has made all of this durable.
 //!                   The caller has made sure that the catalog, as it was read, is durable.
 
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::processor::space_waiters::SpaceWaiters;
 use crate::volume::flusher::Durable;
 use crate::volume::geometry::Geometry;
 
-/// What has to be synced of a volume, but for its journals.
+/// What has to be synced of a volume, except its journals.
 pub fn all_devices(
     identity: &Identity,
     geometry: &Geometry,

@@ -1,17 +1,19 @@
-//! Rollback: having a volume show what a snapshot shows, and forgetting a rollback that makes no difference any more.
+//! Rollback: makes a volume show what a snapshot shows, and forgets a rollback that no longer has any effect.
 //!
-//! How it works      A rollback is done by each share in turn, after all of them are known to be able to. It is forgotten in
-//!                   three steps: the journals before it are covered by checkpoints; the catalog forgets it; the shares do.
-//! Invariants        RL1 a rollback is offered, and forgotten, only if nothing needs it and every share has a durable checkpoint
-//!                      of a later epoch: journals that a share could be read back from do not have it any more;
-//!                   RL2 what may be forgotten may be forgotten as long as it is there: later snapshots and rollbacks are of
-//!                      later epochs; only forgetting another one may change it, and is done one by one;
-//!                   RL3 where some shares have gone back and others have not, there is no cut and no export of the live
-//!                      volume: that state ends by doing the rollback again, or with the volume.
-//! Owner and locks   `dropping` of the volume, then `cutting`: a forgotten rollback is unknown to all shares or to none, those
-//!                   of a growth included.
-//! Errors            Busy for what may not be done now: nothing has changed. Io where a journal has no space for the record:
-//!                   the rollback is done by some shares, see RL3.
+//! How it works      Each share in turn does a rollback, after all of them were checked for being able to. It is
+//!                   forgotten in three steps: checkpoints cover the journals before it; the catalog forgets it; the
+//!                   shares forget it.
+//! Invariants        RL1 a rollback is offered for forgetting, and forgotten, only if nothing needs it and every share
+//!                   has a durable checkpoint of a later epoch: journals that recovery could read do not have it any
+//!                   more;
+//!                   RL2 a rollback that may be forgotten stays so: later snapshots and rollbacks are of later epochs;
+//!                       only forgetting another one may change that, so they are forgotten one by one;
+//!                   RL3 while some shares have rolled back and others have not, there is no cut and no export of the
+//!                       live volume: this state ends when the rollback is repeated, or the volume is closed.
+//! Owner and locks   `dropping` of the volume, then `cutting`: a rollback is forgotten by all shares or by none,
+//!                   including those of a growth.
+//! Errors            Busy for what may not be done now: nothing has changed. Io if a journal has no space for the
+//!                   record: some shares have rolled back, see RL3.
 
 use std::sync::atomic::Ordering;
 
@@ -25,8 +27,8 @@ use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 
 impl Engine {
-    /// The volume was rolled back to a snapshot, says the catalog: do it. The epoch of writes has been `at` until now, and
-    /// the live volume has no export. It may be called again after an error.
+    /// Does a rollback that the catalog has recorded. The epoch of writes was `at` until now, and the live volume has
+    /// no export. It may be called again after an error.
     pub fn roll_back(&self, volume: VolumeId, rollback: Rollback) -> Result<()> {
         let _no_cut = self.cutting.lock().expect("no holder panics");
         let volume = self.volume(volume)?;
@@ -39,7 +41,7 @@ impl Engine {
             return refused(ErrorKind::Busy, "it is exported");
         }
         if volume.epoch.load(Ordering::Acquire) != at {
-            return refused(ErrorKind::Invalid, "its epoch is another one");
+            return refused(ErrorKind::Invalid, "its epoch differs");
         }
         if !self.lineages(&volume)?.iter().all(|(history, _)| history.has(to)) {
             return refused(ErrorKind::Invalid, "it has no snapshot of this epoch");
@@ -58,7 +60,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses what cannot be while some shares have gone back and others have not (RL3).
+    /// Refuses a call while some shares have rolled back and others have not (RL3).
     pub(super) fn refuse_half_rolled_back(&self, volume: &Volume) -> Result<()> {
         if volume.rolling_back.load(Ordering::Acquire) {
             let what = format!("volume {}: its rollback is not done yet", volume.name);
@@ -86,7 +88,7 @@ impl Engine {
         Ok(rollbacks.filter(unneeded).map(|at| (at, covered > at || early)).collect())
     }
 
-    /// Writes checkpoints if a rollback that nothing needs is not covered by them. Takes as long as that takes.
+    /// Writes checkpoints if they do not cover a rollback that nothing needs, and waits for them.
     pub fn cover_rollbacks(&self, volume: VolumeId) -> Result<()> {
         let covered = |(_, covered): &(Epoch, bool)| *covered;
         match self.unneeded(&*self.volume(volume)?)?.iter().all(covered) {
@@ -95,15 +97,15 @@ impl Engine {
         }
     }
 
-    /// The `at` of a rollback that may be forgotten (RL1): no snapshot is left of what was written between what it went back
-    /// to and it, or after it, and checkpoints cover it.
+    /// The `at` of a rollback that may be forgotten (RL1): no snapshot exists between its target and it, or none after
+    /// it, and checkpoints cover it.
     pub fn unneeded_rollback(&self, volume: VolumeId) -> Result<Option<Epoch>> {
         let volume = self.volume(volume)?;
         let unneeded = self.unneeded(&volume)?;
         Ok(unneeded.into_iter().find(|(_, covered)| *covered).map(|(at, _)| at))
     }
 
-    /// Forgets a rollback that the catalog has forgotten, if it may be (RL1). Returns the bytes that only it has kept.
+    /// Forgets a rollback that the catalog has forgotten, if RL1 allows that. Returns the bytes that were freed.
     pub fn forget_rollback(&self, volume: VolumeId, at: Epoch) -> Result<u64> {
         let dropping = std::sync::Arc::clone(&self.volume(volume)?.dropping);
         let one_at_a_time = dropping.lock().expect("no holder panics");
@@ -118,7 +120,7 @@ impl Engine {
             Err(Error::new(ErrorKind::Busy, what))
         };
         match unneeded.iter().find(|(other, _)| *other == at) {
-            None => return refused("it is needed, or not known"),
+            None => return refused("it is needed, or unknown"),
             Some((_, false)) => return refused("no checkpoint covers it"),
             Some((_, true)) => {}
         }

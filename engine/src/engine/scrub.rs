@@ -1,10 +1,10 @@
-//! Scrub: reads slots that no host has asked for, and checks them.
+//! Scrub: reads all slots, and checks them.
 //!
-//! How it works      The partition's processor says which slots there are; the caller's thread reads them, so that
-//!                   hosts have the pool for themselves; how fast is for the caller to decide, call by call. What
-//!                   does not match is read again between two questions to the processor whether any version sees it:
-//!                   so a slot that was freed and used again meanwhile is never reported.
-//! Errors            what cannot be read is reported, not raised.
+//! How it works      The partition's processor lists its slots; the caller's thread reads them, so that the pool serves
+//!                   only hosts; the caller decides how fast, call by call. A slot that does not match is read again,
+//!                   and before and after that the processor is asked whether any version sees it: so a slot that was
+//!                   freed and reused during the scrub is never reported.
+//! Errors            a failed read is reported, not raised.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ use crate::volume::Volume;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
-/// A block that a scrub could not read back right.
+/// A block that could not be read or does not match its checksum.
 #[derive(Clone, Debug)]
 pub struct ScrubBad {
     /// The block within the partition.
     pub block: BlockIndex,
-    /// The device that its slot is on.
+    /// The device of its slot.
     pub device: DeviceId,
     /// The error of the read; `None`: it was read, and does not match.
     pub errno: Option<Errno>,
@@ -35,7 +35,7 @@ pub struct ScrubBad {
     pub seen_by: SeenBy,
 }
 
-/// What one call has done.
+/// Result of one call.
 #[derive(Clone, Debug, Default)]
 pub struct ScrubReport {
     /// Where to continue; `None` at the partition's end.
@@ -44,7 +44,7 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// Bytes on devices that are missing.
     pub skipped_bytes: u64,
-    /// What is bad.
+    /// Bad blocks.
     pub bad: Vec<ScrubBad>,
 }
 
@@ -120,7 +120,7 @@ impl Scrub<'_> {
                 continue;
             }
             let offset = offset + (index * BLOCK) as u64;
-            all_well &= self.look_again(run, index as u32, device, offset)?;
+            all_well &= self.recheck(run, index as u32, device, offset)?;
         }
         if all_well {
             self.volume.bad.forget(run.place, run.sums.len() as u32);
@@ -128,8 +128,8 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    /// Reads one block again; reports it if it is bad and somebody sees it.
-    fn look_again(
+    /// Reads one block again; reports it if it is bad and a version sees it.
+    fn recheck(
         &mut self,
         run: &SlotRun,
         index: u32,
@@ -153,7 +153,7 @@ impl Scrub<'_> {
         Ok(false)
     }
 
-    /// Reads on a thread of the pool: it may never end.
+    /// Reads on a thread of the pool, because the read may never end.
     fn read(
         &self,
         device: &Arc<Device>,

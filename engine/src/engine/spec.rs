@@ -1,4 +1,4 @@
-//! Specification: a volume as the catalog knows it, and what of it makes no sense.
+//! Specification: a volume as the catalog describes it, and checks of its consistency.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
 use crate::system::System;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
 
-/// A run of bytes on a device, as the catalog knows it.
+/// A run of bytes on a device, as the catalog describes it.
 #[derive(Clone, Debug)]
 pub struct ExtentSpec {
     /// The device's number.
@@ -25,25 +25,25 @@ pub struct ExtentSpec {
     pub length: u64,
 }
 
-/// The manifests of a volume's journals: where they are, and which of them must be there.
+/// The manifests of a volume's journals: their directory, and which of them must exist.
 #[derive(Clone, Debug)]
 pub struct Manifests {
     /// The volume's directory of manifests.
     pub directory: PathBuf,
-    /// The processors of the first so many partitions have one.
+    /// The processors of the first `partitions` partitions have a manifest.
     pub partitions: usize,
     /// The volume was served by a version without manifests: each processor has a journal or a checkpoint at least.
     pub older: bool,
 }
 
 impl Manifests {
-    /// Manifests in this directory; none has to be there yet.
+    /// Manifests in this directory; none has to exist yet.
     pub fn new(directory: PathBuf) -> Manifests {
         Manifests { directory, partitions: 0, older: false }
     }
 }
 
-/// A volume, as the catalog knows it.
+/// A volume, as the catalog describes it.
 #[derive(Clone, Debug)]
 pub struct VolumeSpec {
     /// The catalog's number.
@@ -60,11 +60,11 @@ pub struct VolumeSpec {
     pub partitions: Vec<(u32, Vec<ExtentSpec>)>,
     /// Change logs: number and extents.
     pub logs: Vec<(u16, Vec<ExtentSpec>)>,
-    /// Logs to use where none is named.
+    /// Logs to use if none is named.
     pub default_logs: Vec<u16>,
-    /// Where journals and checkpoints are.
+    /// Directory of journals and checkpoints.
     pub directory: PathBuf,
-    /// Where their manifests are.
+    /// Their manifests.
     pub manifests: Manifests,
     /// Snapshots: epoch, and the log named for it.
     pub snapshots: Vec<(Epoch, Option<u16>)>,
@@ -74,24 +74,24 @@ pub struct VolumeSpec {
     pub bounds: Vec<(Epoch, u64)>,
     /// Rollbacks, in order, each with the volume's size when it was made.
     pub rollbacks: Vec<(Rollback, u64)>,
-    /// The volume and the epoch of the snapshot that it was made from, if it is a clone: then its partitions have no
+    /// The volume and the epoch of the snapshot from which it was made, if it is a clone: then its partitions have no
     /// extents.
     pub origin: Option<(VolumeId, Epoch)>,
 }
 
 impl VolumeSpec {
-    /// Its snapshots and rollbacks, which [`check`] has seen.
+    /// Its snapshots and rollbacks, after [`check`].
     pub(super) fn history(&self) -> History {
         let snapshots = self.snapshots.iter().map(|(epoch, _)| *epoch).collect();
         let rollbacks = self.rollbacks.iter().map(|(rollback, _)| *rollback).collect();
         History::new(snapshots, rollbacks).expect("they were checked")
     }
 
-    /// What the catalog says of it that the journal of a processor must agree with.
+    /// The catalog's state that the journal of a processor must agree with.
     pub(super) fn catalog_state(&self, processor: u32) -> CatalogState {
         let first = self.partitions.iter().position(|(owner, _)| *owner == processor);
         let start = first.map_or(u64::MAX, |first| first as u64 * self.partition_size);
-        // A cut is recorded in the journals of all processors that have partitions then.
+        // A cut is recorded in the journals of all processors that have partitions at that time.
         let snapshots = self.snapshots.iter().map(|(epoch, _)| (*epoch + 1, self.size_at(*epoch)));
         let rollbacks = self.rollbacks.iter().map(|(rollback, size)| (rollback.at, *size));
         let reached = snapshots.chain(rollbacks).filter(|(_, size)| start < *size);
@@ -114,13 +114,13 @@ impl VolumeSpec {
         self.snapshots.last().and_then(|(_, log)| *log)
     }
 
-    /// Bytes in a partition; 0 if it has none of this number.
+    /// Bytes in a partition; 0 if there is none of this number.
     pub(super) fn partition_bytes(&self, partition: PartitionIndex) -> u64 {
         let start = u64::from(partition) * self.partition_size;
         self.size.saturating_sub(start).min(self.partition_size)
     }
 
-    /// What must be there of a processor's journal.
+    /// What must exist of a processor's journal.
     fn expect(&self, processor: u32) -> Expect {
         let mut known = self.partitions.iter().take(self.manifests.partitions);
         if known.any(|(owner, _)| *owner == processor) {
@@ -149,7 +149,7 @@ impl VolumeSpec {
         }
     }
 
-    /// A partition of so many blocks, and which of them snapshots do not have.
+    /// The shape of a partition of so many blocks, with which of them snapshots do not have.
     pub(super) fn shape(&self, partition: PartitionIndex, blocks: u32) -> Shape {
         let start = u64::from(partition) * self.partition_size;
         let seen =
@@ -161,7 +161,7 @@ impl VolumeSpec {
     }
 }
 
-/// Refuses a specification that makes no sense.
+/// Refuses an inconsistent specification.
 pub fn check(spec: &VolumeSpec) -> Result<()> {
     let name = &spec.name;
     let wrong =
@@ -187,7 +187,7 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
         }
     }
     if spec.origin.is_some_and(|(volume, epoch)| volume >= spec.id || epoch == 0) {
-        return wrong("it cannot be made from what came after it".to_owned());
+        return wrong("its origin has a higher number than it".to_owned());
     }
     if let Some(what) = wrong_history(spec) {
         return wrong(what.to_owned());
@@ -200,7 +200,7 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
     Ok(())
 }
 
-/// What makes no sense of its snapshots and rollbacks.
+/// Why its snapshots and rollbacks are inconsistent, if they are.
 fn wrong_history(spec: &VolumeSpec) -> Option<&'static str> {
     let larger = |one: &(Epoch, u64), other: &(Epoch, u64)| one.0 < other.0 && one.1 > other.1;
     if spec.bounds.iter().any(|one| spec.bounds.iter().any(|other| larger(one, other))) {
@@ -209,13 +209,13 @@ fn wrong_history(spec: &VolumeSpec) -> Option<&'static str> {
     if spec.bounds.iter().any(|(epoch, bytes)| {
         *epoch == 0 || *bytes > spec.size || !bytes.is_multiple_of(BLOCK_SIZE)
     }) {
-        return Some("its snapshots cannot be of these sizes");
+        return Some("its snapshots have impossible sizes");
     }
     if spec.snapshots.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
         return Some("its snapshots are not in order of epoch");
     }
     if !possible(spec.next_epoch) || spec.snapshots.first().is_some_and(|(epoch, _)| *epoch == 0) {
-        return Some("its epochs cannot be");
+        return Some("its epochs are impossible");
     }
     if spec.snapshots.last().is_some_and(|(epoch, _)| *epoch >= spec.next_epoch) {
         return Some("its next epoch is not above its snapshots'");
@@ -231,7 +231,7 @@ fn wrong_history(spec: &VolumeSpec) -> Option<&'static str> {
     let sizes: Vec<u64> = spec.rollbacks.iter().map(|(_, size)| *size).chain([spec.size]).collect();
     let whole = sizes.iter().all(|size| *size > 0 && size.is_multiple_of(BLOCK_SIZE));
     if !whole || !sizes.is_sorted() {
-        return Some("it cannot have been of these sizes when it was rolled back");
+        return Some("its sizes at rollbacks are impossible");
     }
     None
 }

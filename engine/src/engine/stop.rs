@@ -1,8 +1,8 @@
 //! Stop: makes everything durable and ends all threads, except those that hang.
 //!
-//! How it works      Clones are closed before what they were made from, each with its last checkpoint. Devices that are slow are
-//!                   waited for, though not for long; what hangs then is left to the kernel, with its locks.
-//! Errors            The first error of a volume; the others are stopped all the same.
+//! How it works      Clones are closed before their origins, each with a last checkpoint. Slow devices are waited for,
+//!                   for a short time; calls that still hang are left to the kernel, with their locks.
+//! Errors            The first error of a volume; the other volumes are stopped too.
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::system::pool::Lane;
 use crate::units::VolumeId;
 
 impl Engine {
-    /// Closes every volume, durably, and ends all threads. The connections are closed already. Idempotent.
+    /// Closes every volume, durably, and ends all threads. The connections are already closed. Idempotent.
     pub fn stop(&self) -> Result<()> {
         let mut stopped = self.stopped.write().expect("no holder panics");
         if std::mem::replace(&mut *stopped, true) {
@@ -27,7 +27,7 @@ impl Engine {
         let mut hung = Vec::new();
         for id in ids.into_iter().rev() {
             let Ok(volume) = self.volume(id) else { continue };
-            // Clones before what they were made from.
+            // Clones before their origins.
             let removed = self.remove_volume(id);
             if removed.is_err() && volume.hangs() {
                 volume.flusher.stop();
@@ -38,15 +38,15 @@ impl Engine {
         for processor in self.processors.lock().expect("no holder panics").iter_mut() {
             processor.stop();
         }
-        // What hangs is left to the kernel: the process lives until it has ended, and so do its locks.
+        // Calls that hang are left to the kernel: the process, and its locks, exist until they have ended.
         let hangs = |lane| match lane {
-            Lane::Device(id) | Lane::Look(id) => {
+            Lane::Device(id) | Lane::Probe(id) => {
                 self.device(id).is_ok_and(|device| device.silence.hangs())
             }
             Lane::Share(share) | Lane::Files(share) => hung.contains(&share),
         };
-        self.checkpoints.stop_but(&hangs);
-        self.pool.stop_but(&hangs);
+        self.checkpoints.stop_except(&hangs);
+        self.pool.stop_except(&hangs);
         drop(self.watch.lock().expect("no holder panics").take());
         self.events.close();
         result

@@ -1,4 +1,4 @@
-//! What control calls may meet while the engine is at work.
+//! Control calls that overlap other work of the engine.
 
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn a_volume_is_closed_only_when_readers_of_its_snapshots_are_done() {
         let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
         let client = LocalClient::new(engine.exports.attach("v@s").unwrap());
-        // Every thread that the device may have is busy until we say so.
+        // Every thread that the device may have is busy until the test releases it.
         let all = || Arc::new(Barrier::new(LANE_THREADS + 1));
         let (busy, go) = (all(), all());
         for _ in 0..LANE_THREADS {
@@ -78,7 +78,7 @@ fn a_volume_is_closed_only_when_readers_of_its_snapshots_are_done() {
 }
 
 #[test]
-fn a_question_about_a_volume_that_was_closed_is_refused_and_harms_no_other() {
+fn a_query_of_a_closed_volume_is_refused_and_harms_no_other() {
     with_engine("gone", |engine| {
         let volume = engine.volume(1).unwrap();
         engine.remove_volume(1).unwrap();
@@ -93,7 +93,7 @@ fn a_question_about_a_volume_that_was_closed_is_refused_and_harms_no_other() {
 }
 
 #[test]
-fn who_is_still_attached_when_the_engine_has_stopped_is_refused() {
+fn a_client_still_attached_when_the_engine_has_stopped_is_refused() {
     with_engine("stopped", |engine| {
         engine.export("v", "", 1, None).unwrap();
         let client = LocalClient::new(engine.exports.attach("v").unwrap());

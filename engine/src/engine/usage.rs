@@ -1,62 +1,62 @@
 //! Usage: what each snapshot of a volume holds, and what deleting it would free.
 //!
-//! How it works      Processors hand out clones of their partitions' versions, some at a time; the caller's thread
-//!                   measures them, and the volume remembers what was found ([`crate::block_map::usage`]).
+//! How it works      Processors send clones of their partitions' versions, some at a time; the caller's thread measures
+//!                   them, and the volume stores the results ([`crate::block_map::usage`]).
 //! Owner and locks   a volume's memory has a lock, held while one caller measures it.
 
 use std::collections::HashMap;
 
-use crate::block_map::usage::{Held, Looked, Memory, measure};
+use crate::block_map::usage::{Held, Measured, Memory, measure};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
 use crate::units::{Epoch, PartitionIndex, VolumeId};
 
-/// Partitions whose versions are handed out at a time: the processor has others to serve.
-const AT_A_TIME: u32 = 512;
+/// Partitions whose versions a processor sends in one call: it has other requests to serve.
+const PARTITIONS_PER_CALL: u32 = 512;
 
-/// What is remembered of a volume's partitions.
+/// Results for a volume's partitions.
 #[derive(Debug, Default)]
 pub struct UsageMemory(HashMap<PartitionIndex, Memory>);
 
-/// What a volume and its snapshots hold, blocks.
+/// What a volume and its snapshots refer to, blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeUse {
     /// Slots that the live volume refers to.
     pub live_slots: u64,
-    /// What each snapshot holds, by epoch.
+    /// What each snapshot refers to, by epoch.
     pub snapshots: Vec<(Epoch, Held)>,
-    /// How many maps were looked at, rather than remembered.
-    pub looked: u64,
+    /// How many maps were measured, rather than found in the memory.
+    pub measured: u64,
 }
 
 impl Engine {
-    /// What a volume and each of its snapshots hold.
+    /// Measures what a volume and each of its snapshots refer to.
     pub fn snapshot_use(&self, volume: VolumeId) -> Result<VolumeUse> {
         let volume = self.volume(volume)?;
         let mut memory = volume.usage.lock().expect("no holder panics");
         let mut held: HashMap<Epoch, Held> = HashMap::new();
         let mut found = VolumeUse::default();
-        let mut looked = Looked::default();
+        let mut measured = Measured::default();
         for share in &volume.shares {
             let mut first = 0;
             loop {
                 let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..first + AT_A_TIME, answer)
+                    Control::Versions(volume.share, first..first + PARTITIONS_PER_CALL, answer)
                 })?;
                 if handed_out.versions.is_empty() {
                     break;
                 }
-                first += AT_A_TIME;
+                first += PARTITIONS_PER_CALL;
                 for (partition, versions) in &handed_out.versions {
                     let memory = memory.0.entry(*partition).or_default();
                     let history = &handed_out.history;
-                    let (mut each, live) = measure(versions, history, memory, &mut looked);
+                    let (mut each, live) = measure(versions, history, memory, &mut measured);
                     found.live_slots += live;
                     for (epoch, ours) in history.snapshots().iter().zip(&mut each) {
                         if volume.origin.is_some() {
-                            ours.only_bases = 0; // they are its origin's
+                            ours.only_bases = 0; // they belong to its origin
                         }
                         held.entry(*epoch).or_default().add(ours);
                     }
@@ -65,7 +65,7 @@ impl Engine {
         }
         found.snapshots = held.into_iter().collect();
         found.snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
-        found.looked = looked.0;
+        found.measured = measured.0;
         Ok(found)
     }
 }

@@ -1,10 +1,10 @@
 //! Opening and closing a volume.
 //!
-//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to, each
-//!                   on a thread of its own, begin new journal segments, give each processor its share, and
-//!                   [make everything durable](super::read_back).
-//!                   `remove_volume`: take the shares back, write last checkpoints.
-//! Errors            unless everything could be read, nothing is served and no file but leftovers is changed.
+//! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to
+//!                   as used, each on a thread of its own, start new journal segments, give each processor its share,
+//!                   and [make everything durable](super::read_back). `remove_volume`: remove the shares from the
+//!                   processors, write last checkpoints.
+//! Errors            if anything cannot be read, nothing is served, and no file except leftovers is changed.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -46,11 +46,11 @@ pub(super) struct SharePlan {
     pub(super) identity: Identity,
 }
 
-/// A plan with what was read back for it.
-type Found = (SharePlan, (Recovered, Slots));
+/// A plan with its recovered state.
+type RecoveredPlan = (SharePlan, (Recovered, Slots));
 
-/// A processor's plan, and what it begins with.
-pub(super) type Begun = (SharePlan, Journal, Vec<Local>, Slots);
+/// A processor's plan, and the journal, partitions and slots of its share.
+pub(super) type NewShare = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
     /// Opens a volume.
@@ -61,7 +61,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let geometry = Arc::new(self.geometry(&spec)?);
-        let _claim = self.claim_source(&spec);
+        let _claim = self.claim_origin(&spec);
         let origin = self.origin(&spec)?;
         let space = Arc::new(Space::default());
         for (number, extents) in &spec.logs {
@@ -76,23 +76,23 @@ impl Engine {
         self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
-        let number = self.take_share_number();
+        let number = self.allocate_share_number();
         let found = plans.into_iter().zip(recovered).collect();
         let served = self.serve(spec, number, (geometry, origin), space, found);
         if served.is_err() {
-            self.give_share_number(number);
+            self.free_share_number(number);
         }
         served
     }
 
-    /// Makes it, durably: what a flush makes durable in it must not be lost with its name.
+    /// Creates it, durably: files that a flush makes durable must not be lost with the directory's name.
     fn make_volume_directory(&self, directory: &Path) -> std::result::Result<(), Errno> {
         self.system.make_directory(directory)?;
         directory.parent().map_or(Ok(()), |parent| self.system.sync_directory(parent))
     }
 
     /// The smallest share number that no volume has. A volume keeps its own until its last share is gone.
-    fn take_share_number(&self) -> u32 {
+    fn allocate_share_number(&self) -> u32 {
         let mut taken = self.share_numbers.lock().expect("no holder panics");
         let number = (0..).find(|number| !taken.contains(number));
         let number = number.expect("there are fewer volumes than numbers");
@@ -100,7 +100,7 @@ impl Engine {
         number
     }
 
-    fn give_share_number(&self, number: u32) {
+    fn free_share_number(&self, number: u32) {
         self.share_numbers.lock().expect("no holder panics").remove(&number);
     }
 
@@ -159,21 +159,21 @@ impl Engine {
         number: u32,
         (geometry, origin): (Arc<Geometry>, Option<Arc<Origin>>),
         space: Arc<Space>,
-        found: Vec<Found>,
+        found: Vec<RecoveredPlan>,
     ) -> Result<()> {
         let space_waiters = Arc::new(SpaceWaiters::default());
         let durable = all_devices(&found[0].0.identity, &geometry, &space, &space_waiters);
         let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
-        let begun = begin_all(found, &geometry, &space, &spec, epoch)?;
-        begun.iter().for_each(|(plan, journal, ..)| {
+        let new_shares = start_journals(found, &geometry, &space, &spec, epoch)?;
+        new_shares.iter().for_each(|(plan, journal, ..)| {
             durable.add_journal(journal.shared(), &plan.share.queue, number);
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
         let made =
-            begun.into_iter().enumerate().map(|(ordinal, (plan, journal, locals, slots))| {
+            new_shares.into_iter().enumerate().map(|(ordinal, (plan, journal, locals, slots))| {
                 let share = Share::new(ShareConfig {
                     number,
                     geometry: Arc::clone(&geometry),
@@ -217,14 +217,14 @@ impl Engine {
             dropping: Arc::default(),
             rolling_back: Arc::default(),
         };
-        let volume = self.enter(volume, shares)?;
+        let volume = self.publish(volume, shares)?;
         // A share that needs a held slot asks for it itself.
         replayed.then(|| volume.flusher.push(Waiter::Call(channel().0)));
         Ok(())
     }
 
-    /// Lets a volume be found, its shares on their processors.
-    fn enter(&self, volume: Volume, shares: Vec<Share>) -> Result<Arc<Volume>> {
+    /// Sends the shares to their processors, and makes the volume visible.
+    fn publish(&self, volume: Volume, shares: Vec<Share>) -> Result<Arc<Volume>> {
         let mut volumes = self.volumes.lock().expect("no holder panics");
         if volumes.contains_key(&volume.id) {
             let what = format!("volume {} is served already", volume.name);
@@ -239,7 +239,8 @@ impl Engine {
         Ok(volume)
     }
 
-    /// Gives a volume one more change log: for cuts to name, or `default`: for all that is redirected from now on.
+    /// Adds a change log to a volume: for cuts to name, or, with `default`, for all blocks that are redirected from now
+    /// on.
     pub fn add_log(
         &self,
         volume: VolumeId,
@@ -262,8 +263,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Has parts of the volume that find no slot wait, and raises [`Event::LogFull`](events::Event::LogFull), or has
-    /// them refused.
+    /// Sets whether parts of the volume that find no slot wait, with an event
+    /// [`Event::LogFull`](events::Event::LogFull), or are refused.
     pub fn ask_when_full(&self, volume: VolumeId, asks: bool) -> Result<()> {
         let events = Arc::clone(&self.events);
         let ask = asks.then_some(Ask { events, volume });
@@ -271,7 +272,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Room was made, as far as that is possible: parts that wait for slots try again.
+    /// Notes that space was freed as far as possible: parts that wait for slots try again.
     pub fn try_again(&self, volume: VolumeId) -> Result<()> {
         self.volume(volume)?.space_waiters.policy_done();
         Ok(())
@@ -290,7 +291,7 @@ impl Engine {
         }
         self.wait_or_refuse(&volume, "cannot be closed now")?;
         let origins = self.origins.lock().expect("no holder panics");
-        self.refuse_sources(&origins, &volume, |_| true)?;
+        self.refuse_origins(&origins, &volume, |_| true)?;
         self.volumes.lock().expect("no holder panics").remove(&id);
         drop(origins);
         let mut result = Ok(());
@@ -299,11 +300,11 @@ impl Engine {
                 Control::RemoveShare(volume.share, answer)
             });
             let Ok(taken) = taken else {
-                // It goes by itself, with its number, if what it waits for ever ends.
+                // The share ends without further calls, and frees its number, if the calls that it waits for ever end.
                 result = Err(super::watch::hangs(&volume.name, "cannot be closed"));
                 continue;
             };
-            // It makes everything durable that the share was given.
+            // A checkpoint makes all writes of the share durable.
             let (checkpoint, durable) = (taken.close(), Arc::clone(&volume.durable));
             let lane = Lane::Files(volume.share);
             let written =
@@ -315,13 +316,13 @@ impl Engine {
         }
         volume.flusher.stop();
         if result.is_ok() || !volume.hangs() {
-            self.give_share_number(volume.share);
+            self.free_share_number(volume.share);
         }
         result
     }
 }
 
-/// Reads every processor's maps back, and marks the slots that they refer to as used.
+/// Recovers every processor's maps, and marks the slots that they refer to as used.
 pub(super) fn recover_all(
     plans: &[SharePlan],
     spec: &VolumeSpec,
@@ -345,10 +346,10 @@ pub(super) fn recover_all(
         return plans.iter().map(recover_one).collect();
     }
     std::thread::scope(|scope| {
-        let begin = |plan| scope.spawn(move || recover_one(plan));
-        let begun: Vec<_> = plans.iter().map(begin).collect();
+        let spawn = |plan| scope.spawn(move || recover_one(plan));
+        let threads: Vec<_> = plans.iter().map(spawn).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
-        begun.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
 }
 
@@ -374,30 +375,30 @@ fn mark_slots(
 }
 
 /// The epoch of new writes, and that of each processor's checkpoint.
-fn epochs(found: &[Found], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
+fn epochs(found: &[RecoveredPlan], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
     let recovered = || found.iter().map(|(_, (one, _))| one);
     let epoch = recovered().map(|one| one.epoch).fold(spec.next_epoch, Epoch::max);
     (epoch, recovered().map(|one| one.checkpoint_epoch).collect())
 }
 
-/// Begins everywhere; slots that an older map may refer to are held until all of this is durable (SP3).
-fn begin_all(
-    found: Vec<Found>,
+/// Starts all journals; slots that an older map may refer to are held until all of this is durable (SP3).
+fn start_journals(
+    found: Vec<RecoveredPlan>,
     geometry: &Geometry,
     space: &Space,
     spec: &VolumeSpec,
     epoch: Epoch,
-) -> Result<Vec<Begun>> {
-    let begin_one = |(plan, (mut recovered, slots)): Found| {
+) -> Result<Vec<NewShare>> {
+    let begin_one = |(plan, (mut recovered, slots)): RecoveredPlan| {
         let freed = std::mem::take(&mut recovered.freed);
         space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
-        let (journal, locals) = begin(&plan, recovered, geometry, spec, epoch)?;
+        let (journal, locals) = start_journal(&plan, recovered, geometry, spec, epoch)?;
         Ok((plan, journal, locals, slots))
     };
     found.into_iter().map(begin_one).collect()
 }
 
-pub(super) fn begin(
+pub(super) fn start_journal(
     plan: &SharePlan,
     mut recovered: Recovered,
     geometry: &Geometry,
@@ -405,11 +406,11 @@ pub(super) fn begin(
     epoch: Epoch,
 ) -> Result<(Journal, Vec<Local>)> {
     for path in &recovered.leftovers {
-        let _ = plan.identity.system.remove(path); // else it is one again next time
+        let _ = plan.identity.system.remove(path); // if that fails, the next start removes it
     }
     let mut journal = Journal::begin(plan.identity.clone(), recovered.start())?;
-    tell(&mut journal, &recovered, spec, epoch).map_err(|e| {
-        let what = format!("volume {}: its journal cannot be begun", spec.name);
+    record_history(&mut journal, &recovered, spec, epoch).map_err(|e| {
+        let what = format!("volume {}: its journal cannot be started", spec.name);
         Error::io(what, e)
     })?;
     let history = spec.history();
@@ -428,8 +429,8 @@ pub(super) fn begin(
     Ok((journal, locals))
 }
 
-/// Has a journal say what it did not when it was read back: that the volume was rolled back, and that it is in `epoch`.
-fn tell(
+/// Records in a journal what recovery did not find in it: rollbacks of the volume, and that it is in `epoch`.
+fn record_history(
     journal: &mut Journal,
     recovered: &Recovered,
     spec: &VolumeSpec,

@@ -1,12 +1,12 @@
-//! Watch: the thread that advances time-outs, so that no thread has to look at a clock for each request; and how control calls
-//! wait for a device: not for ever.
+//! Watch: the thread that advances time-outs, so that no thread has to read a clock for each request; and the bounded
+//! wait of control calls for a device.
 //!
-//! How it works      At each tick it has those processors look that have something to look at
+//! How it works      At each tick it calls those processors that have something to check
 //!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
 //!                   ([`Flusher::tick`](crate::volume::flusher::Flusher::tick)), then every device
-//!                   ([`crate::io::silence`]); Python hears of a device that does not answer, and when it does again.
-//!                   It never blocks. A control call that touches a device has a thread of the pool do so, and waits for
-//!                   that no longer than a request would.
+//!                   ([`crate::io::silence`]); an event tells Python when a device stops answering, and when it answers
+//!                   again. It never blocks. A control call that uses a device does so on a thread of the pool, and
+//!                   waits for that no longer than a request would.
 //! Owner and locks   the engine's, each for a look-up.
 
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::engine::events::{Event as Told, Events};
+use crate::engine::events::{Event as EngineEvent, Events};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::fault::Fault;
-use crate::io::silence::Turned;
+use crate::io::silence::SilenceChange;
 use crate::processor::messages::{Control, Event};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{TICK, Ticks};
@@ -29,17 +29,17 @@ use crate::units::DeviceId;
 use crate::volume::Volume;
 
 /// How long a check of a device waits for its answer.
-const LOOK: Duration = Duration::from_secs(1);
+const PROBE_WAIT: Duration = Duration::from_secs(1);
 /// An engine that is being stopped waits for a device no longer than this.
 const STOPPING: Duration = Duration::from_secs(5);
 
-/// The thread; it ends when this is dropped.
+/// The watch thread; it ends when this is dropped.
 pub(super) struct Watch {
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What it looks at.
+/// What it checks.
 #[derive(Clone)]
 pub(super) struct Watched {
     pub(super) ticks: Arc<Ticks>,
@@ -70,7 +70,7 @@ impl Drop for Watch {
 }
 
 impl Watched {
-    /// One tick goes by.
+    /// Does the work of one tick.
     pub(super) fn tick(&self) {
         self.ticks.advance();
         for handle in self.processors.lock().expect("no holder panics").iter() {
@@ -82,28 +82,28 @@ impl Watched {
             self.volumes.lock().expect("no holder panics").values().cloned().collect();
         volumes.iter().for_each(|volume| volume.flusher.tick());
         for (id, device) in self.devices.lock().expect("no holder panics").iter() {
-            let told = match device.look_at_silence(&self.ticks) {
-                Some(Turned::Silent) => Told::DeviceSilent(*id),
-                Some(Turned::Answering) => Told::DeviceAnswers(*id),
+            let reported = match device.check_silence(&self.ticks) {
+                Some(SilenceChange::Silent) => EngineEvent::DeviceSilent(*id),
+                Some(SilenceChange::Answering) => EngineEvent::DeviceAnswers(*id),
                 None => continue,
             };
-            self.events.push(told);
+            self.events.push(reported);
         }
     }
 }
 
-/// How a device is.
+/// State of a device.
 pub struct DeviceState {
     /// The device.
     pub device: Arc<Device>,
     /// Why it is faulty, as far as is known, if it is.
     pub fault: Option<Fault>,
-    /// For how long it has not answered, if it does not.
+    /// How long it has not answered, if it does not.
     pub silent: Option<Duration>,
 }
 
 impl Volume {
-    /// The devices that it is on.
+    /// The devices of a volume.
     pub fn devices(&self) -> Vec<Arc<Device>> {
         let logs = self.space.logs();
         let all = self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
@@ -116,67 +116,68 @@ impl Volume {
         found
     }
 
-    /// Whether something of it took longer than a request may: a device has a write that was given up, or its sync is overdue.
+    /// Whether a call of it took longer than a request may: a device has a write that was given up, or its sync is
+    /// overdue.
     pub fn has_given_up(&self) -> bool {
         self.flusher.is_overdue() || self.devices().iter().any(|device| device.silence.stuck() > 0)
     }
 
-    /// Whether what it waits for may never end: it has given something up, or a device of it does not answer. A device that is
-    /// only slow looks the same until the time-out: who can wait, waits.
+    /// Whether its calls may never end: it has given something up, or a device of it does not answer. A device that is
+    /// only slow looks the same until the time-out, so a caller that can wait does so.
     pub fn hangs(&self) -> bool {
         self.flusher.is_overdue() || self.devices().iter().any(|device| device.silence.hangs())
     }
 }
 
 impl Engine {
-    /// What advances one tick, where no thread does.
+    /// A function that does the work of one tick, for a system without threads.
     #[cfg(feature = "simulator")]
     pub fn ticker(&self) -> Arc<dyn Fn() + Send + Sync> {
         let watched = self.watched();
         Arc::new(move || watched.tick())
     }
 
-    /// How long a request may wait for a device; zero: for ever.
+    /// Sets how long a request may wait for a device; zero: without limit.
     pub fn set_io_timeout(&self, timeout: Duration) {
         self.ticks.set_timeout(timeout);
     }
 
-    /// Nobody waits for a device for long any more: the engine is about to be stopped.
+    /// Shortens all waits for devices, because the engine is about to be stopped.
     pub fn hurry(&self) {
         let timeout = self.ticks.timeout().map_or(STOPPING, |timeout| timeout.min(STOPPING));
         self.ticks.set_timeout(timeout);
     }
 
-    /// Why a device is faulty, if it is: what is known, if it does not say so soon.
+    /// Why a device is faulty, if it is. If a probe gives no answer soon, the result is what was known before.
     pub fn device_fault(&self, id: DeviceId) -> Result<Option<Fault>> {
         let device = self.device(id)?;
-        Ok(self.look_at(&[device]).remove(0).fault)
+        Ok(self.probe(&[device]).remove(0).fault)
     }
 
-    /// How all devices are.
+    /// State of all devices.
     pub fn device_states(&self) -> Vec<DeviceState> {
         let devices: Vec<_> =
             self.devices.lock().expect("no holder panics").values().cloned().collect();
-        self.look_at(&devices)
+        self.probe(&devices)
     }
 
     /// Checks all devices at the same time, and waits a moment. A device with a check in progress is not checked again.
-    fn look_at(&self, devices: &[Arc<Device>]) -> Vec<DeviceState> {
+    fn probe(&self, devices: &[Arc<Device>]) -> Vec<DeviceState> {
         let (sender, receiver) = channel();
         for device in devices {
             if device.never_waits() || !self.system.threaded() {
                 device.fault();
-            } else if device.silence.begin_look(self.ticks.now()) {
+            } else if device.silence.begin_probe(self.ticks.now()) {
                 let (asked, sender) = (Arc::clone(device), sender.clone());
-                self.pool.run(Lane::Look(device.id), move || {
+                self.pool.run(Lane::Probe(device.id), move || {
                     asked.fault();
-                    asked.silence.end_look();
+                    asked.silence.end_probe();
                     drop(sender);
                 });
             }
         }
         drop(sender);
-        let _: std::result::Result<(), _> = receiver.recv_timeout(LOOK);
+        let _: std::result::Result<(), _> = receiver.recv_timeout(PROBE_WAIT);
         let state = |device: &Arc<Device>| DeviceState {
             device: Arc::clone(device),
             fault: device.known_fault(),
@@ -198,8 +199,8 @@ impl Engine {
         }
     }
 
-    /// Has a thread of `pool` do something with a device, or several, and waits for that as long as a request would; `f` is told
-    /// whether somebody still waits. `None`: it has not ended.
+    /// Runs `f` on a thread of `pool`, because it uses one or more devices, and waits for it as long as a request
+    /// would. The argument of `f` says whether the caller still waits. `None`: it has not ended.
     pub(super) fn bounded<T: Send + 'static>(
         &self,
         pool: &Pool,
@@ -215,7 +216,7 @@ impl Engine {
             begins.store(ticks.now(), Ordering::Relaxed);
             let is_wanted = || theirs.load(Ordering::Acquire);
             if is_wanted() {
-                let _ = sender.send(f(&is_wanted)); // the caller may have gone
+                let _ = sender.send(f(&is_wanted)); // the caller may wait no longer
             }
         });
         if !self.system.threaded() {
@@ -239,7 +240,7 @@ impl Engine {
         }
     }
 
-    /// Refuses what would rely on writes of a volume, or on its space, while it has given something up.
+    /// Refuses a call that relies on writes of a volume, or on its space, while it has given something up.
     pub(super) fn refuse_given_up(&self, volume: &Volume, what: &str) -> Result<()> {
         if volume.has_given_up() {
             return Err(hangs(&volume.name, what));
@@ -259,7 +260,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses to place something on a device that has a write that was given up: it may be another volume's, and land later.
+    /// Refuses to place something on a device that has a write that was given up: it may belong to another volume, and
+    /// reach the disk later.
     pub(super) fn refuse_stuck(&self, devices: &[Arc<Device>]) -> Result<()> {
         let Some(device) = devices.iter().find(|device| device.silence.stuck() > 0) else {
             return Ok(());
@@ -269,7 +271,7 @@ impl Engine {
     }
 }
 
-/// What is said of a volume that hangs.
+/// The error for a volume that hangs.
 pub(super) fn hangs(volume: &str, what: &str) -> Error {
     Error::io(format!("volume {volume} {what}: a device of it does not answer"), Errno::EIO)
 }

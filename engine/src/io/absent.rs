@@ -35,7 +35,7 @@ impl File for Absent {
 
     fn will_need(&self, _: u64, _: u64) {}
 
-    /// All is data, which says nothing about the contents: only a read can tell, and it fails.
+    /// All is data, which is no statement about the contents: only a read could make one, and it fails.
     fn allocation(&self, _: u64, limit: u64) -> Result<(u64, bool)> {
         Ok((limit, false))
     }

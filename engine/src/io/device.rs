@@ -1,29 +1,31 @@
 //! Device: one file or disk that holds extents or slots.
 //!
-//! How it works      I/O at offsets, through the page cache or, as its [`Mode`] says, past it. `read_cached` answers from the
-//!                   page cache or says that it would block. `sync` makes what was written durable; callers that wait at the same time share one.
-//!                   The file can be changed for another while the device is in use ([`Device::reopen`]): calls that
-//!                   are in flight end on the old one. A device that is not there has a file whose calls all fail
-//!                   ([`super::absent`]).
-//! Its size          A device whose file ends before [`Mode::size`] has lost what was beyond, and a write would make the file long
-//!                   again, with zeroes in between. So its size is looked at before each call that changes it (before a write
-//!                   only where writing makes a file longer: a disk refuses it), at the end of each sync, for each answer about
-//!                   holes, after each call that fails, and when somebody asks how it is. Once it was found short it stays
-//!                   so until it is reopened, however long it is then: decision 28 says what that cannot see.
+//! How it works      I/O at offsets, through the page cache or past it, depending on its [`Mode`]. `read_cached`
+//!                   answers from the page cache or returns that it would block. `sync` makes what was written durable;
+//!                   callers that wait at the same time share one. The file can be replaced while the device is in use
+//!                   ([`Device::reopen`]): calls in flight end on the old file. A device that is not there has a file
+//!                   whose calls all fail ([`super::absent`]).
+//! Its size          A device whose file ends before [`Mode::size`] has lost what was beyond, and a write would extend
+//!                   the file again, with zeroes in between. So its size is checked before each call that changes it
+//!                   (before a write only if writes extend the file: a disk refuses them), at the end of each sync, for
+//!                   each answer about holes, after each call that fails, and when its state is queried. Once it was
+//!                   found short it counts as short until it is reopened, even if it is longer then: decision 28 says
+//!                   what that cannot detect.
 //! Invariants        D1 a write is counted after it was made and before it is acknowledged, so a sync that
 //!                   starts after an acknowledgement covers it;
 //!                   D2 after a failed sync the kernel may have dropped what it could not write, so no later sync
 //!                   of this device succeeds until it is reopened;
-//!                   D3 a write that finds its file changed under it syncs that file itself, and fails if it cannot: so
-//!                   what was acknowledged is in a file that some sync covers;
-//!                   D4 whenever acknowledged writes may have been lost, `losses` grows: each volume's flusher
-//!                   tells its hosts once, however soon the device was reopened;
-//!                   D5 once its file was found short, nothing is written to it, no sync succeeds, and what lies beyond the
-//!                   shortest length that was seen is EIO, until the device is reopened with a file that is long enough.
-//!                   D6 whether a device answers is known without asking it ([`super::silence`]); while the kernel has a write
-//!                   that was given up, no sync succeeds.
-//! Owner and locks   `turn` is held for a sync and for a change of files, so that no sync falls between the two; who only looks
-//!                   does not take it, because its holder may hang. `syncing` is held for a look or a change.
+//!                   D3 a write that finds that its file was replaced during the write syncs that file itself, and
+//!                      fails if it cannot: so each acknowledged write is in a file that some sync covers;
+//!                   D4 whenever acknowledged writes may have been lost, `losses` grows: each volume's flusher reports
+//!                      it to its hosts once, even if the device was reopened soon;
+//!                   D5 once its file was found short, nothing is written to it, no sync succeeds, and access beyond
+//!                      the shortest length seen is EIO, until the device is reopened with a file that is long enough.
+//!                   D6 whether a device answers is known without a call on it ([`super::silence`]); while the kernel
+//!                      has a write that was given up, no sync succeeds.
+//! Owner and locks   `turn` is held for a sync and for a change of files, so that they exclude each other; a thread
+//!                   that only reads does not take it, because its holder may hang. `syncing` is held for a read or a
+//!                   change of its fields.
 //! Errors            every failed call is counted and marks the device as faulty ([`super::fault`]).
 
 use std::path::Path;
@@ -37,7 +39,7 @@ use crate::io::absent::Absent;
 use crate::io::fault::{Call, Fault, Faults};
 pub use crate::io::opened::Mode;
 use crate::io::opened::{Opened, cannot_open};
-use crate::io::silence::{Silence, Turned};
+use crate::io::silence::{Silence, SilenceChange};
 use crate::mutants::{Bug, bug};
 use crate::system::ticks::Ticks;
 use crate::system::{Cached, File, System};
@@ -45,16 +47,16 @@ use crate::units::{BLOCK_SIZE, DeviceId};
 
 type IoResult<T> = std::result::Result<T, Errno>;
 
-/// What one call clears of a file that has data there, bytes.
+/// How much allocated data one call clears in a file, bytes.
 const CLEARED_OF_FILE: u64 = 1 << 20;
-/// What one call clears of a disk, bytes.
+/// How much one call clears on a disk, bytes.
 const CLEARED_OF_DISK: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 struct Syncing {
     /// How many writes are durable.
     synced: u64,
-    /// The sync that failed (D2), and how many writes there were then.
+    /// The sync that failed (D2), and how many writes there were at that time.
     failed: Option<(Errno, u64)>,
 }
 
@@ -70,7 +72,7 @@ pub struct Device {
     writes: AtomicU64,
     turn: Mutex<()>,
     syncing: Mutex<Syncing>,
-    /// Syncs that were begun.
+    /// Number of syncs started.
     syncs: AtomicU64,
     losses: AtomicU64,
     faults: Faults,
@@ -82,14 +84,13 @@ impl Device {
     /// Opens a device's file or disk.
     pub fn open(system: &Arc<dyn System>, id: DeviceId, path: &Path, mode: Mode) -> Result<Device> {
         let file = mode.open(&**system, path)?;
-        // Reads of hosts are random unless they say otherwise: no read-ahead of what nobody asked for is
-        // decided here, the kernel's own heuristics stay on.
+        // Read-ahead is not changed here; the kernel's own heuristics stay on.
         let opened = Opened::new(file, true, mode.sparse);
-        // What an earlier process wrote may not be durable: one write, not synced.
+        // What an earlier process wrote may not be durable: it counts as one write that is not synced.
         Ok(Device::new(system, id, mode, opened, 0))
     }
 
-    /// A device that is not there. `clean`: nothing that was written to it is in doubt; else its syncs fail.
+    /// A missing device. `clean`: everything that was written to it is durable; else its syncs fail.
     pub fn absent(system: &Arc<dyn System>, id: DeviceId, mode: Mode, clean: bool) -> Device {
         let opened = Opened::new(Arc::new(Absent), false, mode.sparse);
         let device = Device::new(system, id, mode, opened, u64::from(clean));
@@ -121,9 +122,9 @@ impl Device {
         }
     }
 
-    /// Changes to the file at `path`, perhaps the same one, while the device is in use, and takes the marks off. What
-    /// then fails at once, a small read or a sync, marks it again: [`Device::fault`] tells. On an error nothing has
-    /// changed, nor if `is_wanted` says at the last moment that nothing waits for it any more.
+    /// Changes to the file at `path`, perhaps the same one, while the device is in use, and clears its fault. A small
+    /// read or a sync that then fails at once marks it as faulty again: see [`Device::fault`]. Nothing has changed on
+    /// an error, nor if `is_wanted` returns at the end that no caller waits any more.
     pub fn reopen(&self, path: &Path, is_wanted: &dyn Fn() -> bool) -> Result<()> {
         let mode = Mode { read_only: false, ..self.mode };
         let file = mode.open(&*self.system, path)?;
@@ -135,12 +136,12 @@ impl Device {
             return Err(cannot_open(path, Errno::EIO));
         }
         let old = self.opened.swap(Opened::new(file, true, self.mode.sparse));
-        // A failed sync was told of what it covered; what was written since, nobody was told of.
+        // A failed sync was reported for what it covered; writes since then were not reported.
         let syncing = self.lock_syncing();
-        let told = syncing.failed.map_or(syncing.synced, |(_, covered)| covered);
+        let reported = syncing.failed.map_or(syncing.synced, |(_, covered)| covered);
         drop(syncing);
-        let untold = old.present && self.writes.load(Ordering::Acquire) > told;
-        if untold && old.file.sync().is_err() {
+        let unreported = old.present && self.writes.load(Ordering::Acquire) > reported;
+        if unreported && old.file.sync().is_err() {
             self.losses.fetch_add(1, Ordering::AcqRel); // D4
         }
         self.lock_syncing().failed = None;
@@ -158,19 +159,19 @@ impl Device {
         self.syncing.lock().expect("no holder panics")
     }
 
-    /// Whether somebody syncs it: a sync would have to wait for that.
+    /// Whether a sync is in flight: another one would wait for it.
     pub fn is_syncing(&self) -> bool {
         self.turn.try_lock().is_err()
     }
 
-    /// Looks whether it answers, once each tick.
-    pub fn look_at_silence(&self, ticks: &Ticks) -> Option<Turned> {
+    /// Checks whether it answers, once each tick.
+    pub fn check_silence(&self, ticks: &Ticks) -> Option<SilenceChange> {
         let sync = self.is_syncing().then(|| self.syncs.load(Ordering::Relaxed));
-        self.silence.look(ticks, sync)
+        self.silence.check(ticks, sync)
     }
 
-    /// Whether [`Device::write_now`] is worth a try.
-    pub fn tells_of_writes(&self) -> bool {
+    /// Whether [`Device::write_now`] is supported.
+    pub fn can_write_nowait(&self) -> bool {
         !self.opened.load().no_write_nowait.load(Ordering::Relaxed)
     }
 
@@ -190,21 +191,21 @@ impl Device {
         self.faults.counted()
     }
 
-    /// Why it is faulty, as far as is known without asking it.
+    /// Why it is faulty, as far as is known without a call on it.
     pub fn known_fault(&self) -> Option<Fault> {
         self.faults.mark()
     }
 
-    /// Why it is faulty, if it is. It is asked for its size, which may have to be waited for.
+    /// Why it is faulty, if it is. Its size is checked, which may wait for the device.
     pub fn fault(&self) -> Option<Fault> {
         let opened = self.opened.load();
         if opened.present && !self.silence.is_silent() {
-            let _ = self.look(&opened); // what it finds is in the mark
+            let _ = self.check_size(&opened); // the result is in the fault
         }
         self.faults.mark()
     }
 
-    /// Whether no sync succeeds, because one has failed (D2) or it was found short (D5). Not of a device that is missing.
+    /// Whether no sync succeeds, because one has failed (D2) or it was found short (D5). False for a missing device.
     pub fn has_failed_sync(&self) -> bool {
         let syncing = self.lock_syncing();
         let opened = self.opened.load();
@@ -212,13 +213,13 @@ impl Device {
     }
 
     /// EIO if the file was ever found shorter than it must be, or is so now (D5).
-    fn look(&self, opened: &Opened) -> IoResult<()> {
-        if self.mode.size == 0 || bug(Bug::NoLook) {
+    fn check_size(&self, opened: &Opened) -> IoResult<()> {
+        if self.mode.size == 0 || bug(Bug::NoSizeCheck) {
             return Ok(());
         }
         let length = opened.file.length()?;
         if length == 0 && !opened.grows {
-            return Err(Errno::EIO); // a disk that is gone, and may come back with all that it has
+            return Err(Errno::EIO); // a disk that is gone, and may return with all its data
         }
         let short = length < self.mode.size;
         if short && opened.short.fetch_min(length, Ordering::AcqRel) > length {
@@ -228,21 +229,21 @@ impl Device {
         if short || opened.is_short() { Err(Errno::EIO) } else { Ok(()) }
     }
 
-    /// EIO if these bytes are not all within what a file that was found short is known to have (D5).
+    /// EIO if some of these bytes are beyond the known length of a file that was found short (D5).
     fn within(opened: &Opened, offset: u64, length: u64) -> IoResult<()> {
         let inside = offset.checked_add(length).is_some_and(|end| end <= opened.known());
         if inside { Ok(()) } else { Err(Errno::EIO) }
     }
 
-    /// Notes a call that failed, and whether that is because the file has become shorter: then it is EIO, whatever a disk
-    /// calls it.
+    /// Notes a call that failed, and whether the cause is that the file became shorter: then it is EIO, whatever errno
+    /// the system returned.
     fn failed(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {
-        let short = opened.present && self.look(opened).is_err();
+        let short = opened.present && self.check_size(opened).is_err();
         self.note(opened, call, offset, if short { Errno::EIO } else { errno })
     }
 
-    /// A sync has failed in an earlier process, since the machine was started (D2).
-    pub fn failed_sync_before(&self) {
+    /// Notes that a sync failed in an earlier process, since the machine was started (D2).
+    pub fn note_earlier_failed_sync(&self) {
         let mut syncing = self.lock_syncing();
         if self.is_present() && syncing.failed.is_none() {
             syncing.failed = Some((Errno::EIO, 0));
@@ -256,9 +257,9 @@ impl Device {
         self.losses.load(Ordering::Acquire)
     }
 
-    /// Of those, how many a volume that has just been taken over is still to tell its hosts of: one, if the device is
-    /// missing and what was written to it is in doubt, or if a sync of it has failed.
-    pub fn losses_to_tell(&self) -> u64 {
+    /// Of those, how many a volume that was just opened still has to report to its hosts: one, if the device is missing
+    /// and what was written to it may not be durable, or if a sync of it has failed.
+    pub fn losses_to_report(&self) -> u64 {
         let in_doubt = (!self.is_present() || self.has_failed_sync()) && self.losses() > 0;
         u64::from(in_doubt)
     }
@@ -294,7 +295,7 @@ impl Device {
     pub fn ring_file(&self, offset: u64, length: u64) -> Option<Arc<dyn File>> {
         let opened = self.opened.load();
         let whole = (offset | length).is_multiple_of(BLOCK_SIZE);
-        // What cannot tell whether it would wait is read by the kernel's threads, which the ring's reads share.
+        // Reads of files without RWF_NOWAIT run on kernel threads, which all reads of the ring share.
         let tells = self.mode.direct || !opened.no_nowait.load(Ordering::Relaxed);
         let fits = (whole || !self.mode.direct)
             && tells
@@ -303,14 +304,14 @@ impl Device {
         fits.then(|| Arc::clone(&opened.file))
     }
 
-    /// Stores `bytes` at `offset` if that needs no waiting; `false`: it would, and perhaps some of them are stored.
+    /// Writes `bytes` at `offset` if that needs no waiting; `false` if it would wait, and some of them may be written.
     pub fn write_now(&self, bytes: &[u8], offset: u64) -> IoResult<bool> {
         let opened = self.opened.load();
         if opened.no_write_nowait.load(Ordering::Relaxed) || self.silence.is_silent() {
             return Ok(false);
         }
-        let looked = if opened.grows { self.look(&opened) } else { Ok(()) };
-        match looked.and_then(|()| opened.file.write_cached(bytes, offset)) {
+        let checked = if opened.grows { self.check_size(&opened) } else { Ok(()) };
+        match checked.and_then(|()| opened.file.write_cached(bytes, offset)) {
             Ok(done @ (Cached::Done | Cached::WouldWait)) => {
                 self.writes.fetch_add(1, Ordering::Release); // D1
                 Ok(done == Cached::Done && Arc::ptr_eq(&opened, &self.opened.load())) // D3
@@ -323,32 +324,32 @@ impl Device {
         }
     }
 
-    /// Stores `bytes` at `offset`.
+    /// Writes `bytes` at `offset`.
     pub fn write(&self, bytes: &[u8], offset: u64) -> IoResult<()> {
         let opened = self.opened.load();
-        let looked = if opened.grows { self.look(&opened) } else { Ok(()) };
-        let result = looked.and_then(|()| opened.file.write(bytes, offset));
+        let checked = if opened.grows { self.check_size(&opened) } else { Ok(()) };
+        let result = checked.and_then(|()| opened.file.write(bytes, offset));
         self.written(&opened, Call::Write, offset, result)
     }
 
-    /// Makes the range read as zeroes and gives its space back. `Ok(false)` if this device cannot.
+    /// Makes the range read as zeroes and releases its space. `Ok(false)` if this device cannot do that.
     pub fn punch(&self, offset: u64, length: u64) -> IoResult<bool> {
         let opened = self.opened.load();
-        // Beyond the end the system does nothing, and says that it did.
-        let result = self.look(&opened).and_then(|()| opened.file.punch(offset, length));
+        // Beyond the end the system does nothing, and returns success.
+        let result = self.check_size(&opened).and_then(|()| opened.file.punch(offset, length));
         self.cleared(&opened, offset, result, &opened.no_punch)
     }
 
-    /// Makes the range read as zeroes and keeps its space. `Ok(false)` if this device cannot.
+    /// Makes the range read as zeroes and keeps its space allocated. `Ok(false)` if this device cannot do that.
     pub fn zero_range(&self, offset: u64, length: u64) -> IoResult<bool> {
         let opened = self.opened.load();
-        let result = self.look(&opened).and_then(|()| opened.file.zero_range(offset, length));
+        let result = self.check_size(&opened).and_then(|()| opened.file.zero_range(offset, length));
         self.cleared(&opened, offset, result, &opened.no_zero)
     }
 
-    /// How much of a range, from its beginning on, is cleared by one call: all of what is not allocated, and little of what
-    /// is, because the call may lock the file for long.
-    pub fn clearable_at_once(&self, offset: u64, limit: u64) -> u64 {
+    /// How much of a range one call clears, from its beginning on, bytes: the whole of an unallocated run, and little
+    /// of an allocated one, because the call may lock the file for long.
+    pub fn clearable_in_one_call(&self, offset: u64, limit: u64) -> u64 {
         let opened = self.opened.load();
         if !opened.grows {
             return limit.min(CLEARED_OF_DISK);
@@ -364,12 +365,12 @@ impl Device {
         self.system.monotonic_ns()
     }
 
-    /// Whether [`Device::punch`] is worth a try.
+    /// Whether [`Device::punch`] may be supported.
     pub fn can_punch(&self) -> bool {
         !self.opened.load().no_punch.load(Ordering::Relaxed)
     }
 
-    /// Whether [`Device::zero_range`] is worth a try.
+    /// Whether [`Device::zero_range`] may be supported.
     pub fn can_zero(&self) -> bool {
         !self.opened.load().no_zero.load(Ordering::Relaxed)
     }
@@ -388,7 +389,7 @@ impl Device {
         self.written(opened, Call::Clear, offset, result).map(|()| true)
     }
 
-    /// Counts a call that has written, well or not.
+    /// Counts a call that has written, successfully or not.
     fn written(
         &self,
         opened: &Arc<Opened>,
@@ -422,7 +423,7 @@ impl Device {
             return Ok(());
         }
         let covered = self.writes.load(Ordering::Acquire);
-        match opened.file.sync().and_then(|()| self.look(&opened)) {
+        match opened.file.sync().and_then(|()| self.check_size(&opened)) {
             Ok(()) => {
                 self.lock_syncing().synced = covered;
                 Ok(())
@@ -439,13 +440,13 @@ impl Device {
         }
     }
 
-    /// Asks the kernel to read ahead.
+    /// Requests read-ahead from the kernel.
     pub fn will_need(&self, offset: u64, length: u64) {
         self.opened.load().file.will_need(offset, length);
     }
 
-    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole.
-    /// EIO if `offset` lies beyond the end.
+    /// Length of the run from `offset`, at most `limit` bytes, that is all data or all hole, and whether it is a hole.
+    /// EIO if `offset` is beyond the end.
     pub fn allocation(&self, offset: u64, limit: u64) -> IoResult<(u64, bool)> {
         let opened = self.opened.load();
         let found = Device::within(&opened, offset, 1)
@@ -456,7 +457,7 @@ impl Device {
         }
         let (length, hole) = found?;
         if hole {
-            let _ = self.look(&opened); // a write of ours may just have made it long again
+            let _ = self.check_size(&opened); // a write of this process may just have extended it again
         }
         Device::within(&opened, offset, 1)
             .map_err(|e| self.note(&opened, Call::Read, offset, e))?;
@@ -464,7 +465,7 @@ impl Device {
     }
 
     fn note(&self, opened: &Opened, call: Call, offset: u64, errno: Errno) -> Errno {
-        // That a call is not possible at all is for `cleared` alone to say.
+        // Only `cleared` handles a call that is not supported at all.
         let errno = if errno == Errno::ENOTSUP { Errno::EIO } else { errno };
         if opened.present {
             self.faults.note(call, offset, errno, self.system.wall_ns());

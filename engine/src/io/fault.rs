@@ -1,17 +1,17 @@
-//! Fault: what is known to be wrong with a device, for people to see.
+//! Fault: the known fault of a device, for users.
 //!
-//! How it works      Every failed call is noted. The first one marks the device as faulty, and the mark stays until
-//!                   the device is reopened; meanwhile every call is still made, because one bad sector must not take
-//!                   a whole disk down. A lack of space marks nothing: it passes by itself, unless a sync met it.
-//!                   That a device has become shorter stays in the mark, whatever fails later.
-//! Owner and locks   one lock over the mark, taken only when a call has failed or somebody asks.
+//! How it works      Every failed call is noted. The first one marks the device as faulty until it is reopened; every
+//!                   call is still made, because one bad sector must not disable a whole disk. A lack of space is not a
+//!                   fault, because it ends without a repair, unless it made a sync fail. That a device has become
+//!                   shorter stays in the fault, whatever fails later.
+//! Owner and locks   one lock over the fault, taken only for a failed call or a query.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use crate::error::Errno;
 
-/// What was asked of a device.
+/// A call on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Call {
@@ -23,7 +23,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Its name, as a sentence has it.
+    /// Its name in a sentence.
     pub fn name(self) -> &'static str {
         match self {
             Call::Read => "reading",
@@ -38,19 +38,19 @@ impl Call {
 /// Why a device is faulty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The call that failed last.
+    /// The last call that failed.
     pub call: Call,
-    /// How.
+    /// Its errno.
     pub errno: Errno,
-    /// Where, in bytes; a sync has no place.
+    /// Its offset, bytes; meaningless for a sync.
     pub offset: u64,
-    /// When a call failed first, nanoseconds since 1970.
+    /// Time of the first failure, nanoseconds since 1970.
     pub first_ns: u64,
-    /// When a call failed last.
+    /// Time of the last failure, nanoseconds since 1970.
     pub last_ns: u64,
-    /// How many have failed.
+    /// Number of failed calls.
     pub times: u64,
-    /// If the device has become shorter than it must be: how long it was found to be, and how long it must be, bytes.
+    /// If the device has become too short: the length that was found, and the required one, bytes.
     pub short: Option<(u64, u64)>,
 }
 
@@ -76,7 +76,7 @@ impl Faults {
         *mark = Some(Fault { call, errno, offset, first_ns, last_ns: now_ns, times, short });
     }
 
-    /// Notes that the device was found to be `found` bytes long at `now_ns`, and must have `needed`.
+    /// Notes that the device was found to be `found` bytes long at `now_ns`, and needs `needed`.
     pub fn note_short(&self, found: u64, needed: u64, now_ns: u64) {
         self.note(Call::Size, found, Errno::EIO, now_ns);
         let mut mark = self.mark.lock().expect("no holder panics");
@@ -85,23 +85,23 @@ impl Faults {
         }
     }
 
-    /// Counts a failed call that says nothing new.
+    /// Counts a failed call without a change of the fault.
     pub fn count(&self, errno: Errno) {
         self.errors.fetch_add(1, Ordering::Relaxed);
         self.last_errno.store(errno.raw(), Ordering::Relaxed);
     }
 
-    /// Failed calls ever, and the last errno (0: none).
+    /// Number of failed calls since the start, and the last errno (0: none).
     pub fn counted(&self) -> (u64, i32) {
         (self.errors.load(Ordering::Relaxed), self.last_errno.load(Ordering::Relaxed))
     }
 
-    /// The mark.
+    /// The fault, if there is one.
     pub fn mark(&self) -> Option<Fault> {
         *self.mark.lock().expect("no holder panics")
     }
 
-    /// Takes the mark off; gives what it was.
+    /// Clears the fault; returns what it was.
     pub fn clear(&self) -> Option<Fault> {
         self.mark.lock().expect("no holder panics").take()
     }

@@ -1,6 +1,6 @@
-//! Opened: the file that a device has at the moment, and how a device is opened.
+//! Opened: the present file of a device, and how a device is opened.
 //!
-//! Owner and locks   none: a thread that finds out that something is not supported notes it.
+//! Owner and locks   none: a thread that finds an unsupported operation notes it in an atomic flag.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::mutants::{Bug, bug};
 use crate::system::{File, System};
 
-/// The file that a device has at the moment, and what it turned out not to be able to do.
+/// The present file of a device, and the operations that it turned out not to support.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) file: Arc<dyn File>,
     pub(super) present: bool,
-    /// Writing beyond its end makes it longer.
+    /// A write beyond its end extends it.
     pub(super) grows: bool,
-    /// The shortest length that it was found to have, if that is too short (D5), else [`WHOLE`].
+    /// The shortest length found, if that was too short (D5), else [`WHOLE`].
     pub(super) short: AtomicU64,
     pub(super) no_punch: AtomicBool,
     pub(super) no_zero: AtomicBool,
@@ -29,7 +29,7 @@ pub(super) struct Opened {
 const WHOLE: u64 = u64::MAX;
 
 impl Opened {
-    /// How many of its first bytes are known to be what was written.
+    /// How many of its first bytes are known not to be lost.
     pub(super) fn known(&self) -> u64 {
         if bug(Bug::ForgetShort) { WHOLE } else { self.short.load(Ordering::Acquire) }
     }
@@ -41,7 +41,7 @@ impl Opened {
     pub(super) fn new(file: Arc<dyn File>, present: bool, sparse: bool) -> Arc<Opened> {
         Arc::new(Opened {
             grows: file.grows(),
-            no_write_nowait: AtomicBool::new(!file.tells_of_writes()),
+            no_write_nowait: AtomicBool::new(!file.can_write_nowait()),
             file,
             present,
             short: AtomicU64::new(WHOLE),
@@ -59,9 +59,9 @@ pub struct Mode {
     pub read_only: bool,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    /// Complete blocks go past the page cache: the caller waits for the disk.
+    /// Complete blocks use O_DIRECT: the caller waits for the disk.
     pub direct: bool,
-    /// How long its file must be at least, bytes.
+    /// Least length of its file, bytes.
     pub size: u64,
 }
 

@@ -13,10 +13,10 @@ use rustix::io::Errno as SystemErrno;
 use super::check;
 use crate::buffer::Buffer;
 use crate::nbd::budget::{
-    CONNECTION_BYTES_MAX, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES, SHARE_BYTES,
+    CONNECTION_BYTES_MAX, GUARANTEED_BYTES, POOL_BYTES, Pool, REQUEST_OVERHEAD_BYTES,
 };
 use crate::nbd::buffer_pool::BufferPool;
-use crate::nbd::connection::{Common, Connection, Patience};
+use crate::nbd::connection::{Common, Connection, QuiesceTimeouts};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
@@ -140,7 +140,7 @@ fn each_request_is_answered_once_whoever_sends() {
     for room in [None, Some(20)] {
         check(move || {
             let scene = scene(2, room);
-            assert_eq!(scene.connection.take(3 * COST, 3 * COST, 2), Some(3 * COST));
+            assert_eq!(scene.connection.reserve(3 * COST, 3 * COST, 2), Some(3 * COST));
             let theirs = Arc::clone(&scene.connection);
             let other = thread::spawn(move || Scene::finish(&theirs, 1));
             Scene::finish(&scene.connection, 2);
@@ -171,8 +171,8 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
     check(|| {
         let scene = scene(1, Some(10));
         assert_eq!(
-            scene.connection.take(SHARE_BYTES + 512, SHARE_BYTES + 512, 1),
-            Some(SHARE_BYTES + 512)
+            scene.connection.reserve(GUARANTEED_BYTES + 512, GUARANTEED_BYTES + 512, 1),
+            Some(GUARANTEED_BYTES + 512)
         );
         let theirs = Arc::clone(&scene.connection);
         let other = thread::spawn(move || Scene::finish(&theirs, 1));
@@ -193,17 +193,17 @@ fn a_reader_that_waits_for_its_own_replies_is_woken() {
         let scene = scene(1, None);
         // The connection holds all that it may: another request has to wait for this one's answer.
         let all = CONNECTION_BYTES_MAX;
-        assert_eq!(scene.connection.take(COST, COST, 1), Some(COST));
+        assert_eq!(scene.connection.reserve(COST, COST, 1), Some(COST));
         let theirs = Arc::clone(&scene.connection);
         let other = thread::spawn(move || Scene::finish(&theirs, 1));
-        assert_eq!(scene.connection.take(all, all, 1), Some(all));
+        assert_eq!(scene.connection.reserve(all, all, 1), Some(all));
         other.join().unwrap();
     });
 }
 
-/// Patience that no model uses up.
-const LONG: Patience =
-    Patience { all: Duration::from_secs(3600), still: Duration::from_secs(3600) };
+/// QuiesceTimeouts that no model uses up.
+const LONG: QuiesceTimeouts =
+    QuiesceTimeouts { total: Duration::from_secs(3600), stalled: Duration::from_secs(3600) };
 
 #[test]
 fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
@@ -250,11 +250,11 @@ fn a_connection_is_broken_off_or_released_never_both() {
 fn a_reader_that_waits_for_the_budget_is_woken_by_a_freeze() {
     check(|| {
         let scene = scene(1, None);
-        assert_eq!(scene.connection.take(COST, COST, 1), Some(COST));
+        assert_eq!(scene.connection.reserve(COST, COST, 1), Some(COST));
         let theirs = Arc::clone(&scene.connection);
         let other = thread::spawn(move || theirs.freeze());
         let all = CONNECTION_BYTES_MAX;
-        assert_eq!(scene.connection.take(all, all, 1), None);
+        assert_eq!(scene.connection.reserve(all, all, 1), None);
         other.join().unwrap();
     });
 }

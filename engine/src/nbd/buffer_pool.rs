@@ -1,9 +1,9 @@
-//! Buffer pool: free lists of buffers that are used again. Large buffers are kept because the kernel would have to clear
-//! new pages; small ones of a few size classes because the allocator is slower than a free list.
+//! Buffer pool: free lists of buffers for reuse. Large buffers are pooled because the kernel would have to clear new
+//! pages; small ones of a few size classes because the allocator is slower than a free list.
 //!
-//! How it works      The buffer of a finished request is kept if nothing else refers to it, and given to the next
-//!                   request of exactly that length. Its contents are undefined, as in any new buffer.
-//! Invariants        at most [`SPARE_BYTES_MAX`] of large buffers are kept, the oldest are dropped first; at most
+//! How it works      The buffer of a finished request is pooled if nothing else refers to it, and the next request of
+//!                   exactly that length gets it. Its contents are undefined, as in any new buffer.
+//! Invariants        at most [`SPARE_BYTES_MAX`] of large buffers are pooled, the oldest are dropped first; at most
 //!                   [`SIZE_CLASS_BYTES_MAX`] of each size class.
 //! Owner and locks   a lock for the large buffers and one for the size classes, each taken alone.
 
@@ -11,17 +11,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::buffer::{Buffer, Inbox};
-use crate::nbd::budget::{PAYLOAD_SHARED_MAX, SPARE_BYTES_MAX, lock};
+use crate::nbd::budget::{INBOX_PAYLOAD_MAX, SPARE_BYTES_MAX, lock};
 use crate::sync::Mutex;
 use crate::volume::request::Request;
 
 /// Smallest large buffer, bytes.
-const LARGE_BYTES_MIN: usize = PAYLOAD_SHARED_MAX + 1;
+const LARGE_BYTES_MIN: usize = INBOX_PAYLOAD_MAX + 1;
 /// log2 of the smallest size class, bytes; each further class is twice as large as the one before.
 const SIZE_CLASS_SHIFT: u32 = 12;
 /// Number of size classes.
 const SIZE_CLASSES: usize = 4;
-/// Bytes that are kept of each size class.
+/// Bytes that are pooled of each size class.
 const SIZE_CLASS_BYTES_MAX: usize = 1 << 20;
 
 const _: () =
@@ -46,13 +46,13 @@ fn size_class(length: usize) -> Option<usize> {
     (length.is_power_of_two() && number < SIZE_CLASSES).then_some(number)
 }
 
-/// Whether large buffers of this length are kept.
+/// Whether buffers of this length are pooled as large ones.
 fn is_large(length: usize) -> bool {
     (LARGE_BYTES_MIN..=SPARE_BYTES_MAX / 4).contains(&length)
 }
 
 impl BufferPool {
-    /// A spare buffer of `length` bytes, if there is one.
+    /// A pooled buffer of `length` bytes, if there is one.
     pub fn take(&self, length: usize) -> Option<Buffer> {
         if let Some(number) = size_class(length) {
             return lock(&self.classes)[number].pop();
@@ -66,19 +66,19 @@ impl BufferPool {
         kept.buffers.remove(at)
     }
 
-    /// An inbox over a spare buffer of `length` bytes, or over a new one.
+    /// An inbox over a pooled buffer of `length` bytes, or over a new one.
     pub fn inbox(&self, length: usize) -> Inbox {
         self.take(length).and_then(Inbox::over).unwrap_or_else(|| Inbox::new(length))
     }
 
-    /// Keeps a large buffer that turned out not to be needed.
+    /// Pools a large buffer that turned out not to be needed.
     pub fn put(&self, buffer: Buffer) {
         if is_large(buffer.len()) {
             self.keep_large(buffer);
         }
     }
 
-    /// Keeps the buffer of a request that is done, if it is worth it and no other thread has the request.
+    /// Pools the buffer of a finished request, if its length is a pooled one and no other thread has the request.
     pub fn keep(&self, request: Arc<Request>) {
         let length = request.data.len();
         let number = size_class(length);
@@ -93,7 +93,7 @@ impl BufferPool {
     }
 
     fn keep_class(&self, number: usize, buffer: Buffer) {
-        // A part of an inbox, a small write's, is no buffer of its own.
+        // A small write's buffer is a part of an inbox, not a buffer of its own.
         if !buffer.is_whole() {
             return;
         }

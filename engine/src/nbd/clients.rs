@@ -1,8 +1,9 @@
-//! Clients: the connections of a server as an administrator sees them, and the end of one.
+//! Clients: the connections of a server as an administrator sees them, and disconnecting one.
 //!
-//! How it works      What does not change is in the connection; what does is read under its lock, one connection after the
-//!                   other, so that nothing waits for the list. Who the peer is, its socket says when it is asked.
-//! Errors            None: a connection that ends meanwhile is left out.
+//! How it works      What does not change is in the connection; what does is read under its lock, one connection after
+//!                   the other, so that nothing waits for the list. The peer's identity is read from its socket each
+//!                   time.
+//! Errors            None: a connection that ends during the listing is left out.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -21,7 +22,7 @@ pub enum Who {
         /// Its user's number.
         uid: u32,
     },
-    /// Somebody on the network.
+    /// A peer on the network.
     Remote(SocketAddr),
     /// The socket does not say, because it is not connected any more.
     Unknown,
@@ -38,9 +39,9 @@ pub struct Client {
     pub read_only: bool,
     /// The other end.
     pub who: Who,
-    /// Since when it is served by this process.
+    /// When this process began to serve it.
     pub since: SystemTime,
-    /// Requests that are not answered yet.
+    /// Unanswered requests.
     pub in_flight: usize,
     /// Bytes received since then.
     pub received: u64,
@@ -61,7 +62,7 @@ impl Server {
         clients
     }
 
-    /// Closes the connection of this number, and waits until it has ended, at most 4 s. Whether there is one.
+    /// Closes the connection of this number, and waits until it has ended, at most 4 s. Returns whether there was one.
     pub fn disconnect_client(&self, number: u64) -> bool {
         let Some(connection) = lock(&self.shared.connections).get(&number).cloned() else {
             return false;

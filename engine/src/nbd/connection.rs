@@ -1,11 +1,11 @@
-//! Connection: what a connection in transmission is, for the threads that share it.
+//! Connection: the state of a connection in transmission, for the threads that share it.
 //!
-//! How it works      One reader thread (`reader.rs`) brings requests in and owns the connection's life. Its
-//!                   requests come back through [`Connection`], which is their sink (`reply.rs`).
+//! How it works      One reader thread (`reader.rs`) receives requests and owns the connection's life. Finished
+//!                   requests return through [`Connection`], which is their sink (`reply.rs`).
 //! Invariants        CN1 `submitted` counts requests that a target has; the attachment is released at 0;
-//!                   CN2 once broken, a connection is never sent to again, and what comes back is dropped;
-//!                   CN3 it is broken off or released, never both: a released one has nothing in flight and
-//!                      nothing to send, and its socket is another's.
+//!                   CN2 once broken, nothing is sent on a connection again, and finished requests are dropped;
+//!                   CN3 it is aborted or released, never both: a released one has nothing in flight and nothing to
+//!                       send, and its socket belongs to another process.
 //! Owner and locks   `outbox`, then `state`, then the pool. `state` is never held across a system call.
 
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::buffer::Inbox;
 use crate::nbd::budget::{
-    Account, HOLD, INBOX_BYTES, PROVEN_BYTES, Pool, Taken, Waiter, grace_period, lock,
+    Account, HOLD_MAX, INBOX_BYTES, PROVEN_BYTES, Pool, Reservation, Waiter, grace_period, lock,
 };
 use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
@@ -23,25 +23,25 @@ use crate::nbd::request::Agreed;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::volume::request::Contexts;
 
-/// The longest that a waiting reader sleeps before it looks again by itself.
+/// The longest that a waiting reader sleeps before it checks again without a wake-up.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);
 
-/// How long one that is frozen may take to become quiet.
+/// How long a frozen connection may take to become quiet.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// Until everything is answered and sent.
-    pub all: Duration,
-    /// Without a byte that the peer takes, once the target has no requests.
-    pub still: Duration,
+pub struct QuiesceTimeouts {
+    /// Upper bound until everything is answered and sent.
+    pub total: Duration,
+    /// Longest time in which the peer receives no byte, once the target has no requests.
+    pub stalled: Duration,
 }
 
 /// What the connections of one server share.
 pub struct Common {
-    /// What they hold beyond their shares.
+    /// Memory beyond the guaranteed amount of each.
     pub pool: Pool,
     /// Buffers for the next requests.
     pub buffers: BufferPool,
-    /// Has the sender thread watch peers as long as there is something to watch.
+    /// Makes the sender thread watch peers while there is something to watch.
     pub watch_peers: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -51,7 +51,7 @@ pub struct Connection {
     pub peer: Box<dyn Peer>,
     /// The name of its export.
     pub export: String,
-    /// Since when this process serves it.
+    /// When this process began to serve it.
     pub since: SystemTime,
     /// What the handshake agreed on.
     pub agreed: Agreed,
@@ -65,51 +65,51 @@ pub struct Connection {
     pub outbox: Mutex<Outbox>,
     /// Wakes the reader.
     pub waiter: Arc<Waiter>,
-    /// The reader is to stop where it stands, between two requests.
+    /// The reader is to stop between two requests.
     freezing: AtomicBool,
 }
 
-/// What changes about a connection.
+/// The changing part of a connection.
 #[derive(Default)]
 pub struct State {
     /// Replies whose sending has not begun.
     pub queue: Vec<Reply>,
-    /// A thread sends, or the sender thread will.
+    /// A thread is sending, or the sender thread will send.
     pub sending: bool,
     /// The connection is over (CN2).
     pub broken: bool,
-    /// Its peer has said that it disconnects: what it asked for before is done, also if it is gone before that.
+    /// The peer sent NBD_CMD_DISC: its earlier requests are still served, also if it is gone before they end.
     pub disconnected: bool,
-    /// Its socket continues elsewhere (CN3).
+    /// Another process has its socket (CN3).
     released: bool,
     /// Requests that the target has (CN1).
     pub submitted: usize,
-    /// The reader waits for something here.
+    /// The reader waits for a change of this state.
     pub reader_waits: bool,
     /// The reader is in the middle of a payload with a buffer of its own.
     pub receiving: bool,
     /// Bytes sent and received since the start, also by the processes before this one.
     pub moved: u64,
-    /// Bytes of these that those before have moved.
+    /// Bytes of these that earlier processes moved.
     moved_before: u64,
     /// Bytes received by this process.
     pub received: u64,
     account: Account,
     /// Full inboxes whose payloads are still in use; each counts as held.
     retired: Vec<Inbox>,
-    /// Since when it is the peer's turn to read or to send, and what it had moved then.
+    /// When it became the peer's turn to read or to send, and what it had moved by then.
     turn: Option<(Instant, u64)>,
 }
 
 impl State {
-    /// It is the peer's turn now, if it was not already.
+    /// Notes that it is the peer's turn, if it was not already.
     pub fn begin_turn(&mut self) {
         if self.turn.is_none() {
             self.turn = Some((Instant::now(), self.moved));
         }
     }
 
-    /// The peer has done what it had to, unless there is something else.
+    /// Ends the peer's turn, unless it still has something to do.
     pub fn end_turn(&mut self) {
         if !self.sending && !self.receiving {
             self.turn = None;
@@ -117,7 +117,7 @@ impl State {
     }
 
     /// Adds the bytes that earlier processes have moved.
-    pub fn go_on_after(&mut self, moved: u64) {
+    pub fn add_earlier_bytes(&mut self, moved: u64) {
         self.moved = moved;
         self.moved_before = moved;
     }
@@ -137,13 +137,13 @@ impl State {
         self.submitted == 0 && !self.sending && self.queue.is_empty()
     }
 
-    fn take_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Taken {
-        self.account.take(pool, needed, wanted, self.moved >= PROVEN_BYTES)
+    fn reserve_bytes(&mut self, pool: &Pool, needed: u64, wanted: u64) -> Reservation {
+        self.account.reserve(pool, needed, wanted, self.moved >= PROVEN_BYTES)
     }
 }
 
 impl Connection {
-    /// A connection that nothing was read from yet.
+    /// A connection from which nothing was read yet.
     pub fn new(
         peer: Box<dyn Peer>,
         export: String,
@@ -166,8 +166,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection from any thread: nothing more is received or sent (CN2). One that was released is no longer
-    /// anybody's to end (CN3).
+    /// Ends the connection from any thread: nothing more is received or sent (CN2). Does nothing to a released one
+    /// (CN3).
     pub fn abort(&self) {
         let mut state = lock(&self.state);
         if state.released {
@@ -179,14 +179,14 @@ impl Connection {
         self.waiter.changed.notify_all();
     }
 
-    /// Its peer has said that it disconnects.
+    /// Notes that the peer sent NBD_CMD_DISC.
     pub fn note_disconnect(&self) {
         lock(&self.state).disconnected = true;
     }
 
-    /// Has the reader stop where it stands, whatever it waits for; its socket may have to be told too.
+    /// Makes the reader stop between two requests, whatever it waits for; its socket may need a wake-up too.
     pub fn freeze(&self) {
-        let state = lock(&self.state); // a reader that is about to wait has looked before, or will
+        let state = lock(&self.state); // a reader that is about to wait has checked before, or will
         self.freezing.store(true, Ordering::SeqCst);
         drop(state);
         self.waiter.changed.notify_all();
@@ -197,8 +197,8 @@ impl Connection {
         self.freezing.load(Ordering::Relaxed)
     }
 
-    /// Takes the socket out of a connection that is quiet, for another process; `None` if it is not available: the
-    /// connection is broken, or not quiet, or not only a socket. Nothing reads from it from here on.
+    /// Takes the socket out of a quiet connection, for another process; `None` if the connection is broken, or not
+    /// quiet, or has more state than its socket. Nothing reads from the socket afterwards.
     pub fn release(&self) -> Option<OwnedFd> {
         let mut state = lock(&self.state);
         if state.broken || !state.is_quiet() {
@@ -213,7 +213,7 @@ impl Connection {
         socket
     }
 
-    /// Gives back what `requests` answered requests held.
+    /// Releases what `requests` answered requests held.
     pub fn give_back(&self, state: &mut State, bytes: u64, requests: u32) {
         state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
@@ -225,7 +225,7 @@ impl Connection {
         }
     }
 
-    /// Gives back the retired inboxes that no payload needs any more.
+    /// Releases the retired inboxes that no payload needs any more.
     fn sweep(&self, state: &mut State) {
         let before = state.retired.len();
         state.retired.retain_mut(|inbox| !inbox.is_unshared());
@@ -235,15 +235,15 @@ impl Connection {
         }
     }
 
-    /// Takes, without waiting, up to `requests` requests and `wanted` bytes, at least one and `needed`.
-    pub fn try_take(&self, needed: u64, wanted: u64, requests: u32) -> Option<(u64, u32)> {
+    /// Reserves, without waiting, up to `requests` requests and `wanted` bytes, at least one and `needed`.
+    pub fn try_reserve(&self, needed: u64, wanted: u64, requests: u32) -> Option<(u64, u32)> {
         let mut state = lock(&self.state);
         let requests = requests.min(state.account.requests_left());
         if requests == 0 {
             return None;
         }
-        match state.take_bytes(&self.common.pool, needed, wanted) {
-            Taken::Bytes(bytes) => {
+        match state.reserve_bytes(&self.common.pool, needed, wanted) {
+            Reservation::Bytes(bytes) => {
                 state.account.start(requests);
                 Some((bytes, requests))
             }
@@ -251,26 +251,26 @@ impl Connection {
         }
     }
 
-    /// Takes one request more and `needed` bytes, or up to `wanted`; waits until it can. Gives how many bytes
-    /// were taken; `None` when the connection is broken or freezes.
-    pub fn take(&self, needed: u64, wanted: u64, requests: u32) -> Option<u64> {
+    /// Reserves one more request and `needed` bytes, or up to `wanted`; waits until it can. Returns how many bytes were
+    /// reserved; `None` when the connection is broken or freezes.
+    pub fn reserve(&self, needed: u64, wanted: u64, requests: u32) -> Option<u64> {
         self.wait_for(|state| {
             if state.account.requests_left() < requests {
                 return Err(None);
             }
-            match state.take_bytes(&self.common.pool, needed, wanted) {
-                Taken::Bytes(bytes) => {
+            match state.reserve_bytes(&self.common.pool, needed, wanted) {
+                Reservation::Bytes(bytes) => {
                     state.account.start(requests);
                     Ok(bytes)
                 }
-                Taken::OwnLimit => Err(None),
-                Taken::PoolShort => Err(Some(needed)),
+                Reservation::OwnLimit => Err(None),
+                Reservation::PoolShort => Err(Some(needed)),
             }
         })
     }
 
-    /// Takes what one more inbox costs and keeps `full` until its payloads are done. While it waits, it asks
-    /// whether `full` itself has become free: then it is given back, to be started over.
+    /// Reserves what one more inbox costs, and retires `full` until its payloads are done. If `full` itself becomes
+    /// free during the wait, it is returned for reuse.
     pub fn change_inbox(&self, full: Inbox) -> Option<Inbox> {
         let mut full = Some(full);
         self.wait_for(|state| {
@@ -286,19 +286,19 @@ impl Connection {
                 return Ok(free);
             }
             let needed = INBOX_BYTES as u64;
-            let taken = state.take_bytes(&self.common.pool, needed, needed);
-            if let Taken::Bytes(_) = taken {
+            let taken = state.reserve_bytes(&self.common.pool, needed, needed);
+            if let Reservation::Bytes(_) = taken {
                 state.retired.push(inbox);
                 (self.common.watch_peers)();
                 return Ok(Inbox::new(INBOX_BYTES));
             }
             full = Some(inbox);
-            Err((taken == Taken::PoolShort).then_some(needed))
+            Err((taken == Reservation::PoolShort).then_some(needed))
         })
     }
 
-    /// Waits until `attempt` succeeds; its error says what it needs of the pool, if that was too short. `None` when
-    /// the connection is broken or freezes.
+    /// Waits until `attempt` succeeds; its error is what it needs from the pool, if the pool was short. `None` when the
+    /// connection is broken or freezes.
     fn wait_for<T>(
         &self,
         mut attempt: impl FnMut(&mut State) -> Result<T, Option<u64>>,
@@ -319,9 +319,9 @@ impl Connection {
                 state = lock(&self.state);
                 continue;
             }
-            let without_memory = short_by.filter(|_| state.account.drawn() == 0);
+            let without_memory = short_by.filter(|_| state.account.reserved() == 0);
             if short_by.is_some() {
-                self.common.pool.call_back(&self.waiter);
+                self.common.pool.wake_on_release(&self.waiter);
             }
             if let Some(needed) = without_memory {
                 self.common.pool.count_memory_waiters(needed, true);
@@ -348,8 +348,8 @@ impl Connection {
         state
     }
 
-    /// Gives back what was taken and not used.
-    pub fn put_back(&self, bytes: u64, requests: u32) {
+    /// Releases what was reserved and not used.
+    pub fn release_unused(&self, bytes: u64, requests: u32) {
         let mut state = lock(&self.state);
         state.account.give_back(&self.common.pool, bytes);
         state.account.end(requests);
@@ -374,10 +374,10 @@ impl Connection {
         }
     }
 
-    /// Waits until it is quiet: the target has none of its requests and every reply is sent; whether it came to that
-    /// in time.
-    pub fn quiesce(&self, patience: Patience) -> bool {
-        let until = Instant::now() + patience.all;
+    /// Waits until it is quiet: the target has none of its requests and every reply is sent. Returns whether that
+    /// happened in time.
+    pub fn quiesce(&self, timeouts: QuiesceTimeouts) -> bool {
+        let until = Instant::now() + timeouts.total;
         self.peer.leave();
         let mut state = lock(&self.state);
         while state.submitted > 0 && !state.broken && Instant::now() < until {
@@ -392,7 +392,7 @@ impl Connection {
             if state.moved != moved.0 {
                 moved = (state.moved, now);
             }
-            if now >= until || now.duration_since(moved.1) >= patience.still {
+            if now >= until || now.duration_since(moved.1) >= timeouts.stalled {
                 break;
             }
             state = self.sleep(state, WAIT_AT_MOST);
@@ -400,7 +400,7 @@ impl Connection {
         state.is_quiet() && !state.broken
     }
 
-    /// Whether it has inboxes that payloads still need.
+    /// Whether it has full inboxes whose payloads are still in use.
     pub fn has_retired(&self) -> bool {
         !lock(&self.state).retired.is_empty()
     }
@@ -411,7 +411,7 @@ impl Connection {
         lock(&self.state).account.bytes()
     }
 
-    /// Gives back inboxes that payloads no longer need; called now and then.
+    /// Releases inboxes that payloads no longer need; called periodically.
     pub fn sweep_retired(&self) {
         let mut state = lock(&self.state);
         if !state.retired.is_empty() {
@@ -419,26 +419,26 @@ impl Connection {
         }
     }
 
-    /// How long the peer will hold what it has drawn, at the rate at which it moves, and how much that is; `None` if it
-    /// is not at its turn, or will not be for much longer. Asked while the pool is short.
+    /// How long the peer will hold its reservation at its present rate, and how large that is, bytes; `None` if it is
+    /// not its turn, or not for much longer. Called while the pool is short.
     pub fn will_hold(&self, now: Instant) -> Option<(Duration, u64)> {
         let mut state = lock(&self.state);
         let (since, before) = state.turn?;
-        let drawn = state.account.drawn();
+        let reserved = state.account.reserved();
         let took = now.saturating_duration_since(since);
-        if drawn == 0 || took < grace_period(before) || state.broken {
+        if reserved == 0 || took < grace_period(before) || state.broken {
             return None;
         }
         let moved = state.moved - before;
-        if moved >= drawn {
+        if moved >= reserved {
             state.turn = Some((now, state.moved));
             return None;
         }
-        let left = took.mul_f64(drawn as f64 / moved.max(1) as f64);
-        (left > HOLD).then_some((left, drawn))
+        let left = took.mul_f64(reserved as f64 / moved.max(1) as f64);
+        (left > HOLD_MAX).then_some((left, reserved))
     }
 
-    /// Ends the connection and gives back at once what its replies hold.
+    /// Ends the connection and releases at once what its replies hold.
     pub fn evict(&self) {
         self.abort();
         self.drop_unsent();

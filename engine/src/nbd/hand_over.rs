@@ -1,18 +1,18 @@
-//! Hand-over: live restart: open connections move from one process to the next, and their hosts see a pause.
+//! Hand-over (live restart): open connections move from one process to the next, and their hosts see a pause.
 //!
 //! How it works      [`Server::hand_over`] stops accepting, lets handshakes that have begun end, and freezes every
-//!                   connection: its reader stops where it would wait, requests in flight are answered, and what is left
-//!                   is a socket and a [`State`]: the negotiated options, and where the reader resumes. The next process
-//!                   gives both to [`Server::adopt`]. Requests that arrive in between wait in the socket. The caller
-//!                   passes descriptors and bytes from one process to the other, and makes sure that the first
-//!                   one has ended.
+//!                   connection: its reader stops where it would wait, requests in flight are answered, and what is
+//!                   left is a socket and a [`State`]: the negotiated options, and where the next reader resumes. The
+//!                   next process gives both to [`Server::adopt`]. Requests that arrive in between wait in the socket.
+//!                   The caller passes descriptors and bytes between the processes, and makes sure that the first one
+//!                   has ended.
 //! Invariants        HO1 a socket is read by one process: frozen before it is given away, and given away once (CN3);
-//!                   HO2 each request is answered by exactly one of the two processes: a state has every byte received
-//!                      that no request was made of (RQ4), and nothing that is still to be sent;
+//!                   HO2 each request is answered by exactly one of the two processes: a state has every received byte
+//!                       from which no request was made (RQ4), and nothing that is still to be sent;
 //!                   HO3 what a host was promised in its handshake holds, or its connection is not adopted.
 //! Owner and locks   `handed_over` is taken alone, by readers that end and by the thread that waits for them.
-//! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::PATIENCE`]) is closed, as is one that
-//!                   the next process does not adopt: then its host connects again.
+//! Errors            a connection that does not become quiet in time ([`crate::nbd::reader::QUIESCE_TIMEOUTS`]) is
+//!                   closed, and so is one that the next process does not adopt; its host then reconnects.
 
 mod state;
 
@@ -29,41 +29,41 @@ use crate::nbd::handshake::Selection;
 use crate::nbd::handshake::options::transmission_flags;
 use crate::nbd::listener::LISTENING;
 use crate::nbd::reader::ResumePoint;
-use crate::nbd::{Begun, Ending, Server, Shared};
+use crate::nbd::{Ending, Negotiated, Server, Shared};
 use crate::system::signal;
 use crate::volume::export::Attachment;
 pub(crate) use state::State;
 
-/// How long handshakes that have begun may take; connections are served meanwhile.
+/// How long handshakes that have begun may take; connections are still served during this time.
 const HANDSHAKES_WITHIN: Duration = Duration::from_secs(1);
-/// How often it is looked whether they are over.
+/// Interval between checks whether they are over.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// How long all connections together may take to become quiet: each one's own patience, and some time to end.
+/// How long all connections together may take to become quiet: the time-out of each, and some time to end.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// One connection that another process continues.
+/// One connection for the next process to continue.
 #[derive(Debug)]
 pub struct Handed {
     /// The name of its export.
     pub export: String,
     /// Its socket, which is not read from.
     pub socket: OwnedFd,
-    /// What [`Server::adopt`] is to be given with it.
+    /// The bytes that [`Server::adopt`] needs with it.
     pub state: Vec<u8>,
 }
 
 /// The result for all connections.
 #[derive(Debug, Default)]
 pub struct HandedOver {
-    /// Those that the next process continues.
+    /// Connections for the next process to continue.
     pub connections: Vec<Handed>,
     /// The exports of those that were closed because they did not quiesce in time.
     pub closed: Vec<String>,
 }
 
 impl Server {
-    /// Takes all connections out of a server, which serves no client afterwards and is to be stopped. It takes as long as
-    /// the slowest needs to have its requests answered, at most 13 s.
+    /// Takes all connections out of a server, which serves no client afterwards and is to be stopped. Returns when the
+    /// slowest connection has its requests answered, after at most 13 s.
     pub fn hand_over(&self) -> HandedOver {
         let shared = &self.shared;
         shared.close_listeners();
@@ -71,7 +71,7 @@ impl Server {
         while self.handshakes() > 0 && Instant::now() < until {
             std::thread::sleep(LOOK_EVERY);
         }
-        // A connection that begins now sees it, or is seen below.
+        // A connection that begins now sees this flag, or is found below.
         shared.freezing.store(true, Ordering::SeqCst);
         signal(&shared.freeze);
         shared.matching(|_| true).iter().for_each(|connection| connection.freeze());
@@ -83,8 +83,8 @@ impl Server {
         handed_over
     }
 
-    /// Continues with a connection that another server has handed over. That the export is the one that it was connected to
-    /// is the caller's to know; its size and what it can do are compared here.
+    /// Resumes a connection that another server handed over. The caller guarantees that the export is the one that it
+    /// was connected to; its size and its abilities are compared here.
     ///
     /// # Errors
     /// `Invalid` for a state that is incomplete, is of another version, or promises what this server does not do;
@@ -121,10 +121,10 @@ impl Server {
         };
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         let begin = |connection: &crate::nbd::connection::Connection| {
-            lock(&connection.state).go_on_after(moved);
+            lock(&connection.state).add_earlier_bytes(moved);
         };
-        let begun = Begun { attachment, agreed, selection, resume_point };
-        let served = Shared::serve(shared, socket, number, begun, begin);
+        let negotiated = Negotiated { attachment, agreed, selection, resume_point };
+        let served = Shared::serve(shared, socket, number, negotiated, begin);
         served.map_err(|e| Error::io(format!("a connection to {export} cannot be served"), e))
     }
 }
@@ -133,7 +133,7 @@ impl State {
     /// Why a connection in this state cannot continue with this export (HO3), if it cannot.
     fn differs(&self, attachment: &Attachment) -> Option<&'static str> {
         let target = &attachment.target;
-        // It may have grown, and what its host was told may be older still.
+        // The export may have grown, and its host may know an even older size.
         if target.size() < self.size || self.agreed.size > self.size {
             return Some("the export is smaller than it was");
         }
@@ -160,10 +160,10 @@ impl Shared {
 }
 
 impl Ending {
-    /// Keeps a frozen connection for the next process.
+    /// Adds a frozen connection to those for the next process.
     pub(super) fn hand_over(&self, attachment: &Attachment, resume_point: ResumePoint) {
         let connection = &self.connection;
-        let Some(socket) = connection.release() else { return self.not_in_time() };
+        let Some(socket) = connection.release() else { return self.note_closed() };
         let moved = lock(&connection.state).moved;
         let agreed = connection.agreed;
         let size = attachment.target.size();
@@ -176,7 +176,7 @@ impl Ending {
     }
 
     /// Notes a connection that did not become quiet in time.
-    pub(super) fn not_in_time(&self) {
+    pub(super) fn note_closed(&self) {
         lock(&self.shared.handed_over).closed.push(self.connection.export.clone());
     }
 }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_goes_on_only_with_what_its_host_was_promised() {
+    fn a_connection_resumes_only_with_what_its_host_was_promised() {
         assert_eq!(why(4096, false, |_| {}), None);
         assert_eq!(why(4096, false, |state| state.agreed.size = 512), None);
         assert_eq!(why(8192, false, |_| {}), None);

@@ -2,14 +2,14 @@
 //!
 //! How it works      Bytes of the peer go in with [`Handshake::feed`], bytes for it come out of
 //!                   [`Handshake::output`]; no socket, clock or thread is in here. Options are answered one
-//!                   by one. While much output waits to be taken, no further option is looked at, so a long
-//!                   list of exports is made piece by piece.
+//!                   by one. No further option is handled while much output waits to be sent, so a long list of exports
+//!                   is made piece by piece.
 //! Invariants        HN1 exactly an option's length is consumed, whatever is in it;
-//!                   HN2 at most [`INPUT_BYTES_MAX`] of input and [`OUTPUT_BYTES_MAX`] of output are held,
-//!                      beside the list of exports;
+//!                   HN2 at most [`INPUT_BYTES_MAX`] of input and [`OUTPUT_BYTES_MAX`] of output are held, in addition
+//!                       to the list of exports;
 //!                   HN3 nothing is attached to before an option that ends the handshake was found valid.
-//! Errors            What the protocol can say, it is told with an error reply; for anything else the
-//!                   connection is closed: another magic, unknown client flags, too much of anything.
+//! Errors            an error reply where the protocol has one; for anything else the connection is closed: a wrong
+//!                   magic, unknown client flags, an exceeded limit.
 
 pub(in crate::nbd) mod contexts;
 pub(in crate::nbd) mod options;
@@ -29,19 +29,19 @@ use crate::volume::request::Contexts;
 
 /// Longest payload of an option, bytes.
 pub const OPTION_BYTES_MAX: usize = 64 << 10;
-/// What a peer may send in longer payloads, which are thrown away, before it is closed, bytes.
+/// What a peer may send in longer payloads, which are discarded, before it is closed, bytes.
 pub const SKIPPED_BYTES_MAX: u64 = 1 << 20;
 /// Options in one handshake; a list of exports with two questions about each fits.
 pub const OPTIONS_MAX: u32 = 16 << 10;
 /// Lists of exports, or of all contexts of one, in one handshake.
 pub const LISTS_MAX: u32 = 16;
-/// Output at which no further option is looked at, bytes.
+/// Output at which no further option is handled, bytes.
 pub const OUTPUT_BYTES_HIGH: usize = 16 << 10;
 /// The most that one step adds to the output, bytes: an INFO with name and description.
 const STEP_BYTES_MAX: usize = 5 * OPTION_REPLY_HEADER_BYTES + 2 * NAME_BYTES_MAX + 256;
 /// The most output that is held, bytes.
 pub const OUTPUT_BYTES_MAX: usize = OUTPUT_BYTES_HIGH + STEP_BYTES_MAX;
-/// The most that one call of [`Handshake::feed`] may bring, bytes.
+/// The most input in one call of [`Handshake::feed`], bytes.
 pub const FEED_BYTES_MAX: usize = 16 << 10;
 /// The most input that is held, bytes.
 pub const INPUT_BYTES_MAX: usize = OPTION_HEADER_BYTES + OPTION_BYTES_MAX + FEED_BYTES_MAX;
@@ -51,7 +51,7 @@ const TEXT_BYTES_MAX: usize = 4096;
 const _: () = assert!(OPTION_BYTES_MAX >= 2 * (4 + NAME_BYTES_MAX) + 4);
 const _: () = assert!(SKIPPED_BYTES_MAX > OPTION_BYTES_MAX as u64);
 
-/// What a step of the handshake led to.
+/// Result of a step of the handshake.
 pub enum Step {
     /// More input is needed, or the output must be taken first.
     More,
@@ -61,15 +61,15 @@ pub enum Step {
     Done(Agreement),
 }
 
-/// What a handshake ends with.
+/// Result of a handshake.
 pub struct Agreement {
-    /// The hold on the export that was asked for.
+    /// An attachment to the export that was asked for.
     pub attachment: Attachment,
     /// Whether replies may have chunks.
     pub structured: bool,
-    /// What was selected of the export's metadata contexts, if anything was.
+    /// The metadata contexts that were selected, if any.
     pub selection: Option<Selection>,
-    /// Bytes that belong to the transmission already.
+    /// Bytes received that already belong to the transmission phase.
     pub rest: Vec<u8>,
 }
 
@@ -77,16 +77,16 @@ pub struct Agreement {
 pub struct Selection {
     /// The contexts.
     pub contexts: Arc<Contexts>,
-    /// A hold on each snapshot that they compare with.
+    /// An attachment to each snapshot that they compare with.
     pub held: Vec<Attachment>,
 }
 
-/// What the handshake may ask of the server.
+/// What the handshake needs to know about the server.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The exports.
     pub exports: &'a ExportTable,
-    /// No more connections are taken into transmission.
+    /// No more connections may enter transmission.
     pub full: bool,
 }
 
@@ -142,12 +142,12 @@ impl Handshake {
         }
     }
 
-    /// What the peer is to be sent.
+    /// The bytes to send to the peer.
     pub fn output(&self) -> &[u8] {
         &self.output
     }
 
-    /// Says that the first `length` bytes of the output were sent.
+    /// Notes that the first `length` bytes of the output were sent.
     pub fn sent(&mut self, length: usize) {
         self.output.drain(..length.min(self.output.len()));
         if self.output.is_empty() && self.output.capacity() > 1024 {
@@ -162,8 +162,8 @@ impl Handshake {
         self.input.capacity() + self.output.capacity() + listing
     }
 
-    /// Takes at most [`FEED_BYTES_MAX`] bytes of the peer and continues as far as they lead. Call it with
-    /// none to continue after output was sent, and with some only when all output was.
+    /// Accepts at most [`FEED_BYTES_MAX`] bytes from the peer and proceeds as far as possible with them. Call it with
+    /// none to continue after output was sent, and with some only when all output was sent.
     pub fn feed(&mut self, bytes: &[u8], context: Context) -> Step {
         self.input.extend_from_slice(bytes);
         let mut consumed = 0;
@@ -196,7 +196,7 @@ impl Handshake {
         step
     }
 
-    /// Handles what stands at `consumed` and moves it on; `None` if more input is needed.
+    /// Handles the input at `consumed` and advances it; `None` if more input is needed.
     fn next(&mut self, consumed: &mut usize, context: Context) -> Option<Step> {
         let mut rest = &self.input[*consumed..];
         match self.phase {
@@ -327,7 +327,7 @@ impl Handshake {
     }
 }
 
-/// A list that is being told: of exports, or of contexts that compare with them.
+/// A list that is being sent: of exports, or of contexts that compare with them.
 struct Listing {
     option: u32,
     exports: std::vec::IntoIter<Arc<Export>>,

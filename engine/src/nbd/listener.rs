@@ -1,12 +1,12 @@
 //! Listener: accepts sockets and leads them through the handshake, all on one thread that never blocks.
 //!
-//! How it works      Listening sockets, sockets in handshake and a wake-up stand in one epoll set. A socket
+//! How it works      Listening sockets, sockets in handshake and a wake-up are in one epoll set. A socket
 //!                   whose handshake is done becomes a [`Connection`] with a reader thread of its own.
 //! Invariants        LI1 a handshake has [`HANDSHAKE_TIME`] from the moment it was accepted;
-//!                   LI2 at most `handshakes_max` sockets are in handshake: a new one takes the oldest's place;
-//!                   LI3 nothing is received from a socket that has not taken its output yet.
-//! Errors            whatever goes wrong with a socket closes that socket. Without file descriptors the
-//!                   oldest handshake is given up, or accepting pauses.
+//!                   LI2 at most `handshakes_max` sockets are in handshake: a new one replaces the oldest;
+//!                   LI3 nothing is received from a socket whose output is not sent yet.
+//! Errors            an error on a socket closes that socket. If no file descriptor is free, the oldest handshake is
+//!                   closed, or accepting pauses.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -25,24 +25,24 @@ use crate::nbd::{Shared, WAKE};
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// Sockets in handshake, if the system allows for as many file descriptors.
+/// Sockets in handshake, if the limit of file descriptors is high enough.
 pub const HANDSHAKES_MAX: usize = 16384;
-/// File descriptors that are left to the rest of the process.
+/// File descriptors reserved for the rest of the process.
 const FILES_RESERVED: usize = 1024;
 /// Marks a listening socket's number among the events.
 pub const LISTENING: u64 = 1 << 63;
-/// How long accepting pauses when nothing can be given up.
+/// How long accepting pauses when there is no handshake to close.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Sockets accepted before others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Exchanges with one socket before others have their turn.
 const EXCHANGES_PER_TURN: usize = 4;
-/// What a handshake may hold whatever the others do, bytes.
-const HELD_ALWAYS: usize = 1024;
+/// What a handshake may always hold, whatever the others hold, bytes.
+const HANDSHAKE_GUARANTEED_BYTES: usize = 1024;
 /// Events looked at in one turn.
 const EVENTS_PER_TURN: usize = 256;
 
-const _: () = assert!((HANDSHAKES_MAX * HELD_ALWAYS) as u64 <= HANDSHAKES_BYTES_MAX);
+const _: () = assert!((HANDSHAKES_MAX * HANDSHAKE_GUARANTEED_BYTES) as u64 <= HANDSHAKES_BYTES_MAX);
 
 struct Negotiation {
     socket: OwnedFd,
@@ -53,7 +53,7 @@ struct Negotiation {
     closing: bool,
 }
 
-/// What an exchange with a socket led to.
+/// Result of an exchange with a socket.
 enum Outcome {
     Waits(epoll::EventFlags),
     Close,
@@ -64,7 +64,7 @@ enum Outcome {
 pub struct Listener {
     shared: Arc<Shared>,
     negotiations: HashMap<u64, Negotiation>,
-    /// Deadlines in the order of acceptance; some may be over already.
+    /// Deadlines in the order of acceptance; some are of handshakes that have ended.
     deadlines: VecDeque<(Instant, u64)>,
     handshakes_max: usize,
     /// What all handshakes hold, bytes.
@@ -104,7 +104,7 @@ impl Listener {
                 let number = event.data.u64();
                 if number & LISTENING == 0 {
                     self.exchange(number);
-                    self.count(0); // one that is done has its connection by now
+                    self.count(0); // a finished handshake has its connection by now
                 } else if number != WAKE {
                     self.accept(number);
                 }
@@ -114,7 +114,7 @@ impl Listener {
         }
     }
 
-    /// How long until something is to be done that nobody asks for, if there is anything.
+    /// Time until the next deadline or the end of a pause, if there is any.
     fn timeout(&self) -> Option<Duration> {
         let first = self.deadlines.front().map(|(deadline, _)| *deadline);
         let next = [first, self.paused_until].into_iter().flatten().min()?;
@@ -158,7 +158,7 @@ impl Listener {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let accepted = accept_with(listening, flags);
             if accepted.is_ok() {
-                self.count(1); // before anybody can close the listeners and think that there is none
+                self.count(1); // before another thread can close the listeners and see no handshake
             }
             drop(listeners);
             match accepted {
@@ -173,7 +173,7 @@ impl Listener {
                     | SystemErrno::NOBUFS
                     | SystemErrno::NOMEM,
                 ) => {
-                    if !self.give_up_oldest() {
+                    if !self.close_oldest() {
                         self.pause_listening(true);
                         self.paused_until = Some(Instant::now() + PAUSE);
                     }
@@ -185,8 +185,8 @@ impl Listener {
     }
 
     fn begin(&mut self, socket: OwnedFd) {
-        while self.negotiations.len() >= self.handshakes_max && self.give_up_oldest() {} // LI2
-        // Refused for unix sockets, which need it not.
+        while self.negotiations.len() >= self.handshakes_max && self.close_oldest() {} // LI2
+        // Refused for unix sockets, which do not need it.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let waits_for = epoll::EventFlags::IN;
@@ -203,7 +203,7 @@ impl Listener {
         self.exchange(number);
     }
 
-    fn give_up_oldest(&mut self) -> bool {
+    fn close_oldest(&mut self) -> bool {
         while let Some((_, number)) = self.deadlines.pop_front() {
             if self.remove(number).is_some() {
                 return true;
@@ -218,12 +218,12 @@ impl Listener {
         Some(negotiation)
     }
 
-    /// Says how many sockets are in handshake: those known, and `more` that are about to be.
+    /// Publishes how many sockets are in handshake: the known ones, and `more` that are about to be.
     fn count(&self, more: usize) {
         self.shared.handshakes.store(self.negotiations.len() + more, Ordering::SeqCst);
     }
 
-    /// Sends and receives with one socket as far as it goes now.
+    /// Sends to and receives from one socket as far as it is possible now.
     fn exchange(&mut self, number: u64) {
         let Some(negotiation) = self.negotiations.get_mut(&number) else { return };
         let full = lock(&self.shared.connections).len() >= CONNECTIONS_MAX;
@@ -232,11 +232,11 @@ impl Listener {
         let held = negotiation.handshake.held_bytes();
         self.held = self.held - negotiation.held + held;
         negotiation.held = held;
-        let greedy = held > HELD_ALWAYS && self.held as u64 > HANDSHAKES_BYTES_MAX;
+        let greedy = held > HANDSHAKE_GUARANTEED_BYTES && self.held as u64 > HANDSHAKES_BYTES_MAX;
         match outcome {
             Outcome::Done(agreement) => {
                 let Some(negotiation) = self.remove(number) else { return };
-                // From here on the socket is the reader's; a failure just closes it.
+                // From here on the socket belongs to the reader; a failure closes it.
                 let _ = epoll::delete(&self.shared.listening, &negotiation.socket);
                 let output = negotiation.handshake.output().to_vec();
                 Shared::begin_transmission(
@@ -284,7 +284,7 @@ impl Negotiation {
             if self.closing {
                 return Outcome::Close;
             }
-            // Options that had to wait until output was taken come first.
+            // Options that waited until output was sent come first.
             let mut step = self.handshake.feed(&[], context);
             if matches!(step, Step::More) && self.handshake.output().is_empty() {
                 match recv(&self.socket, &mut *scratch, RecvFlags::DONTWAIT) {
@@ -317,7 +317,7 @@ mod tests {
     use crate::nbd::Server;
 
     #[test]
-    fn nobody_in_handshake_means_no_wake_up() {
+    fn without_a_handshake_there_is_no_wake_up() {
         let server = Server::new(Arc::default(), Arc::new(())).unwrap();
         let mut listener = Listener::new(Arc::clone(&server.shared), 65536);
         assert_eq!(listener.timeout(), None);

@@ -1,13 +1,13 @@
 //! NBD server: connections of hosts, from the first byte of the handshake to the last reply.
 //!
-//! How it works      `listener.rs` accepts sockets and leads all handshakes on one thread (`handshake.rs` is
+//! How it works      `listener.rs` accepts sockets and runs all handshakes on one thread (`handshake.rs` is
 //!                   the state machine). A handshake that ends with an export becomes a connection with a
 //!                   reader thread of its own (`reader.rs`), which parses and validates requests
-//!                   (`request.rs`) and submits them by the batch to the export's target. The thread that finishes
-//!                   requests hands them to the connection (`reply.rs`) and kicks it; a kick sends what it
-//!                   can and never blocks. What a socket does not take at once, the sender thread sends.
-//!                   `clients.rs` lists them.
-//!                   `hand_over.rs` stops connections between two requests, for the next process to continue with.
+//!                   (`request.rs`) and submits them in batches to the export's target. The thread that finishes
+//!                   requests passes them to the connection (`reply.rs`) and kicks it; a kick sends what it can and
+//!                   never blocks. The sender thread sends what a socket does not accept at once. `clients.rs` lists
+//!                   the connections. `hand_over.rs` stops connections between two requests, for the next process to
+//!                   continue with.
 //! Bounds            `budget.rs`: bytes and requests in flight, for each connection and for all together.
 //! Invariants        NC1 one connection can only end itself: no peer's bytes lead to a panic or to an
 //!                      unbounded wait of a thread that others need;
@@ -36,7 +36,7 @@ pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
 mod status;
-#[allow(missing_docs)] // The protocol's own names, told in docs/nbd.md.
+#[allow(missing_docs)] // The protocol's own names, explained in docs/nbd.md.
 pub(crate) mod wire;
 
 use std::collections::HashMap;
@@ -72,13 +72,13 @@ use crate::volume::export::{Attachment, ExportTable};
 const WAKE: u64 = u64::MAX;
 /// How often the sender thread looks for inboxes that are no longer needed.
 const WATCH_EVERY: Duration = Duration::from_millis(250);
-/// How often it does so while the pool is short.
+/// The same while the pool is short.
 const SHORT_EVERY: Duration = Duration::from_millis(10);
 /// How long [`Server::stop`] and [`Server::disconnect`] wait for connections to end.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 /// A reader's stack, bytes.
 const READER_STACK_BYTES: usize = 256 << 10;
-/// Events looked at in one turn.
+/// Events handled in one turn.
 const EVENTS_PER_TURN: usize = 64;
 
 const _: () = assert!(INPUT_BYTES_MAX <= INBOX_BYTES);
@@ -102,12 +102,12 @@ struct Shared {
     closed: AtomicBool,
     /// All connections freeze.
     freezing: AtomicBool,
-    /// Tells those that wait for their sockets.
+    /// Wakes readers that wait for their sockets when all connections freeze.
     freeze: Arc<OwnedFd>,
-    /// The result of that.
+    /// The result of freezing.
     handed_over: Mutex<HandedOver>,
     handshakes: AtomicUsize,
-    /// What readers can do while they wait.
+    /// The completions that readers reap while they wait.
     reaping: Arc<dyn Reaping>,
     /// The number of the next socket.
     next: AtomicU64,
@@ -214,7 +214,7 @@ impl Server {
     }
 
     /// Stops accepting, closes every connection and joins every thread, within 5 s. A connection whose
-    /// target does not finish its requests in that time is left to itself. Stopping again does nothing.
+    /// target does not finish its requests in that time is not waited for any longer. Stopping again does nothing.
     pub fn stop(&self) {
         if self.shared.stopping.swap(true, Ordering::AcqRel) {
             return;
@@ -223,10 +223,10 @@ impl Server {
         let threads = std::mem::take(&mut *lock(&self.threads));
         self.shared.abort(|_| true);
         for thread in threads {
-            // A thread that has panicked is over as well.
+            // A thread that panicked has ended too.
             let _ = thread.join();
         }
-        // Again, for a connection that began meanwhile.
+        // Again, because a connection may have begun in the meantime.
         self.shared.abort(|_| true);
         self.shared.wait_ended(STOP_WITHIN, |_| true);
         lock(&self.shared.listeners).clear();
@@ -244,8 +244,8 @@ impl Drop for Server {
     }
 }
 
-/// What a connection in transmission begins with.
-struct Begun {
+/// What the handshake, or the previous process, negotiated for a connection.
+struct Negotiated {
     attachment: Attachment,
     agreed: Agreed,
     selection: Option<Selection>,
@@ -253,7 +253,7 @@ struct Begun {
 }
 
 impl Shared {
-    /// Makes a connection of a socket whose handshake is done, and starts its reader.
+    /// Makes a connection from a socket whose handshake is done, and starts its reader.
     fn begin_transmission(
         shared: &Arc<Shared>,
         socket: OwnedFd,
@@ -269,24 +269,24 @@ impl Shared {
             status: selection.is_some(),
         };
         let resume_point = ResumePoint { bytes: rest, ..ResumePoint::default() };
-        let begun = Begun { attachment, agreed, selection, resume_point };
-        // A failure just closes the socket.
-        let _ = Shared::serve(shared, socket, number, begun, |connection| {
+        let negotiated = Negotiated { attachment, agreed, selection, resume_point };
+        // A failure closes the socket.
+        let _ = Shared::serve(shared, socket, number, negotiated, |connection| {
             connection.push(Reply::handshake(output));
             connection.send_queued();
         });
     }
 
-    /// Makes a connection of a socket in transmission, has `begin` see it first, and starts its reader.
+    /// Makes a connection from a socket in transmission, calls `begin` with it, and starts its reader.
     fn serve(
         shared: &Arc<Shared>,
         socket: OwnedFd,
         number: u64,
-        begun: Begun,
+        negotiated: Negotiated,
         begin: impl FnOnce(&Connection),
     ) -> std::result::Result<(), SystemErrno> {
-        let Begun { attachment, agreed, selection, resume_point } = begun;
-        // With other sizes it works as well.
+        let Negotiated { attachment, agreed, selection, resume_point } = negotiated;
+        // The default size works too.
         let local = sockopt::socket_domain(&socket) == Ok(AddressFamily::UNIX);
         let bytes = if local { UNIX_SOCKET_BYTES } else { SOCKET_BYTES };
         let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
@@ -312,13 +312,13 @@ impl Shared {
                 match reader::run(&ending.connection, exports, attachment, resume_point) {
                     Ended::Over => {}
                     Ended::Frozen(resume_point) => ending.hand_over(attachment, resume_point),
-                    Ended::TooLate => ending.not_in_time(),
+                    Ended::TooLate => ending.note_closed(),
                 }
             }
             drop(ending);
         };
         let builder = std::thread::Builder::new().name("nbd-reader".to_owned());
-        // Without a thread, the body is dropped, and the connection with it.
+        // If no thread starts, the body is dropped, and the connection with it.
         let started = builder.stack_size(READER_STACK_BYTES).spawn(body);
         let reader = started.map_err(|_| SystemErrno::AGAIN)?;
         let mut readers = lock(&shared.readers);
@@ -327,12 +327,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether it takes no more connections.
+    /// Whether it accepts no more connections.
     fn is_ending(&self) -> bool {
         self.stopping.load(Ordering::Acquire) || self.closed.load(Ordering::Acquire)
     }
 
-    /// Sends what sockets did not take at once, and watches peers that do not move.
+    /// Sends what sockets did not accept at once, and watches peers that do not move.
     fn run_sender(&self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_TURN);
         let mut watched = Instant::now();
@@ -370,7 +370,7 @@ impl Shared {
         lock(&self.connections).values().any(|one| one.has_retired())
     }
 
-    /// Closes peers that hold others up, while the pool is short.
+    /// Closes peers that block others, while the pool is short.
     fn free_memory(&self) {
         let needed = self.common.pool.memory_waiters_bytes();
         if needed == 0 {
@@ -379,7 +379,7 @@ impl Shared {
         let now = Instant::now();
         let all = self.matching(|_| true);
         let held = all.iter().enumerate().filter_map(|(index, one)| {
-            one.will_hold(now).map(|(long, drawn)| (long, drawn, index))
+            one.will_hold(now).map(|(long, reserved)| (long, reserved, index))
         });
         for index in evict(held.collect(), needed) {
             all[index].evict();
@@ -410,13 +410,13 @@ impl Shared {
     }
 }
 
-/// Ends a connection when its reader ends, however that comes about: the attachment first (NC2), so that a client whose
+/// Ends a connection when its reader ends, for any reason: the attachment first (NC2), so that a client whose
 /// socket was closed no longer counts as one.
 struct Ending {
     connection: Arc<Connection>,
     number: u64,
     attachment: Option<Attachment>,
-    /// Holds on the snapshots that it compares with.
+    /// Attachments to the snapshots that it compares with.
     compared: Option<Vec<Attachment>>,
     shared: Arc<Shared>,
 }
@@ -431,7 +431,7 @@ impl Drop for Ending {
     }
 }
 
-/// Raises the soft limit of open files to the hard one; gives the limit that holds.
+/// Raises the soft limit of open files to the hard one; returns the limit in effect.
 fn raise_files_max() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -2,15 +2,15 @@
 //!
 //! How it works      [`Socket`] is the real one. What parses, answers and counts knows only [`Peer`], so that the same
 //!                   code can be given bytes from memory ([`crate::fuzz`]) and every order of its steps (models).
-//!                   A reader blocks on its socket alone as long as bytes arrive now and then: one system call.
+//!                   A reader blocks in one system call on its socket alone as long as bytes arrive.
 //!                   After [`FREEZE_POLL_INTERVAL`] without bytes it also waits for the signal to freeze.
-//!                   If the last bytes came quickly, it busy-polls the socket before it blocks ([`BUSY_POLL_SOCKET`]), but
-//!                   only while busy-polling readers use less than half of the cores, because the senders need some, and
-//!                   not while other threads work on its requests.
-//!                   While any reads that bypass the page cache are in flight, it polls both the socket and their
-//!                   completions ([`BUSY_POLL_PER_READ`]), unless another thread does ([`crate::system::reaper`]).
-//! Errors            the system's, as they come: INTR to try again, AGAIN where sending would have to wait, and where
-//!                   receiving has waited for a while; anything else ends the connection.
+//!                   If the last bytes came quickly, it busy-polls the socket before it blocks ([`BUSY_POLL_SOCKET`]),
+//!                   but only while busy-polling readers use less than half of the cores, because the senders need
+//!                   some, and not while other threads work on its requests. While any reads that bypass the page cache
+//!                   are in flight, it polls both the socket and their completions ([`BUSY_POLL_PER_READ`]), unless
+//!                   another thread does ([`crate::system::reaper`]).
+//! Errors            the system's, unchanged: INTR to try again, AGAIN where sending would block, and where receiving
+//!                   has waited for a while; any other one ends the connection.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
@@ -46,29 +46,31 @@ const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// See the module's head.
 pub trait Peer: Send + Sync {
-    /// Puts what has come into `space` and says how many bytes; waits for the first, but comes back with AGAIN now and
-    /// then, and at once when its connection freezes. `idle`: nothing that came before is still being worked on. 0: it
-    /// will send nothing more.
+    /// Receives into `space` and returns the number of bytes. It waits for the first byte, but returns AGAIN from time
+    /// to time, and at once when its connection freezes. 0: the peer will send nothing more. `idle`: no earlier request
+    /// is still being served.
     fn receive(&self, space: &mut [u8], idle: bool) -> Result<usize, SystemErrno>;
-    /// Nobody calls `receive` for a while, though others are at work.
+    /// Notes that `receive` is not called for a while, although other threads are at work.
     fn leave(&self) {}
-    /// Puts what has come into `spaces`, one after the other, and says how many bytes; AGAIN if nothing has come.
+    /// Receives without waiting into `spaces`, one after the other, and returns the number of bytes; AGAIN if there are
+    /// none.
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno>;
-    /// Sends the beginning of `parts`, as much as it takes now, and says how many bytes.
+    /// Sends as much of `parts` as the socket accepts now, and returns the number of bytes.
     fn send(&self, parts: &[IoSlice<'_>]) -> Result<usize, SystemErrno>;
-    /// Has the sender thread continue ([`super::connection::Connection::send_on`]) once, as soon as it takes more.
+    /// Makes the sender thread continue ([`super::connection::Connection::send_on`]) once, as soon as the socket
+    /// accepts more.
     fn send_later(&self) -> Result<(), SystemErrno>;
     /// Who it is.
     fn who(&self) -> Who {
         Who::Unknown
     }
-    /// Whether it has closed both directions, as far as that can be known: it takes no answer any more.
+    /// Whether it has closed both directions, as far as that can be known: it receives no answer any more.
     fn is_gone(&self) -> bool {
         false
     }
     /// Shuts down both directions; a blocked `receive` returns.
     fn shut_down(&self);
-    /// The socket, for another process to continue with; `None` where there is more to it than that. Nobody uses this
+    /// The socket, for another process; `None` if the peer has more state than its socket. The caller does not use this
     /// peer any more.
     fn release(&self) -> Option<OwnedFd>;
 }
@@ -76,31 +78,31 @@ pub trait Peer: Send + Sync {
 /// A peer behind a socket.
 pub struct Socket {
     socket: OwnedFd,
-    /// Its connection's number, which the sender thread is told.
+    /// Its connection's number, by which the sender thread knows it.
     number: u64,
     /// The sender thread's epoll set.
     sender: Arc<OwnedFd>,
     /// Readable once all connections freeze.
     freeze: Arc<OwnedFd>,
-    /// The last bytes came soon; its reader alone uses it.
-    soon: AtomicBool,
-    /// The last reads of the disk ended soon; its reader alone uses it.
-    ended_soon: AtomicBool,
-    /// Where these are.
+    /// The last receive was quick; used by its reader alone.
+    was_quick: AtomicBool,
+    /// The last disk reads were quick; used by its reader alone.
+    reads_were_quick: AtomicBool,
+    /// The completions of disk reads.
     reaping: Arc<dyn Reaping>,
 }
 
-/// Readers that do not sleep, and how many there may be while one looks for bytes.
+/// Readers that do not sleep, and the most of them at which a reader still busy-polls.
 static BUSY_POLLERS: AtomicUsize = AtomicUsize::new(0);
 static BUSY_POLLERS_MAX: LazyLock<usize> =
     LazyLock::new(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() / 2));
 
 impl Socket {
     /// The peer of connection `number`; `sender` is the epoll set of the thread that sends later, `freeze` becomes
-    /// readable when all connections are to freeze; `reaping`: where reads of the disk may be in flight.
+    /// readable when all connections are to freeze; `reaping` has the disk reads in flight.
     ///
     /// # Errors
-    /// The system's, if the socket does not take its settings.
+    /// The system's, if the socket refuses its settings.
     pub fn new(
         socket: OwnedFd,
         number: u64,
@@ -116,25 +118,25 @@ impl Socket {
             number,
             sender,
             freeze,
-            soon: AtomicBool::new(false),
-            ended_soon: AtomicBool::new(true),
+            was_quick: AtomicBool::new(false),
+            reads_were_quick: AtomicBool::new(true),
             reaping,
         })
     }
 }
 
 impl Socket {
-    /// Puts what has come into `space`; AGAIN if nothing has.
+    /// Receives into `space` without waiting; AGAIN if there is nothing.
     fn try_receive(&self, space: &mut [u8]) -> Result<usize, SystemErrno> {
         recv(&self.socket, space, RecvFlags::DONTWAIT).map(|(received, _)| received)
     }
 
-    /// Busy-polls the socket until [`BUSY_POLL_SOCKET`] after `begun`; AGAIN if no bytes came.
-    fn busy_poll(&self, space: &mut [u8], begun: Instant) -> Result<usize, SystemErrno> {
+    /// Busy-polls the socket until [`BUSY_POLL_SOCKET`] after `started`; AGAIN if no bytes came.
+    fn busy_poll(&self, space: &mut [u8], started: Instant) -> Result<usize, SystemErrno> {
         let mut found = Err(SystemErrno::AGAIN);
         while found == Err(SystemErrno::AGAIN)
             && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
-            && begun.elapsed() < BUSY_POLL_SOCKET
+            && started.elapsed() < BUSY_POLL_SOCKET
         {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
             found = self.try_receive(space);
@@ -142,9 +144,10 @@ impl Socket {
         found
     }
 
-    /// Waits for bytes and for completions of reads, and reaps these; AGAIN after some were reaped, or if none are in flight.
+    /// Waits for bytes and for completions of reads, and reaps the completions; AGAIN after some were reaped, or if
+    /// none are in flight.
     fn receive_and_reap(&self, space: &mut [u8], turn: &Turn<'_>) -> Result<usize, SystemErrno> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             let reaped = turn.reap();
             let found = self.try_receive(space);
@@ -152,15 +155,15 @@ impl Socket {
             if reaped > 0 || found != Err(SystemErrno::AGAIN) || left == 0 {
                 return found;
             }
-            let soon = BUSY_POLL_PER_READ.saturating_mul(left).min(BUSY_POLL_MAX);
-            let looks = self.ended_soon.load(Ordering::Relaxed)
+            let limit = BUSY_POLL_PER_READ.saturating_mul(left).min(BUSY_POLL_MAX);
+            let polls = self.reads_were_quick.load(Ordering::Relaxed)
                 && BUSY_POLLERS.load(Ordering::Relaxed) <= *BUSY_POLLERS_MAX
-                && begun.elapsed() < soon;
-            if !looks {
+                && started.elapsed() < limit;
+            if !polls {
                 let ended = turn.sleep([&self.socket, &self.freeze], Asleep::begin);
-                let was_soon = begun.elapsed() < soon;
-                if ended > 0 || !was_soon {
-                    self.ended_soon.store(was_soon, Ordering::Relaxed);
+                let were_quick = started.elapsed() < limit;
+                if ended > 0 || !were_quick {
+                    self.reads_were_quick.store(were_quick, Ordering::Relaxed);
                 }
                 return self.try_receive(space);
             }
@@ -175,7 +178,7 @@ impl Drop for Socket {
     }
 }
 
-/// Counts a reader as asleep while it is there.
+/// Counts a reader as asleep while this value exists.
 struct Asleep;
 
 impl Asleep {
@@ -196,16 +199,16 @@ impl Peer for Socket {
         if let Some(turn) = self.reaping.reaper().and_then(Reaper::turn) {
             return self.receive_and_reap(space, &turn);
         }
-        let begun = Instant::now();
-        if idle && self.soon.load(Ordering::Relaxed) {
-            match self.busy_poll(space, begun) {
+        let started = Instant::now();
+        if idle && self.was_quick.load(Ordering::Relaxed) {
+            match self.busy_poll(space, started) {
                 Err(SystemErrno::AGAIN) => {}
                 other => return other,
             }
         }
         let _asleep = Asleep::begin();
         let found = recv(&self.socket, space, RecvFlags::empty());
-        self.soon.store(begun.elapsed() < BUSY_POLL_SOCKET, Ordering::Relaxed);
+        self.was_quick.store(started.elapsed() < BUSY_POLL_SOCKET, Ordering::Relaxed);
         match found {
             Err(SystemErrno::AGAIN) => {}
             other => return other.map(|(received, _)| received),
@@ -250,17 +253,17 @@ impl Peer for Socket {
 
     fn is_gone(&self) -> bool {
         let mut files = [PollFd::new(&self.socket, PollFlags::empty())];
-        let told = poll(&mut files, Some(&Timespec::default()));
-        told == Ok(1) && files[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+        let found = poll(&mut files, Some(&Timespec::default()));
+        found == Ok(1) && files[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     fn shut_down(&self) {
-        // Refused when the peer is gone already, which is what is wanted.
+        // Fails if the peer is already gone, which has the same result.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     fn release(&self) -> Option<OwnedFd> {
-        // It is there only if something once had to be sent later.
+        // The socket is in the set only if `send_later` was called before.
         let _ = epoll::delete(&*self.sender, &self.socket);
         fcntl_dupfd_cloexec(&self.socket, 0).ok()
     }

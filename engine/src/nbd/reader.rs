@@ -1,15 +1,15 @@
 //! The reader: a connection's own thread, from the first request to the last.
 //!
-//! How it works      It receives whatever the socket has into its inbox, turns every complete request in it
+//! How it works      It receives what the socket has into its inbox, turns every complete request in it
 //!                   into a [`Request`], and submits them as one batch. Payloads up to
-//!                   [`PAYLOAD_SHARED_MAX`] share the inbox; a larger one gets a buffer of its own that the
-//!                   rest of it is received into ([`payload`]). The cost of a request is reserved before it is made, so a
-//!                   connection that holds too much is not read from. When the connection freezes, the reader stops
-//!                   where it would wait, lets its requests end, and returns its [`ResumePoint`], from which
+//!                   [`INBOX_PAYLOAD_MAX`] share the inbox; a larger one gets a buffer of its own, into which the rest
+//!                   of it is received ([`payload`]). The cost of a request is reserved before the request is made, so
+//!                   the reader of a connection that holds too much waits. When the connection freezes, the reader
+//!                   stops where it would wait, lets its requests end, and returns its [`ResumePoint`], from which
 //!                   another reader of the same bytes continues.
-//! Invariants        RQ1 bytes before `at` are done with; RQ2 whatever waits, waits with nothing in `batch`;
-//!                   RQ3 the payload of a refused request is consumed; RQ4 a resume point has every byte received that no
-//!                   request was made of.
+//! Invariants        RQ1 bytes before `at` are handled; RQ2 the reader never waits with requests in `batch`;
+//!                   RQ3 the payload of a refused request is consumed; RQ4 a resume point has every received byte from
+//!                       which no request was made.
 //! Errors            a peer that breaks the protocol's framing ends its own connection.
 
 mod payload;
@@ -23,9 +23,9 @@ use crate::buffer::{Buffer, Inbox};
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::budget::{
-    INBOX_BYTES, PAYLOAD_SHARED_MAX, REQUEST_OVERHEAD_BYTES, cost_with, lock, looked_at_most,
+    INBOX_BYTES, INBOX_PAYLOAD_MAX, REQUEST_OVERHEAD_BYTES, cost_with, examined_max, lock,
 };
-use crate::nbd::connection::{Connection, Patience};
+use crate::nbd::connection::{Connection, QuiesceTimeouts};
 use crate::nbd::reader::prefetch::Prefetch;
 use crate::nbd::reader::source::Source;
 use crate::nbd::reply::Reply;
@@ -34,7 +34,7 @@ use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_reque
 use crate::volume::export::{Attachment, ExportTable};
 use crate::volume::request::{Request, Sink, Target, Verb};
 
-/// Free space that makes a receive worth while, bytes.
+/// Least free space for a receive, bytes.
 const RECEIVE_BYTES_MIN: usize = 16 << 10;
 /// Memory that is reserved at once for a batch, if available, bytes.
 const CREDIT_BYTES: u64 = 1 << 20;
@@ -42,12 +42,12 @@ const CREDIT_BYTES: u64 = 1 << 20;
 const CREDIT_REQUESTS: u32 = 64;
 /// How much of an overlong payload is discarded before the connection is closed, bytes.
 pub const OVERLONG_DRAINED_BYTES: u64 = 1 << 20;
-/// How long replies may take to leave after the last request.
+/// How long sending the replies may take after the last request.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// How long what is in flight may take to end when the connection freezes.
-pub const PATIENCE: Patience =
-    Patience { all: Duration::from_secs(10), still: Duration::from_secs(2) };
+pub const QUIESCE_TIMEOUTS: QuiesceTimeouts =
+    QuiesceTimeouts { total: Duration::from_secs(10), stalled: Duration::from_secs(2) };
 
 const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
 
@@ -56,7 +56,7 @@ const _: () = assert!(RECEIVE_BYTES_MIN < INBOX_BYTES / 4);
 pub struct Refusal {
     /// Whether it is answered with a chunk.
     pub structured: bool,
-    /// The peer's name for it.
+    /// The peer's cookie for it.
     pub cookie: u64,
     /// Why it was refused.
     pub errno: Errno,
@@ -65,13 +65,13 @@ pub struct Refusal {
 /// Where a reader stopped in the byte stream of its peer, and another one resumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResumePoint {
-    /// Bytes that were received and that no request was made of.
+    /// Received bytes from which no request was made.
     pub bytes: Vec<u8>,
-    /// How many bytes, beginning with these, are still to be discarded.
+    /// How many bytes are still to be discarded, beginning with `bytes`.
     pub skip: u64,
     /// The connection ends when `skip` is 0.
     pub last: bool,
-    /// What is answered when `skip` is 0.
+    /// The refused request that is answered when `skip` is 0.
     pub refusal: Option<Refusal>,
 }
 
@@ -81,13 +81,13 @@ pub enum Ended {
     Over,
     /// It froze, and can be resumed from here.
     Frozen(ResumePoint),
-    /// It should have frozen, but requests in flight did not end in time: it is over.
+    /// It was to freeze, but requests in flight did not end in time: it is over.
     TooLate,
 }
 
 /// Why reading ended.
 enum End {
-    /// The peer disconnected, or there is nothing more to read: replies are still sent.
+    /// The peer disconnected, or its stream ended: replies are still sent.
     Disconnected,
     /// The connection failed.
     Broken,
@@ -107,37 +107,37 @@ struct Reader<'a> {
     connection: &'a Arc<Connection>,
     source: Source<'a>,
     sink: Arc<dyn Sink>,
-    /// What the export's name stands for; its target, which is another one when it has grown.
+    /// The table of exports; the export's target, which is replaced when the export has grown.
     exports: &'a ExportTable,
     target: Arc<dyn Target>,
     agreed: Agreed,
     inbox: Option<Inbox>,
     at: usize,
     batch: Vec<Arc<Request>>,
-    /// Taken and not used yet.
+    /// Reserved and not used yet.
     credit_bytes: u64,
     credit_requests: u32,
-    /// Bytes of a refused payload that are still to be thrown away.
+    /// Bytes of a refused payload that are still to be discarded.
     skip: u64,
-    /// The last request was a write with a payload of its own: of what follows no more is received into the inbox than
-    /// is needed, because the next such payload would have to be copied.
+    /// The last request was a large write: the inbox then receives no more than is needed, because the next large
+    /// payload would have to be copied from it.
     large_write: bool,
-    /// What was received ahead.
+    /// What was received speculatively.
     prefetch: Prefetch,
-    /// Bytes received that are not counted as moved yet.
+    /// Received bytes that are not counted as moved yet.
     received: u64,
     /// The connection ends when `skip` is 0.
     last: bool,
-    /// The request that was refused, and whose payload is not yet thrown away.
+    /// The refused request whose payload is not discarded yet.
     refusal: Option<Refusal>,
-    /// A refusal was queued and not kicked yet.
+    /// A refusal was queued, and the connection was not kicked yet.
     refused: bool,
-    /// Bytes that came before those at `at`, when a wait for the rest of them ended early.
-    before: Vec<u8>,
+    /// Bytes of an incomplete payload, before those at `at`, when the wait for the rest ended early.
+    incomplete: Vec<u8>,
 }
 
-/// Serves one connection from where it stands until it ends or freezes. A peer that took its leave has all its replies
-/// then, and does not know yet: the holder of the attachment releases it first, and evicts the connection then.
+/// Serves one connection from `from` until it ends or freezes. A peer that disconnected has all its replies then, and
+/// its socket is still open: the caller releases the attachment first, and then evicts the connection.
 pub fn run(
     connection: &Arc<Connection>,
     exports: &ExportTable,
@@ -163,7 +163,7 @@ pub fn run(
         last: from.last,
         refusal: from.refusal,
         refused: false,
-        before: Vec::new(),
+        incomplete: Vec::new(),
     };
     let mut end = reader.resume().err();
     while end.is_none() {
@@ -173,11 +173,11 @@ pub fn run(
     reader.put_credit_back();
     reader.prefetch.give_back(connection, 0);
     let freezes = matches!(end, Some(End::Frozen));
-    if freezes && connection.quiesce(PATIENCE) {
+    if freezes && connection.quiesce(QUIESCE_TIMEOUTS) {
         return Ended::Frozen(reader.resume_point());
     }
     if let Some(refusal) = reader.refusal.take() {
-        connection.push(refusal.reply()); // what it holds is given back with it
+        connection.push(refusal.reply()); // what it holds is released with it
     }
     if !matches!(end, Some(End::Disconnected)) {
         connection.abort();
@@ -193,26 +193,26 @@ impl Refusal {
 }
 
 impl Reader<'_> {
-    /// Holds again what a refusal held that was not answered yet.
+    /// Reserves again what an unanswered refusal held.
     fn resume(&mut self) -> Result<(), End> {
-        if self.refusal.is_some() { self.take(REQUEST_OVERHEAD_BYTES) } else { Ok(()) }
+        if self.refusal.is_some() { self.reserve(REQUEST_OVERHEAD_BYTES) } else { Ok(()) }
     }
 
-    /// Where it stands (RQ4); its last step ended with [`End::Frozen`].
+    /// The resume point (RQ4), after a step that ended with [`End::Frozen`].
     fn resume_point(mut self) -> ResumePoint {
-        let mut bytes = std::mem::take(&mut self.before);
+        let mut bytes = std::mem::take(&mut self.incomplete);
         assert!(self.prefetch.is_empty(), "PF2");
         bytes.extend_from_slice(self.bytes());
         bytes.extend_from_slice(&self.source.first[self.source.used..]);
         ResumePoint { bytes, skip: self.skip, last: self.last, refusal: self.refusal }
     }
 
-    /// How a wait ended that the connection has cut short.
+    /// Why a wait was interrupted by the connection.
     fn cut_short(&self) -> End {
         if self.connection.is_freezing() { End::Frozen } else { End::Broken }
     }
 
-    /// Everything between two receives, and the receive.
+    /// Handles all complete requests, then receives once.
     fn round(&mut self) -> Result<(), End> {
         let needed = loop {
             if let Next::Receive(needed) = self.next()? {
@@ -221,7 +221,7 @@ impl Reader<'_> {
         };
         self.submit();
         self.put_credit_back();
-        if self.large_write && self.bytes().is_empty() && self.receive_ahead(&mut [])? > 0 {
+        if self.large_write && self.bytes().is_empty() && self.receive_and_prefetch(&mut [])? > 0 {
             return Ok(());
         }
         self.ensure_space(needed)?;
@@ -243,7 +243,7 @@ impl Reader<'_> {
         self.inbox.as_ref().map_or(&[], |inbox| inbox.bytes(at))
     }
 
-    /// Handles what stands at `at`.
+    /// Handles the bytes at `at`.
     fn next(&mut self) -> Result<Next, End> {
         let here = self.bytes().len();
         if self.skip > 0 {
@@ -263,7 +263,7 @@ impl Reader<'_> {
         }
         if !self.prefetch.is_empty() {
             assert!(self.bytes().is_empty(), "PF1");
-            return self.next_ahead();
+            return self.next_prefetched();
         }
         let Some(header) = self.bytes().first_chunk::<REQUEST_HEADER_BYTES>() else {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES));
@@ -286,8 +286,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the export is larger than this connection knew, because its volume has grown: from now on it knows. A
-    /// kernel's client is told the new size past its connections.
+    /// Whether the export is larger than this connection knew, because its volume has grown; updates the size. (A
+    /// kernel client learns the new size outside of its connections.)
     fn has_grown(&mut self) -> bool {
         let Some(export) = self.exports.find(&self.connection.export) else { return false };
         let ours = self.target.instant();
@@ -302,14 +302,14 @@ impl Reader<'_> {
     }
 
     fn refuse(&mut self, header: &RequestHeader, payload: u32, errno: Errno) -> Result<(), End> {
-        self.take(REQUEST_OVERHEAD_BYTES)?;
+        self.reserve(REQUEST_OVERHEAD_BYTES)?;
         self.at += REQUEST_HEADER_BYTES;
-        // What follows is thrown away: there is nothing to be received ahead, or without a copy.
+        // The payload is discarded: a speculative receive, or one without a copy, would be useless.
         self.large_write = false;
         self.prefetch.note(0);
         let structured = self.connection.agreed.structured
             && matches!(header.command, command::READ | command::BLOCK_STATUS);
-        // It is sent behind the payload: a client may look for replies only once it has sent its request.
+        // It is sent after the payload: a client may read replies only after it has sent its request.
         self.refusal = Some(Refusal { structured, cookie: header.cookie, errno });
         self.skip = u64::from(payload); // RQ3
         if self.skip > REQUEST_BYTES_MAX {
@@ -322,14 +322,14 @@ impl Reader<'_> {
     fn command(&mut self, header: &RequestHeader, command: Command) -> Result<Next, End> {
         let length = header.length as usize;
         let writes = command.verb == Verb::Write;
-        let shared = writes && length <= PAYLOAD_SHARED_MAX;
+        let shared = writes && length <= INBOX_PAYLOAD_MAX;
         self.large_write = writes && !shared;
         self.prefetch.note(if self.large_write { length } else { 0 });
         if shared && self.bytes().len() < REQUEST_HEADER_BYTES + length {
             return Ok(Next::Receive(REQUEST_HEADER_BYTES + length));
         }
-        let (looked_at, cost) = self.looked_at(command.verb, u64::from(header.length));
-        self.take(cost)?;
+        let (examined, cost) = self.examined(command.verb, u64::from(header.length));
+        self.reserve(cost)?;
         let start = self.at + REQUEST_HEADER_BYTES;
         self.at = start;
         let data = match command.verb {
@@ -344,14 +344,14 @@ impl Reader<'_> {
             Verb::Write => self.receive_payload(length)?,
             _ => Buffer::empty(),
         };
-        self.begin(header, command, looked_at, data);
+        self.begin(header, command, examined, data);
         Ok(Next::Parse)
     }
 
     /// Puts a request into the batch.
-    fn begin(&mut self, header: &RequestHeader, command: Command, looked_at: u64, data: Buffer) {
+    fn begin(&mut self, header: &RequestHeader, command: Command, examined: u64, data: Buffer) {
         let sink = Arc::clone(&self.sink);
-        let mut request = Request::new(command.verb, header.offset, looked_at, data, sink);
+        let mut request = Request::new(command.verb, header.offset, examined, data, sink);
         request.cookie = header.cookie;
         request.flags = header.flags;
         request.fua = command.fua;
@@ -360,26 +360,26 @@ impl Reader<'_> {
         self.batch.push(Arc::new(request));
     }
 
-    /// How much of a request's range is looked at, and what the request costs: a BLOCK_STATUS that several contexts
-    /// were selected for looks at less.
-    fn looked_at(&self, verb: Verb, length: u64) -> (u64, u64) {
+    /// How much of a request's range is examined, bytes, and what the request costs. A BLOCK_STATUS with several
+    /// selected contexts examines less.
+    fn examined(&self, verb: Verb, length: u64) -> (u64, u64) {
         let contexts = self.connection.contexts.as_deref().filter(|_| verb == Verb::BlockStatus);
         let times = contexts.map_or(1, |contexts| contexts.times());
-        let looked_at = length.min(looked_at_most(verb) / times);
-        (looked_at, cost_with(contexts, verb, looked_at))
+        let examined = length.min(examined_max(verb) / times);
+        (examined, cost_with(contexts, verb, examined))
     }
 
-    /// Takes what one request costs from the credit, or from the account.
-    fn take(&mut self, bytes: u64) -> Result<(), End> {
+    /// Reserves what one request costs, from the credit or from the account.
+    fn reserve(&mut self, bytes: u64) -> Result<(), End> {
         if self.credit_bytes < bytes || self.credit_requests == 0 {
             self.put_credit_back();
             let wanted = bytes.max(CREDIT_BYTES);
-            let quick = self.connection.try_take(bytes, wanted, CREDIT_REQUESTS);
+            let quick = self.connection.try_reserve(bytes, wanted, CREDIT_REQUESTS);
             let (bytes, requests) = match quick {
                 Some(taken) => taken,
                 None => {
                     self.submit(); // RQ2
-                    let taken = self.connection.take(bytes, wanted, 1);
+                    let taken = self.connection.reserve(bytes, wanted, 1);
                     (taken.ok_or_else(|| self.cut_short())?, 1)
                 }
             };
@@ -393,13 +393,13 @@ impl Reader<'_> {
 
     fn put_credit_back(&mut self) {
         if self.credit_bytes > 0 || self.credit_requests > 0 {
-            self.connection.put_back(self.credit_bytes, self.credit_requests);
+            self.connection.release_unused(self.credit_bytes, self.credit_requests);
             self.credit_bytes = 0;
             self.credit_requests = 0;
         }
     }
 
-    /// Hands the batch over, and has refusals sent.
+    /// Submits the batch, and sends refusals.
     fn submit(&mut self) {
         if !self.batch.is_empty() {
             let mut state = lock(&self.connection.state);
@@ -414,7 +414,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Sees to it that `needed` bytes from `at` on fit, and that a receive is worth while.
+    /// Makes room for `needed` bytes from `at` on, and for at least [`RECEIVE_BYTES_MIN`].
     fn ensure_space(&mut self, needed: usize) -> Result<(), End> {
         let mut inbox = self.inbox.take().ok_or(End::Broken)?;
         let rest = inbox.filled() - self.at;
@@ -428,7 +428,7 @@ impl Reader<'_> {
         }
         let moved = inbox.bytes(self.at).to_vec();
         let Some(mut inbox) = self.connection.change_inbox(inbox) else {
-            self.before = moved;
+            self.incomplete = moved;
             return Err(self.cut_short());
         };
         inbox.clear();

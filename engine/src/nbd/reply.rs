@@ -1,14 +1,14 @@
 //! Replies: from a finished request to bytes on the socket, without ever blocking a processor.
 //!
 //! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
-//!                   is queued: one `sendmsg` for many replies. When the socket takes no more, or one kick
-//!                   has sent much, the connection is handed to the server's sender thread, which waits for
-//!                   the socket (epoll, one shot) and continues; meanwhile kicks only queue.
-//! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once handed over, the
-//!                      sender thread; the thread that sends checks the queue again before it stops;
-//!                   RP2 what a request holds is given back when its reply is sent or dropped, once.
+//!                   is queued: one `sendmsg` for many replies. When the socket accepts no more, or one kick has sent
+//!                   much, the connection is passed to the server's sender thread, which waits for the socket (epoll,
+//!                   one shot) and continues. Until then kicks only queue.
+//! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once the connection is passed to
+//!                   it, the sender thread; the thread that sends checks the queue again before it stops;
+//!                   RP2 what a request holds is released once, when its reply is sent or dropped.
 //! Owner and locks   the outbox's lock, then the connection's state, then the pool.
-//! Errors            a peer that cannot be sent to ends its own connection.
+//! Errors            a failed send ends the peer's own connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -28,7 +28,7 @@ use crate::volume::request::{Request, Sink, Verb};
 
 /// Replies in one `sendmsg`.
 const REPLIES_PER_SEND: usize = 128;
-/// Of so many replies a shorter list of parts is made.
+/// Up to so many replies use the shorter list of parts.
 const FEW_REPLIES: usize = 8;
 /// What one kick sends before it leaves the rest to the sender thread, bytes.
 const BYTES_PER_TURN: usize = 1 << 20;
@@ -53,7 +53,7 @@ pub struct Reply {
     head: [u8; HEAD_BYTES_MAX],
     head_bytes: usize,
     body: Body,
-    /// What is given back once it is sent, bytes (RP2).
+    /// What is released once it is sent, bytes (RP2).
     cost: u64,
     /// How many requests it answers.
     requests: u32,
@@ -88,7 +88,7 @@ impl Reply {
     pub fn to(request: Arc<Request>, structured: bool, buffers: &BufferPool) -> Reply {
         let cost = budget::cost_with(request.contexts.as_deref(), request.verb, request.length);
         let cookie = request.cookie;
-        // Commands whose success has no chunk are answered simply, failed or not.
+        // Commands whose success has no chunk get a simple reply, also for a failure.
         let chunks = structured && matches!(request.verb, Verb::Read | Verb::BlockStatus);
         if let Err(errno) = request.result() {
             return Reply::error(chunks, cookie, errno, cost);
@@ -128,7 +128,7 @@ impl Reply {
     }
 }
 
-/// An errno as the protocol's error; what it does not know is EIO.
+/// An errno as the protocol's error; EIO if the protocol does not have it.
 fn protocol_error(errno: Errno) -> u32 {
     match errno {
         Errno::EPERM => error::EPERM,
@@ -142,7 +142,7 @@ fn protocol_error(errno: Errno) -> u32 {
     }
 }
 
-/// What the sending thread has taken from the queue.
+/// The replies that the sending thread took from the queue.
 #[derive(Default)]
 pub struct Outbox {
     replies: VecDeque<Reply>,
@@ -150,7 +150,7 @@ pub struct Outbox {
     first_sent: usize,
 }
 
-/// What was sent and has not been given back yet.
+/// What sent replies held, and is not released yet.
 #[derive(Default)]
 struct Finished {
     cost: u64,
@@ -166,7 +166,7 @@ impl Finished {
 }
 
 impl Outbox {
-    /// Sends as much as one call takes.
+    /// Sends as much as the socket accepts in one call.
     fn send(&self, connection: &Connection) -> Result<usize, SystemErrno> {
         match self.replies.len() {
             0..=FEW_REPLIES => self.send_by::<{ 2 * FEW_REPLIES }>(connection),
@@ -191,7 +191,7 @@ impl Outbox {
         connection.peer.send(&parts[..used])
     }
 
-    /// Drops what `sent` bytes have completed.
+    /// Drops the replies that `sent` bytes completed.
     fn advance(&mut self, sent: usize, finished: &mut Finished, buffers: &BufferPool) {
         finished.bytes += sent;
         self.first_sent += sent;
@@ -230,7 +230,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is queued, unless another thread does so already.
+    /// Sends what is queued, unless another thread is already sending.
     pub fn send_queued(&self) {
         {
             let mut state = lock(&self.state);
@@ -242,7 +242,7 @@ impl Connection {
         self.send_on();
     }
 
-    /// Continues sending; the caller is the one that sends (RP1).
+    /// Continues sending; the caller is the sending thread (RP1).
     pub fn send_on(&self) {
         let mut outbox = lock(&self.outbox);
         let mut finished = Finished::default();
@@ -265,12 +265,12 @@ impl Connection {
             }
         }
         lock(&self.state).begin_turn();
-        // Unlocked first: the sender thread may continue before the next line is over.
+        // Unlocked first: the sender thread may continue before the next line has ended.
         drop(outbox);
         self.leave_to_sender();
     }
 
-    /// Gives back what was sent and takes what is queued; false, and no longer sending, if that is nothing.
+    /// Releases what was sent and takes what is queued. If nothing is queued, it ends the sending and returns false.
     fn refill(&self, outbox: &mut Outbox, finished: &mut Finished) -> bool {
         let mut state = lock(&self.state);
         if state.broken {
@@ -294,7 +294,7 @@ impl Connection {
     /// Leaves the rest to the sender thread.
     fn leave_to_sender(&self) {
         if self.peer.send_later().is_err() {
-            // No memory for epoll: nobody would continue, so the connection ends here.
+            // No memory for epoll: no thread would continue, so the connection ends here.
             self.abort();
             self.drop_unsent();
         }

@@ -1,8 +1,8 @@
-//! Requests of the transmission phase: parsed and validated. The only file that refuses one.
+//! Requests of the transmission phase: parsing and validation. No other file refuses a request.
 //!
 //! How it works      [`check`] turns a header into a [`Command`] that any target may be given, or into the
-//!                   errno that its reply carries. It says as well how much payload follows, refused or not,
-//!                   so that the stream is never lost.
+//!                   errno that its reply carries. It also returns how much payload follows, refused or not, so that
+//!                   the stream stays in step.
 //! Errors            EPERM for a write to a read-only export; ENOSPC for a write past the end; EINVAL for
 //!                   anything else that is wrong: unknown command or flag, no bytes, too many, past the end.
 
@@ -11,7 +11,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::{RequestHeader, command, command_flag};
 use crate::volume::request::{EXTENTS_MAX, Verb};
 
-/// What was agreed on in the handshake, as far as requests depend on it.
+/// The result of the handshake that requests depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Agreed {
     /// Size of the export, bytes.
@@ -27,13 +27,13 @@ pub struct Agreed {
 /// A header's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// The peer takes its leave.
+    /// The peer disconnects (NBD_CMD_DISC).
     Disconnect,
     /// A request that may be submitted.
     Command(Command),
-    /// A request that is answered with an error, after `payload` bytes were read and thrown away.
+    /// A request that is answered with an error, after `payload` bytes were read and discarded.
     Refused {
-        /// Bytes behind the header.
+        /// Bytes after the header.
         payload: u32,
         /// What it is answered with.
         errno: Errno,
@@ -43,7 +43,7 @@ pub enum Parsed {
 /// A valid request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// What is asked.
+    /// What is requested.
     pub verb: Verb,
     /// Whether the reply waits for durability.
     pub fua: bool,
@@ -96,12 +96,12 @@ fn verb_of(header: &RequestHeader) -> Result<Verb, Errno> {
     })
 }
 
-/// The most extents that the answer to a BLOCK_STATUS with these flags has, for each context.
+/// Upper bound of the extents in the answer to a BLOCK_STATUS with these flags, for each context.
 pub fn extents_max(flags: u16) -> usize {
     if flags & command_flag::REQ_ONE != 0 { 1 } else { EXTENTS_MAX }
 }
 
-/// The flags that a command may carry beside FUA, which every command may.
+/// The flags that a command may carry in addition to FUA, which every command may carry.
 fn flags_of(verb: Verb, agreed: &Agreed) -> u16 {
     match verb {
         Verb::Read if agreed.structured => command_flag::DF,

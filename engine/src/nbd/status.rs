@@ -47,7 +47,7 @@ fn allocation(request: &Request) -> Vec<u8> {
     payload.end()
 }
 
-/// What has changed; what lies between the runs has not.
+/// What has changed; blocks between the runs have not.
 fn changed(request: &Request, id: u32, runs: &[ChangedRun]) -> Vec<u8> {
     let mut payload = Payload::new(request, id);
     for run in runs {
@@ -77,7 +77,7 @@ impl Payload {
         }
     }
 
-    /// An extent from where the last one ended to `to`, if there is one, and room for it.
+    /// Adds an extent from the end of the last one to `to`, if it is not empty and there is room for it.
     fn push(&mut self, to: u64, flags: u32) {
         let to = to.min(self.end);
         if to <= self.at || self.extents_left == 0 {
@@ -90,7 +90,7 @@ impl Payload {
         self.extents_left -= 1;
     }
 
-    /// What was pushed; if that is nothing, all of it is data, for all one knows.
+    /// The payload; if nothing was pushed, the whole range is reported as data, because nothing else is known of it.
     fn end(mut self) -> Vec<u8> {
         if self.bytes.len() == size_of::<u32>() {
             self.push(self.end, 0);

@@ -25,7 +25,7 @@ pub const CHUNK_HEADER_BYTES: usize = 20;
 pub const OPTION_HEADER_BYTES: usize = 16;
 /// Bytes of an option reply's header.
 pub const OPTION_REPLY_HEADER_BYTES: usize = 20;
-/// Zeroes behind the answer to EXPORT_NAME, unless both sides agreed on none.
+/// Zeroes after the answer to EXPORT_NAME, unless both sides agreed on none.
 pub const EXPORT_NAME_ZEROES: usize = 124;
 
 const _: () = assert!(REQUEST_HEADER_BYTES == 4 + 2 + 2 + 8 + 8 + 4);
@@ -117,20 +117,20 @@ pub mod chunk {
     pub const ERROR: u16 = (1 << 15) + 1;
 }
 
-/// The metadata context that tells of allocation.
+/// The metadata context of allocation.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its number, the same on each connection.
 pub const BASE_ALLOCATION_ID: u32 = 1;
-/// Its flag for: no space is allocated.
+/// Its flag: no space is allocated.
 pub const STATE_HOLE: u32 = 1 << 0;
-/// Its flag for: reads as zeroes.
+/// Its flag: reads as zeroes.
 pub const STATE_ZERO: u32 = 1 << 1;
 
-/// What the names of the contexts begin with that tell what changed since a snapshot, whose name follows.
+/// Prefix of the names of the contexts that show what changed since a snapshot; the snapshot's name follows.
 pub const CHANGED_SINCE: &str = "qemu:dirty-bitmap:";
-/// The number of the first context of this kind that was selected; the next ones follow.
+/// The number of the first selected context of this kind; the next ones have the following numbers.
 pub const CHANGED_SINCE_ID: u32 = 2;
-/// Its flag for: changed.
+/// Its flag: changed.
 pub const STATE_DIRTY: u32 = 1 << 0;
 
 /// Errors that the protocol knows; they are Linux errnos.
@@ -145,7 +145,7 @@ pub mod error {
     pub const ESHUTDOWN: u32 = 108;
 }
 
-/// A request's header as it came, nothing checked but the magic.
+/// A request's header as received; only the magic was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestHeader {
     pub flags: u16,
@@ -185,7 +185,7 @@ pub fn take_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(string)
 }
 
-/// What stands in a request's header; `None` if it has another magic.
+/// The fields of a request's header; `None` if it has another magic.
 pub fn parse_request(header: &[u8; REQUEST_HEADER_BYTES]) -> Option<RequestHeader> {
     let mut rest = &header[..];
     if take_u32(&mut rest)? != REQUEST_MAGIC {
@@ -209,12 +209,12 @@ pub fn simple_reply(error: u32, cookie: u64) -> [u8; SIMPLE_REPLY_BYTES] {
     bytes
 }
 
-/// The header of a reply's only or last chunk, with `length` bytes of payload behind it.
+/// The header of a reply's only or last chunk, with `length` bytes of payload after it.
 pub fn only_chunk(kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
     chunk_header(chunk::DONE, kind, cookie, length)
 }
 
-/// The header of a chunk that others follow.
+/// The header of a chunk that is not the last.
 pub fn next_chunk(kind: u16, cookie: u64, length: u32) -> [u8; CHUNK_HEADER_BYTES] {
     chunk_header(0, kind, cookie, length)
 }

@@ -261,12 +261,12 @@ impl Engine {
         self.call(py, |this| this.inner.relieve(volume))
     }
 
-    fn look_for_files(
+    fn renew_missing_files(
         &self,
         py: Python<'_>,
         volume: u64,
     ) -> PyResult<(Vec<PathBuf>, Vec<PathBuf>)> {
-        let found = self.call(py, |this| this.inner.look_for_files(volume))?;
+        let found = self.call(py, |this| this.inner.renew_missing_files(volume))?;
         let (now, replaced): (Vec<_>, Vec<_>) =
             found.into_iter().map(|gone| (gone.now, gone.replaced)).unzip();
         Ok((now.into_iter().flatten().collect(), replaced.into_iter().flatten().collect()))

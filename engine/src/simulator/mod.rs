@@ -27,7 +27,7 @@ pub mod tamper;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
-use crate::limits::{CHECKPOINT_BYTES_MIN, NO_ROOM_NS, SEGMENT_BYTES};
+use crate::limits::{CHECKPOINT_BYTES_MIN, NO_SPACE_RETRY_NS, SEGMENT_BYTES};
 use crate::mutants::{self, Bug};
 use driver::{Counts, Simulation};
 
@@ -63,7 +63,7 @@ pub struct Outcome {
 /// Lowers the limits that the simulations need to be low, for all of this process.
 pub fn lower_limits() {
     SEGMENT_BYTES.store(SEGMENT, Ordering::Relaxed);
-    NO_ROOM_NS.store(0, Ordering::Relaxed);
+    NO_SPACE_RETRY_NS.store(0, Ordering::Relaxed);
     CHECKPOINT_BYTES_MIN.store(CHECKPOINT, Ordering::Relaxed);
 }
 

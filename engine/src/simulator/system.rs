@@ -185,7 +185,7 @@ impl File for SimulatedFile {
         !self.system.disk.lock().rates.waits
     }
 
-    fn tells_of_writes(&self) -> bool {
+    fn can_write_nowait(&self) -> bool {
         self.never_waits()
     }
 

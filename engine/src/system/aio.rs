@@ -1,17 +1,17 @@
-//! Aio: the system calls of the kernel's asynchronous I/O, as far as reads need them.
+//! Aio: the system calls of Linux asynchronous I/O that reads need.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-/// Operations that the kernel has at a time.
+/// Operations in flight in one context.
 pub const DEPTH: usize = 1024;
-/// Reads that one call begins: the disk has these to do while the next ones are made ready.
-pub const BEGUN_AT_ONCE: usize = 8;
-/// Reads whose end one call tells.
-pub const ENDED_AT_ONCE: usize = 64;
+/// Reads that one call submits: the disk works on these while the next ones are prepared.
+pub const SUBMIT_MAX: usize = 8;
+/// Completions that one call returns.
+pub const EVENTS_MAX: usize = 64;
 /// The kernel's `IOCB_CMD_PREAD`.
 const COMMAND_READ: u16 = 0;
-/// The kernel's `IOCB_FLAG_RESFD`: the end is signalled by an eventfd.
+/// The kernel's `IOCB_FLAG_RESFD`: the completion is signalled by an eventfd.
 const FLAG_SIGNALS: u32 = 1;
 
 /// The kernel's `io_event`.
@@ -28,39 +28,40 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() == 32 && size_of::<libc::iocb>() == 64);
 
-/// A context of the kernel's. It ends with this value, and nothing is in flight then.
+/// A kernel AIO context. It is destroyed with this value, when nothing is in flight.
 pub struct Context(libc::c_ulong);
 
 impl Context {
-    /// A new one; `None` where the kernel has no such thing, or no more of them.
+    /// A new one; `None` if the kernel has no AIO, or no context left.
     pub fn new() -> Option<Context> {
         let mut context: libc::c_ulong = 0;
-        // SAFETY: the kernel writes one number, and there is a place for it.
+        // SAFETY: the kernel writes one number, to a variable of that size.
         let rc = unsafe { libc::syscall(libc::SYS_io_setup, DEPTH, &raw mut context) };
         (rc == 0).then_some(Context(context))
     }
 
-    /// Begins reads, in order; returns how many of them.
+    /// Submits reads, in order; returns how many were accepted.
     ///
     /// # Safety
-    /// The buffer and the file of each that was begun stay, and no other thread touches the buffer, until its completion is reported.
+    /// The buffer and the file of each submitted read stay valid, and no other thread touches the buffer, until its
+    /// completion is reported.
     pub unsafe fn submit(&self, blocks: &mut [libc::iocb]) -> usize {
-        let mut all = [std::ptr::null_mut(); BEGUN_AT_ONCE];
+        let mut all = [std::ptr::null_mut(); SUBMIT_MAX];
         for (place, block) in all.iter_mut().zip(blocks.iter_mut()) {
             *place = &raw mut *block;
         }
-        // SAFETY: so many pointers, each to a block; the kernel keeps neither.
+        // SAFETY: `count` pointers, each to a valid block; the kernel keeps neither.
         let rc =
             unsafe { libc::syscall(libc::SYS_io_submit, self.0, blocks.len(), all.as_mut_ptr()) };
         usize::try_from(rc).unwrap_or(0)
     }
 
-    /// How many completed operations were not reported yet, into the beginning of `events`.
-    pub fn ended(&self, events: &mut [Event; ENDED_AT_ONCE]) -> usize {
+    /// Writes unreported completions to the beginning of `events`; returns how many.
+    pub fn completed(&self, events: &mut [Event; EVENTS_MAX]) -> usize {
         let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let (least, most) = (0 as libc::c_long, ENDED_AT_ONCE as libc::c_long);
+        let (least, most) = (0 as libc::c_long, EVENTS_MAX as libc::c_long);
         let (events, at_once) = (events.as_mut_ptr(), &raw mut at_once);
-        // SAFETY: there is space for so many events.
+        // SAFETY: `events` has space for that many.
         let rc =
             unsafe { libc::syscall(libc::SYS_io_getevents, self.0, least, most, events, at_once) };
         usize::try_from(rc).unwrap_or(0)
@@ -69,12 +70,13 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: a number, which is no longer used.
+        // SAFETY: a valid context, which is not used afterwards.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
     }
 }
 
-/// What the kernel is told of a read whose end `ended` signals. It gives up rather than wait for space in the disk's queue.
+/// The control block of a read whose completion `ended` signals. The kernel fails the read instead of waiting for space
+/// in the disk's queue.
 pub fn read_of(
     file: BorrowedFd<'_>,
     start: NonNull<u8>,
@@ -82,7 +84,7 @@ pub fn read_of(
     offset: u64,
     ended: &OwnedFd,
 ) -> libc::iocb {
-    // SAFETY: numbers alone, for all of which 0 will do.
+    // SAFETY: a struct of integers; all zeros is valid.
     let mut block: libc::iocb = unsafe { std::mem::zeroed() };
     block.aio_lio_opcode = COMMAND_READ;
     block.aio_rw_flags = libc::RWF_NOWAIT;

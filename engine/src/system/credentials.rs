@@ -1,7 +1,7 @@
 //! Credentials: which process connected a unix socket.
 //!
-//! How it works      The kernel notes it at `connect`. rustix gives the pid as a number that is never 0, but it is 0 for a process
-//!                   of another pid namespace, so libc is asked.
+//! How it works      The kernel records it at `connect`. The pid is 0 for a process of another pid namespace; rustix's
+//!                   type has no 0, so libc is called.
 
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};

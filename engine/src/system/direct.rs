@@ -1,26 +1,26 @@
-//! Direct: reads past the page cache, many at a time, started by the calling thread.
+//! Direct: O_DIRECT reads, many at a time, submitted by the calling thread.
 //!
-//! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is on its way to the disk when
-//!                   `io_submit` returns, whichever thread has called it, and any thread that reaps takes the completions
-//!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread has its turn; what
-//!                   came meanwhile begins, ends and is asked for again all at once, and between two such times the disk waits.
-//!                   As with a ring, all that is reported is whether a buffer is full: what the kernel has not taken, and what
-//!                   has failed, is read another way by its caller.
-//! Invariants        DR1 a read's buffer and file stay until the kernel is done with it: the only pointer to what they belong to
-//!                   is the kernel's meanwhile;
-//!                   DR2 no call waits for the disk, or for space in its queue: reads that would are given back.
-//! Owner and locks   anybody submits, anybody reaps. The context ends when the kernel has none of its reads.
+//! How it works      The kernel's asynchronous I/O ([`super::aio`]): a read past the page cache is in the disk's queue
+//!                   when `io_submit` returns, whichever thread has called it, and any thread can reap the completions
+//!                   ([`super::reaper`]). With a ring ([`super::ring`]) a read begins when the ring's thread runs;
+//!                   reads that arrived before then begin, end and are followed by the next ones all at once, and in
+//!                   between the disk is idle. As with a ring, only whether a buffer is full is reported: the caller
+//!                   reads in another way what the kernel did not accept, and what failed.
+//! Invariants        DR1 a read's buffer and file stay valid until the kernel is done with it: until then the kernel
+//!                   has the only pointer to their owner;
+//!                   DR2 no call waits for the disk, or for space in its queue: reads that would wait are returned.
+//! Owner and locks   any thread submits, any thread reaps. The context is destroyed when no read is in flight.
 
 use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::aio::{BEGUN_AT_ONCE, Event, read_of};
+use super::aio::{Event, SUBMIT_MAX, read_of};
 use super::reaper::{Reaper, Reaping};
-use super::ring::{LEFT_BEHIND_AFTER, Read};
+use super::ring::{ABANDON_AFTER, Read};
 
-/// See the module's head. `T`: what a read is for.
+/// See the module's head. `T` owns a read's buffer, and is returned with its completion.
 pub struct Direct<T> {
     reaper: Arc<Reaper>,
     keeper: Option<JoinHandle<()>>,
@@ -29,14 +29,14 @@ pub struct Direct<T> {
 
 impl<T: Send + 'static> Direct<T> {
     /// Starts the keeper. The reaping thread calls `ended` with completed reads, each with whether its buffer is full.
-    /// `None` where the kernel has no such thing, or no more of them.
+    /// `None` if the kernel has no AIO, or no context left.
     pub fn start(
         name: &str,
         ended: impl Fn(Vec<(T, bool)>) + Send + Sync + 'static,
     ) -> Option<Direct<T>> {
         let bring = move |events: &[Event]| {
             let all = events.iter().map(|event| {
-                // SAFETY: DR1: `read` made it of a box, the kernel has given it back, once.
+                // SAFETY: DR1: `block` made it from a box, and the kernel returned it once.
                 let (read, what) = *unsafe { Box::from_raw(event.data as *mut (Read, T)) };
                 (what, event.result == i64::from(read.length))
             });
@@ -49,30 +49,30 @@ impl<T: Send + 'static> Direct<T> {
         Some(Direct { reaper, keeper: Some(keeper), what: PhantomData })
     }
 
-    /// Begins all of these; returns those that could not be.
+    /// Submits all of these; returns those that were not accepted.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
+    /// The `T` of a read owns its buffer: until it is returned, the buffer stays valid and no other thread touches it.
     pub unsafe fn read(&self, reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let (mut reads, mut refused) = (reads.into_iter(), Vec::new());
         loop {
-            let some = reads.by_ref().take(BEGUN_AT_ONCE);
+            let some = reads.by_ref().take(SUBMIT_MAX);
             let mut blocks: Vec<_> = some.map(|(read, what)| self.block(read, what)).collect();
             if blocks.is_empty() {
                 return refused;
             }
             self.reaper.count(blocks.len());
-            // SAFETY: DR1: as the caller promises, and `block` has released all that they belong to.
-            let begun = unsafe { self.reaper.context.submit(&mut blocks) };
-            self.reaper.count_back(blocks.len() - begun);
-            refused.extend(blocks[begun..].iter().map(|block| {
-                // SAFETY: DR1: `block` made it of a box, and the kernel has not taken it.
+            // SAFETY: DR1: the caller's promise, and `block` has released the owners of the buffers and files.
+            let started = unsafe { self.reaper.context.submit(&mut blocks) };
+            self.reaper.uncount(blocks.len() - started);
+            refused.extend(blocks[started..].iter().map(|block| {
+                // SAFETY: DR1: `block` made it from a box, and the kernel has not accepted it.
                 *unsafe { Box::from_raw(block.aio_data as *mut (Read, T)) }
             }));
         }
     }
 
-    /// What the kernel is told of a read; its owner also owns the box behind `aio_data`. DR2 is `read_of`'s.
+    /// The control block of a read; its owner also owns the box that `aio_data` points to. `read_of` ensures DR2.
     fn block(&self, read: Read, what: T) -> libc::iocb {
         let (start, length, offset) = (read.start, read.length, read.offset);
         let boxed = Box::new((read, what));
@@ -84,10 +84,10 @@ impl<T: Send + 'static> Direct<T> {
 }
 
 impl<T> Drop for Direct<T> {
-    /// Ends the keeper, after all reads; where these do not end it is left behind, with them.
+    /// Ends the keeper, after all reads; if these do not end, the keeper and its reads are abandoned.
     fn drop(&mut self) {
         let keeper = self.keeper.take().expect("dropped once");
-        let until = Instant::now() + LEFT_BEHIND_AFTER;
+        let until = Instant::now() + ABANDON_AFTER;
         while self.reaper.in_flight() > 0 && !keeper.is_finished() {
             if Instant::now() > until {
                 return;
@@ -95,9 +95,9 @@ impl<T> Drop for Direct<T> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.reaper.stop();
-        // `ended` may be what releases it.
+        // The last owner may be dropped in `ended`, on the keeper's thread.
         if keeper.thread().id() != std::thread::current().id() {
-            let _ = keeper.join(); // it has panicked: that was said where it happened
+            let _ = keeper.join(); // it panicked, and the panic was already reported
         }
     }
 }
@@ -138,7 +138,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("polyvol-{name}-{}", std::process::id()));
         let bytes: Vec<u8> = (0..BLOCKS as usize * BLOCK).map(|at| (at / BLOCK) as u8).collect();
         std::fs::write(&path, bytes).unwrap();
-        // What is not on the disk yet would have to be waited for (DR2).
+        // A read of data that is not on the disk yet would wait (DR2).
         std::fs::File::open(&path).unwrap().sync_all().unwrap();
         let opened = Linux.open_direct(&path, true);
         std::fs::remove_file(&path).unwrap();
@@ -156,17 +156,17 @@ mod tests {
         blocks.map(read).collect()
     }
 
-    /// Begins to read some blocks; how many that were.
+    /// Submits reads of some blocks; returns how many.
     fn begin(direct: &Direct<Wanted>, file: &Arc<dyn File>, count: u64) -> usize {
-        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread touches it before it is returned.
         let refused = unsafe { direct.read(wanted(file, 0..count)) };
         count as usize - refused.len()
     }
 
-    type Telling = (Direct<Wanted>, Arc<dyn File>, Receiver<ThreadId>);
+    type WithThreads = (Direct<Wanted>, Arc<dyn File>, Receiver<ThreadId>);
 
-    /// A direct that sends the thread that each read was brought by; `None`: there is none here.
-    fn telling() -> Option<Telling> {
+    /// A `Direct` that sends the thread that reaped each read; `None` if AIO is not available.
+    fn with_threads() -> Option<WithThreads> {
         let (sender, ended) = channel();
         let tell = move |all: Vec<(Wanted, bool)>| {
             all.iter().for_each(|_| sender.send(std::thread::current().id()).unwrap());
@@ -177,20 +177,20 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    /// So many reads come back.
+    /// Waits for `count` completions.
     fn all_come(ended: &Receiver<ThreadId>, count: usize) {
         assert!((0..count).all(|_| ended.recv_timeout(LONG).is_ok()), "a read was lost");
     }
 
     #[test]
-    fn who_has_the_turn_takes_what_ends() {
-        let Some((direct, file, ended)) = telling() else { return };
+    fn the_thread_with_the_turn_reaps() {
+        let Some((direct, file, ended)) = with_threads() else { return };
         let (socket, freeze) = UnixStream::pair().unwrap();
         let files = [&socket.into(), &freeze.into()];
-        let (mut begun, mut ours) = (0, 0);
+        let (mut started, mut ours) = (0, 0);
         for _ in 0..200 {
             let count = begin(&direct, &file, 3);
-            begun += count;
+            started += count;
             while let Some(turn) = direct.reaper.turn() {
                 turn.sleep(files, || ());
             }
@@ -198,39 +198,39 @@ mod tests {
                 .filter(|_| ended.recv_timeout(LONG).unwrap() == std::thread::current().id())
                 .count();
         }
-        // The keeper takes what ends while it is told, and where this thread gets no core for two ticks.
-        assert!(ours * 2 > begun, "{ours} of {begun}");
+        // The keeper reaps until its wake-up is handled, and if this thread gets no core for two ticks.
+        assert!(ours * 2 > started, "{ours} of {started}");
     }
 
     #[test]
-    fn who_has_the_turn_and_does_something_else_holds_up_nobody() {
-        let Some((direct, file, ended)) = telling() else { return };
+    fn a_helper_that_is_busy_delays_no_completion() {
+        let Some((direct, file, ended)) = with_threads() else { return };
         for _ in 0..20 {
-            let mut begun = begin(&direct, &file, 8);
+            let mut started = begin(&direct, &file, 8);
             let turn = direct.reaper.turn();
-            begun += begin(&direct, &file, 8);
-            all_come(&ended, begun);
+            started += begin(&direct, &file, 8);
+            all_come(&ended, started);
             drop(turn);
         }
-        // One that leaves is not waited for at all; here the time does not tell, only that nothing is lost.
-        let begun = begin(&direct, &file, 8);
+        // A helper that leaves is not waited for at all; the test cannot measure this time, only that nothing is lost.
+        let started = begin(&direct, &file, 8);
         drop(direct.reaper.turn());
         direct.reaper.leave();
-        all_come(&ended, begun);
+        all_come(&ended, started);
     }
 
     #[test]
     fn helpers_that_come_and_go_lose_no_read() {
-        let Some((direct, file, ended)) = telling() else { return };
-        let begun = AtomicUsize::new(0);
+        let Some((direct, file, ended)) = with_threads() else { return };
+        let started = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for number in 0..4 {
-                let (direct, file, begun) = (&direct, &file, &begun);
+                let (direct, file, started) = (&direct, &file, &started);
                 scope.spawn(move || {
                     let (socket, freeze) = UnixStream::pair().unwrap();
                     let files = [&socket.into(), &freeze.into()];
                     for round in 0..300_u64 {
-                        begun.fetch_add(begin(direct, file, round % 7), Ordering::Relaxed);
+                        started.fetch_add(begin(direct, file, round % 7), Ordering::Relaxed);
                         if let Some(turn) = direct.reaper.turn() {
                             match (round + number) % 4 {
                                 0 => {}
@@ -246,12 +246,12 @@ mod tests {
                 });
             }
         });
-        all_come(&ended, begun.into_inner());
+        all_come(&ended, started.into_inner());
         assert_eq!(direct.reaper.in_flight(), 0);
     }
 
     #[test]
-    fn every_read_from_several_threads_comes_back_once_full_or_not() {
+    fn every_read_from_several_threads_completes_once_full_or_not() {
         let Some((_, file)) = file("direct-many") else { return };
         let (sender, ended) = channel();
         let sender_of_refused = sender.clone();
@@ -264,7 +264,7 @@ mod tests {
                 let (direct, file, refused) = (&direct, &file, sender_of_refused.clone());
                 scope.spawn(move || {
                     let blocks = (0..each).map(|number| (number * 7 + thread) % (BLOCKS + 10));
-                    // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
+                    // SAFETY: a `Wanted` owns its buffer, and no thread touches it before it is returned.
                     let left = unsafe { direct.read(wanted(file, blocks)) };
                     refused
                         .send(left.into_iter().map(|(_, what)| (what, false)).collect())
@@ -273,7 +273,7 @@ mod tests {
             }
         });
         drop(sender_of_refused);
-        drop(direct); // it ends what it was given
+        drop(direct); // it completes all reads
         let (mut all, mut full) = (0, 0);
         for (Wanted { page, block }, is_full) in ended.into_iter().flatten() {
             all += 1;
@@ -281,6 +281,6 @@ mod tests {
             assert!(!is_full || (block < BLOCKS && page.0 == [block as u8; BLOCK]), "{block}");
         }
         assert_eq!(all, threads * each);
-        assert!(full > 0, "none was read");
+        assert!(full > 0, "no read was full");
     }
 }

@@ -1,10 +1,10 @@
 //! Linux: the real system.
 //!
-//! How it works      A file that is used past the page cache is open twice. Complete blocks go by the descriptor that has
-//!                   O_DIRECT, from and to memory that is aligned, by a copy where it is not; all else, and what the disk does
-//!                   not take so after all, goes by the other one. The kernel keeps the two consistent, because both are calls and
-//!                   nothing is mapped.
-//! Errors            a call that was interrupted is made again; a read or write that did less continues.
+//! How it works      A file that is used past the page cache is open twice. Complete blocks go through the descriptor
+//!                   that has O_DIRECT, from and to aligned memory, with a copy if the caller's is not; everything
+//!                   else, and what the disk refuses with O_DIRECT, goes through the other one. The kernel keeps the
+//!                   two consistent, because both use system calls and nothing is mapped.
+//! Errors            a call that was interrupted is repeated; a short read or write is continued.
 
 use std::fs;
 use std::fs::OpenOptions;
@@ -23,7 +23,7 @@ use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
 use super::mapped::Mapped;
 use super::mapping::Mapping;
 use super::pool::{Pool, Threads};
-use super::{Cached, File, Result, Seen, System, Task, TaskHandle, Urgency};
+use super::{Cached, File, FileStatus, Result, System, Task, TaskHandle, Urgency};
 use crate::buffer::{ALIGNMENT, Buffer};
 use crate::error::Errno;
 
@@ -31,19 +31,19 @@ use crate::error::Errno;
 #[derive(Debug)]
 pub struct Linux;
 
-/// tmpfs and ramfs, filesystems without a disk: nothing there has to be waited for, though they cannot say so.
+/// tmpfs and ramfs, filesystems without a disk: nothing there waits, but they do not support RWF_NOWAIT.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// XFS and btrfs: a buffered write there can be told not to wait. Others refuse that, or have to ask somebody first.
-const TELL_OF_WRITES: [u64; 2] = [0x5846_5342, 0x9123_683e];
+/// XFS and btrfs, which support RWF_NOWAIT for buffered writes. Others refuse it, or wait for a server.
+const NOWAIT_WRITES: [u64; 2] = [0x5846_5342, 0x9123_683e];
 
 #[derive(Debug)]
 struct LinuxFile {
     file: Arc<fs::File>,
-    /// The same, past the page cache.
+    /// The same file, with O_DIRECT.
     direct: Option<fs::File>,
     in_memory: bool,
-    tells_of_writes: bool,
+    can_write_nowait: bool,
     grows: bool,
 }
 
@@ -52,16 +52,16 @@ impl LinuxFile {
         let kind = rustix::fs::fstatfs(&file).map_or(0, |found| found.f_type as u64);
         let grows = file.metadata().map_or(true, |found| !found.file_type().is_block_device());
         let in_memory = IN_MEMORY.contains(&kind);
-        let tells_of_writes = in_memory || (grows && TELL_OF_WRITES.contains(&kind));
-        LinuxFile { file: Arc::new(file), direct: None, in_memory, tells_of_writes, grows }
+        let can_write_nowait = in_memory || (grows && NOWAIT_WRITES.contains(&kind));
+        LinuxFile { file: Arc::new(file), direct: None, in_memory, can_write_nowait, grows }
     }
 
-    /// The descriptor past the page cache, if that is how these bytes go.
+    /// The descriptor with O_DIRECT, if these bytes can use it.
     fn direct(&self, offset: u64, length: usize) -> Option<&fs::File> {
         self.direct.as_ref().filter(|_| is_aligned(offset) && is_aligned(length as u64))
     }
 
-    /// Reads past the page cache; `false`: it did not, or not all.
+    /// Reads with O_DIRECT; `false` if not all was read.
     fn read_direct(&self, buffer: &mut [u8], offset: u64) -> bool {
         let Some(direct) = self.direct(offset, buffer.len()) else { return false };
         let full =
@@ -79,7 +79,7 @@ impl LinuxFile {
         read
     }
 
-    /// Writes past the page cache; says how many bytes, perhaps none.
+    /// Writes with O_DIRECT; returns how many bytes, perhaps none.
     fn write_direct(&self, bytes: &[u8], offset: u64) -> Result<usize> {
         let Some(direct) = self.direct(offset, bytes.len()) else { return Ok(0) };
         let written = if is_aligned(bytes.as_ptr().addr() as u64) {
@@ -125,8 +125,8 @@ impl File for LinuxFile {
         Ok(self.file.read_exact_at(buffer, offset)?)
     }
 
-    fn tells_of_writes(&self) -> bool {
-        self.tells_of_writes && self.direct.is_none()
+    fn can_write_nowait(&self) -> bool {
+        self.can_write_nowait && self.direct.is_none()
     }
 
     fn write_cached(&self, bytes: &[u8], offset: u64) -> Result<Cached> {
@@ -168,7 +168,7 @@ impl File for LinuxFile {
 
     fn will_need(&self, offset: u64, length: u64) {
         if self.direct.is_some() {
-            return; // there is nowhere to read it to
+            return; // there is no page cache to read it into
         }
         let _ = fadvise(&self.file, offset, NonZeroU64::new(length), Advice::WillNeed);
     }
@@ -177,7 +177,7 @@ impl File for LinuxFile {
         let (end, hole) = match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) if data > offset => (data, true),
             Ok(_) => (seek(&self.file, SeekFrom::Hole(offset))?, false),
-            // A hole up to the end, or the end itself.
+            // A hole up to the end of the file, or the end itself.
             Err(rustix::io::Errno::NXIO) => (self.length()?, true),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => (self.length()?, false),
             Err(e) => return Err(e.into()),
@@ -193,7 +193,7 @@ impl File for LinuxFile {
     }
 
     fn length(&self) -> Result<u64> {
-        // A disk's, too, and in a third of the time that fstat takes. Nothing uses the position.
+        // Works for disks too, and takes a third of the time of fstat. Nothing uses the position.
         Ok(seek(&self.file, SeekFrom::End(0))?)
     }
 
@@ -202,7 +202,7 @@ impl File for LinuxFile {
     }
 
     fn map(&self, length: usize) -> Result<Mapping> {
-        // posix_fallocate writes where the filesystem cannot allocate; rustix has only the former half.
+        // posix_fallocate writes zeroes if the filesystem cannot allocate; rustix has only fallocate.
         // SAFETY: a valid descriptor and plain numbers.
         let rc = unsafe { libc::posix_fallocate(self.file.as_raw_fd(), 0, length as libc::off_t) };
         if rc != 0 {
@@ -216,7 +216,7 @@ struct Thread(JoinHandle<()>);
 
 impl TaskHandle for Thread {
     fn join(self: Box<Self>) {
-        // It has panicked: that was said where it happened.
+        // It panicked, and the panic was already reported.
         let _ = self.0.join();
     }
 }
@@ -264,12 +264,12 @@ impl System for Linux {
     }
 
     fn forget(&self, path: &Path) {
-        let _ = fs::remove_file(path); // it is not there, or is found again, which is harmless
+        let _ = fs::remove_file(path); // not there, or found again, which is harmless
     }
 
-    fn look(&self, path: &Path) -> Result<Option<Seen>> {
+    fn stat(&self, path: &Path) -> Result<Option<FileStatus>> {
         match fs::metadata(path) {
-            Ok(found) => Ok(Some(Seen {
+            Ok(found) => Ok(Some(FileStatus {
                 file: (found.dev(), found.ino()),
                 length: found.len(),
                 changed: (found.mtime(), found.mtime_nsec()),
@@ -347,11 +347,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_past_the_page_cache_holds_what_is_written_at_any_offset_from_any_memory() {
+    fn a_direct_file_holds_what_is_written_at_any_offset_from_any_memory() {
         let path = std::env::temp_dir().join(format!("polyvol-direct-{}", std::process::id()));
         let size = 64 << 10;
         fs::write(&path, vec![0; size]).unwrap();
-        // Where the file system has no O_DIRECT there is nothing to test.
+        // Without O_DIRECT in the file system there is nothing to test.
         let Ok(file) = Linux.open_direct(&path, true) else {
             return fs::remove_file(&path).unwrap();
         };
@@ -373,7 +373,7 @@ mod tests {
             file.read(found, start as u64).unwrap();
             assert!(*found == held[start..end], "turn {turn}");
         }
-        assert!(file.read(&mut [0; 4096], size as u64).is_err(), "it ends there");
+        assert!(file.read(&mut [0; 4096], size as u64).is_err(), "the file ends there");
         assert!(file.read(&mut [0; 8192], size as u64 - 4096).is_err());
         file.sync().unwrap();
         assert!(fs::read(&path).unwrap() == held);

@@ -1,9 +1,9 @@
 //! Mapped: the pages of a mapping, for the real system.
 //!
-//! How it works      A store is made through the mapping. Where the kernel cannot provide the page (see
-//!                   [`super::bus_error`]), the file's page is mapped again in the place of the one that stands for it, and
-//!                   the bytes are written by a call: the page cache is the same. Where the file cannot be mapped again, or
-//!                   pages are so large that two owners share one, all stores are made by calls from then on.
+//! How it works      A store is made through the mapping. If the kernel cannot provide the page (see
+//!                   [`super::bus_error`]), the file's page is mapped again in place of the substitute, and the bytes
+//!                   are written with a system call, to the same page cache. If the file cannot be mapped again, or
+//!                   pages are so large that two owners share one, all later stores use system calls.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -30,13 +30,13 @@ pub struct Mapped {
     by_calls: AtomicBool,
 }
 
-// SAFETY: plain memory, valid until drop; exclusive access is promised at `Mapping::store`.
+// SAFETY: plain memory, valid until drop; callers of `Mapping::store` promise exclusive access.
 unsafe impl Send for Mapped {}
 // SAFETY: as above.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// Maps the first `length` bytes of a file that is at least so long.
+    /// Maps the first `length` bytes of a file that is at least that long.
     pub fn new(file: &Arc<fs::File>, length: usize) -> Result<Mapped> {
         bus_error::install();
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -45,7 +45,8 @@ impl Mapped {
         Ok(Mapped { start, length, file: Arc::clone(file), by_calls })
     }
 
-    /// Touches bytes; `false` if the kernel could not provide them all. Then the mapping is the file's again all the same.
+    /// Touches bytes; returns `false` if the kernel could not provide them all. In both cases the mapping is the file's
+    /// afterwards.
     fn touch(&self, offset: usize, length: usize, touch: impl FnOnce(*mut u8)) -> bool {
         // SAFETY: inside the mapping, as the callers have checked.
         let at = unsafe { self.start.as_ptr().add(offset) };
@@ -65,7 +66,7 @@ impl Mapped {
         touched
     }
 
-    /// Stores bytes by a call.
+    /// Stores bytes with a system call.
     #[cold]
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         if self.file.metadata()?.len() < self.length as u64 {
@@ -104,7 +105,7 @@ impl Pages for Mapped {
             let (now, later) = bytes.split_at(in_page);
             let stored = !self.by_calls.load(Ordering::Acquire)
                 && self.touch(offset, now.len(), |at| {
-                    // SAFETY: inside the mapping, and the caller's alone.
+                    // SAFETY: inside the mapping, and the caller has exclusive access.
                     unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), at, now.len()) }
                 });
             if !stored {
@@ -116,14 +117,14 @@ impl Pages for Mapped {
     }
 
     fn prefault(&self) {
-        // By touching it, not by `madvise`, which would keep all others in the process from getting memory meanwhile.
+        // By touching it: `madvise` would block all other memory allocation of the process during the call.
         for at in (0..self.length).step_by(PAGE_BYTES) {
             let read = self.touch(at, 1, |byte| {
                 // SAFETY: inside the mapping.
                 unsafe { byte.read_volatile() };
             });
             if !read {
-                return; // who stores there is told
+                return; // a later store there reports the error
             }
         }
     }
@@ -142,7 +143,7 @@ mod tests {
     use crate::system::mapping::Mapping;
 
     #[test]
-    fn a_store_to_a_page_that_the_kernel_does_not_have_is_an_error_and_the_next_one_is_not() {
+    fn a_store_to_a_page_that_the_kernel_cannot_provide_fails_and_the_next_one_does_not() {
         let path = std::env::temp_dir().join(format!("polyvol-mapped-{}", std::process::id()));
         let mut options = fs::OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(true);
@@ -151,7 +152,7 @@ mod tests {
         let length = 4 * PAGE_BYTES;
         file.set_len(length as u64).unwrap();
         let mapping = Mapping::new(Box::new(Mapped::new(&file, length).unwrap()));
-        // SAFETY: one thread has the mapping.
+        // SAFETY: only this thread uses the mapping.
         let store = |offset, bytes: &[u8]| unsafe { mapping.store(offset, bytes) };
         let held = || {
             let mut bytes = vec![0; length];

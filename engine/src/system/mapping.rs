@@ -1,11 +1,11 @@
 //! Mapping: a file mapped shared, whose bytes outlive the process without a system call.
 //!
-//! How it works      The file is allocated before it is mapped. What was stored is in the page cache: a killed process loses
-//!                   none of it; a power loss loses what was not synced. A store is an assignment, and can fail as a write can:
-//!                   where the kernel cannot provide the page, it is made by a write, whose error is the answer
-//!                   ([why](../../../docs/decisions/0031-stores-that-fail.md)).
-//! Invariants        MP1 a store that has failed left some of its first bytes, and changed nothing else.
-//! Owner and locks   [`Mapping::store`] is given disjoint ranges; its callers say who owns which.
+//! How it works      The file is allocated before it is mapped. Stored bytes are in the page cache: a killed process
+//!                   loses none of them; a power loss loses what was not synced. A store is an assignment, and can fail
+//!                   like a write: if the kernel cannot provide the page, a write replaces the store, and its error is
+//!                   returned ([why](../../../docs/decisions/0031-stores-that-fail.md)).
+//! Invariants        MP1 a failed store has stored some of its first bytes, and changed nothing else.
+//! Owner and locks   the ranges given to [`Mapping::store`] are disjoint; its callers document who owns which.
 //! Errors            those of a write. EIO: the file is shorter than its mapping, because it was truncated.
 
 use std::fmt::Debug;
@@ -17,7 +17,7 @@ use super::Result;
 pub trait Pages: Send + Sync + Debug {
     /// How many bytes they are.
     fn length(&self) -> usize;
-    /// Stores bytes from `offset`, all of them inside.
+    /// Stores bytes from `offset` on, all inside the mapping.
     ///
     /// # Safety
     /// As for [`Mapping::store`].
@@ -44,7 +44,7 @@ impl Mapping {
     /// Stores bytes from `offset`.
     ///
     /// # Safety
-    /// No other thread touches this range meanwhile, nor stores to the page of 4096 bytes that it is in.
+    /// During the call no other thread touches this range, or stores to a page of 4096 bytes that it is in.
     pub unsafe fn store(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         let all = self.0.length();
         assert!(offset <= all && bytes.len() <= all - offset, "inside the mapping");
@@ -52,8 +52,8 @@ impl Mapping {
         unsafe { self.0.store(offset, bytes) }
     }
 
-    /// Stores a little-endian word. Stores of words are made in the order of the calls: a process that is killed in between
-    /// has made the first of them.
+    /// Stores a little-endian word. Stores of words happen in the order of the calls: if the process is killed in
+    /// between, the earlier ones have been made.
     ///
     /// # Safety
     /// As for [`Mapping::store`].

@@ -1,10 +1,10 @@
-//! System: what the engine asks of the operating system: files, time, random numbers, threads.
+//! System: what the engine needs from the operating system: files, time, random numbers, threads.
 //!
-//! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the real
-//!                   one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one seed.
-//!                   Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and the threads that call the
-//!                   engine; [`wait`] is how any of them waits for another.
-//! Errors            calls on files give the system's errno; who called says which file.
+//! How it works      Everything that could differ from one run to the next goes through a [`System`]: [`linux`] is the
+//!                   real one; the simulator's has a disk in memory, a clock and a scheduler of its own, all from one
+//!                   seed. Work runs in three ways: jobs on a [`pool`], processors ([`Task`]), and the threads that
+//!                   call the engine; [`wait`] is how any of them waits for another.
+//! Errors            calls on files return the system's errno; the caller adds which file.
 
 mod aio;
 mod bus_error;
@@ -28,29 +28,29 @@ use crate::error::Errno;
 use mapping::Mapping;
 use pool::Pool;
 
-/// What a call on a file gives.
+/// Result of a call on a file.
 pub type Result<T> = std::result::Result<T, Errno>;
 
 /// Makes an eventfd readable, which wakes its waiters.
 pub fn signal(file: &OwnedFd) {
-    // It fails only when the counter is full, and then it is readable as well.
+    // It fails only if the counter is full, and then it is readable too.
     let _ = rustix::io::write(file, &[1, 0, 0, 0, 0, 0, 0, 0]);
 }
 
-/// How a read that must not wait has ended.
+/// Result of a read or write that must not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cached {
     /// The buffer is full.
     Done,
-    /// It would have had to wait.
+    /// It would have waited.
     WouldWait,
-    /// This file can never tell.
+    /// This file does not support it.
     Unsupported,
 }
 
-/// Which file a path names, and how it is.
+/// The identity of a file, its length and its time of change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct FileStatus {
     /// The file system's device number, and the file's number there.
     pub file: (u64, u64),
     /// Bytes.
@@ -63,32 +63,33 @@ pub struct Seen {
 pub trait File: Send + Sync + Debug {
     /// Fills `buffer` from `offset` if that needs no waiting.
     fn read_cached(&self, buffer: &mut [u8], offset: u64) -> Result<Cached>;
-    /// Fills `buffer` from `offset`; EIO where the file ends before.
+    /// Fills `buffer` from `offset`; EIO if the file ends before.
     fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()>;
-    /// Whether [`File::write_cached`] is worth a try, and asking for the length never blocks.
-    fn tells_of_writes(&self) -> bool {
+    /// Whether [`File::write_cached`] is supported, and [`File::length`] never blocks.
+    fn can_write_nowait(&self) -> bool {
         false
     }
-    /// Stores `bytes` at `offset` if that needs no waiting; if it would, some of them may be stored.
+    /// Writes `bytes` at `offset` if that needs no waiting; if it would wait, some of them may be written.
     fn write_cached(&self, _bytes: &[u8], _offset: u64) -> Result<Cached> {
         Ok(Cached::Unsupported)
     }
-    /// Whether no call on it ever waits for a disk, or for anybody.
+    /// Whether no call on it ever waits for a disk or a server.
     fn never_waits(&self) -> bool {
         false
     }
-    /// Stores `bytes` at `offset`.
+    /// Writes `bytes` at `offset`.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
-    /// Makes the range read as zeroes and gives its space back; EOPNOTSUPP where that cannot be done.
+    /// Makes the range read as zeroes and releases its space; EOPNOTSUPP if that is not supported.
     fn punch(&self, offset: u64, length: u64) -> Result<()>;
-    /// Makes the range read as zeroes and keeps its space; EOPNOTSUPP where that cannot be done.
+    /// Makes the range read as zeroes and keeps its space allocated; EOPNOTSUPP if that is not supported.
     fn zero_range(&self, offset: u64, length: u64) -> Result<()>;
-    /// Makes everything written so far durable, what was stored in mappings included.
+    /// Makes everything written so far durable, including stores to mappings.
     fn sync(&self) -> Result<()>;
-    /// Asks for the range to be read ahead.
+    /// Requests read-ahead of the range.
     fn will_need(&self, offset: u64, length: u64);
-    /// How many bytes from `offset`, at most `limit`, are all data or all hole, and whether they are a hole. None of them lies
-    /// beyond the end: EIO if `offset` does. Where holes cannot be distinguished from data, all is data.
+    /// Length of the run from `offset`, at most `limit` bytes, that is all data or all hole, and whether it is a hole.
+    /// The run ends at the end of the file: EIO if `offset` is beyond. If holes cannot be distinguished from data, all
+    /// is data.
     fn allocation(&self, offset: u64, limit: u64) -> Result<(u64, bool)>;
     /// Its descriptor, if the kernel has one for it.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
@@ -104,11 +105,11 @@ pub trait File: Send + Sync + Debug {
     fn map(&self, length: usize) -> Result<Mapping>;
 }
 
-/// Work that a thread of its own does for as long as there is any: a processor.
+/// Work with a thread of its own: a processor.
 pub trait Task: Send + Sync {
-    /// Does everything that comes, until it is asked to stop.
+    /// Does all work that arrives, until it is asked to stop.
     fn run(&self);
-    /// Does what is there now, perhaps not all of it; `false` if that was nothing.
+    /// Does some of the work that is there now; `false` if there was none.
     fn step(&self) -> bool;
 }
 
@@ -116,39 +117,40 @@ pub trait Task: Send + Sync {
 pub trait System: Send + Sync + Debug {
     /// Opens a file or disk.
     fn open(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>>;
-    /// Opens a file or disk whose complete blocks are read and written past the page cache, where there is one.
+    /// Opens a file or disk whose complete blocks are read and written with O_DIRECT, if the system has a page cache.
     fn open_direct(&self, path: &Path, writable: bool) -> Result<Arc<dyn File>> {
         self.open(path, writable)
     }
-    /// Makes a file, or empties the one that is there.
+    /// Creates a file, or truncates an existing one.
     fn create(&self, path: &Path) -> Result<Arc<dyn File>>;
-    /// Gives a file another name; one that has it already is gone.
+    /// Renames a file; replaces an existing one of the new name.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> Result<()>;
-    /// Keeps these bytes under a name, whole or not at all, for as long as the machine runs: longer than this process, and
-    /// perhaps not as long as the disk.
+    /// Stores these bytes under a name, completely or not at all, until the machine stops: longer than this process,
+    /// but not necessarily over a reboot.
     fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()>;
-    /// What is kept under a name; `None` for nothing.
+    /// What [`System::remember`] stored under a name; `None` for nothing.
     fn recall(&self, path: &Path) -> Result<Option<Vec<u8>>>;
-    /// Keeps nothing under a name any more.
+    /// Removes what [`System::remember`] stored under a name.
     fn forget(&self, path: &Path);
-    /// The file that a path names; `None` if there is none. Where files cannot be distinguished, they are all the same.
-    fn look(&self, _path: &Path) -> Result<Option<Seen>> {
-        Ok(Some(Seen::default()))
+    /// The file that a path names; `None` if there is none. A system that cannot distinguish files returns the same for
+    /// all.
+    fn stat(&self, _path: &Path) -> Result<Option<FileStatus>> {
+        Ok(Some(FileStatus::default()))
     }
-    /// How much room the file system of a directory has, bytes; `u64::MAX` where it does not say.
+    /// Free space of the file system of a directory, bytes; `u64::MAX` if it is unknown.
     fn room(&self, _directory: &Path) -> u64 {
         u64::MAX
     }
-    /// Everything in a directory, in no order.
+    /// All entries of a directory, in no particular order.
     fn list(&self, directory: &Path) -> Result<Vec<PathBuf>>;
-    /// Makes a directory, and those above it.
+    /// Creates a directory and its parents.
     fn make_directory(&self, path: &Path) -> Result<()>;
-    /// Makes the names in a directory durable.
+    /// Makes the entries of a directory durable.
     fn sync_directory(&self, directory: &Path) -> Result<()>;
 
-    /// Another one after each start of the machine: what was not synced before may be lost.
+    /// An id that differs after each start of the machine: what was not synced before a start may be lost.
     fn boot_id(&self) -> Result<[u8; 16]>;
     /// A random number.
     fn random(&self) -> Result<u64>;
@@ -159,32 +161,33 @@ pub trait System: Send + Sync + Debug {
 
     /// A pool of at most so many threads, whose names begin with `name`.
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
-    /// Has `driven` run until it stops. The caller that tells it to stop drops the handle, which waits for the end.
+    /// Runs `driven` until it stops. The caller asks it to stop, and then drops the handle, which waits for the end.
     fn drive(&self, name: &str, driven: Arc<dyn Task>) -> Result<Box<dyn TaskHandle>>;
-    /// Whether there are threads. Where there are none, who waits for others' work has to see to it.
+    /// Whether there are threads. Without threads, a caller that waits for other work must run it
+    /// ([`System::run_others`]).
     fn threaded(&self) -> bool;
-    /// Does some work that is there to be done, where there are no threads; `false` if there is none.
+    /// Does some pending work, if there are no threads; `false` if there is none.
     fn run_others(&self) -> bool;
-    /// A place where another thread may come between: where there are none, another thread may have a turn here.
+    /// A point at which a scheduler without threads may run other work.
     fn yield_point(&self) {}
 }
 
-/// Whether hosts wait for what a thread does.
+/// Whether hosts wait for a thread's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
     /// They do.
     Prompt,
-    /// They do not: where cores are scarce it gets little of them.
+    /// They do not: it gets little CPU time if cores are scarce.
     Background,
 }
 
-/// A [`Task`] that runs.
+/// A running [`Task`].
 pub trait TaskHandle: Send {
-    /// Waits until it has stopped, as it was asked to.
+    /// Waits until it has stopped; it was asked to before.
     fn join(self: Box<Self>);
 }
 
-/// Waits for an answer of another thread.
+/// Waits for an answer from another thread.
 pub fn wait<T>(system: &dyn System, answer: &Receiver<T>) -> std::result::Result<T, RecvError> {
     if system.threaded() {
         return answer.recv();
@@ -192,7 +195,7 @@ pub fn wait<T>(system: &dyn System, answer: &Receiver<T>) -> std::result::Result
     loop {
         match answer.try_recv() {
             Ok(found) => return Ok(found),
-            // Where nothing is left to be done, nobody will answer: the system has crashed.
+            // If no work is left, no answer will come: the system has crashed.
             Err(TryRecvError::Empty) if system.run_others() => {}
             Err(_) => return Err(RecvError),
         }

@@ -1,13 +1,14 @@
-//! Pool: threads that do what would block a processor, with a lane for each thing that can hang.
+//! Pool: threads for calls that would block a processor, with a lane for each thing that can hang.
 //!
-//! How it works      A job is a closure that reports for itself (a processor gets an event). It comes with its [`Lane`]: the
-//!                   device, say, that it waits for. Each lane has its own queue, and at most [`LANE_THREADS`] threads run its
-//!                   jobs at a time. Idle threads take the next job of whichever lane may run one. New threads start when a
-//!                   job finds none idle, up to a limit for the whole pool; beyond the limit each lane still gets
-//!                   one thread. So a device that hangs holds its own lane, and no other.
+//! How it works      A job is a closure that reports its own result (a processor gets an event). It belongs to a
+//!                   [`Lane`]: for example, the device that it waits for. Each lane has its own queue, and at most
+//!                   [`LANE_THREADS`] threads run its jobs at a time. An idle thread takes the next job of any lane
+//!                   that may run one. A new thread starts when no thread is idle, up to a limit for the whole pool;
+//!                   beyond the limit each lane still gets one thread. So a device that hangs blocks its own lane, and
+//!                   no other.
 //! Invariants        PO1 a lane that has jobs and fewer threads than it may have is in `ready`, once;
-//!                   PO2 if a lane is in `ready`, a thread is awake that will look there, or being started, or all threads that
-//!                      may be run jobs; and a lane without a thread always gets one.
+//!                   PO2 if a lane is in `ready`, a thread is awake that will check `ready`, or is being started, or as
+//!                       many threads as allowed run jobs; and a lane without a thread always gets one.
 //! Owner and locks   one lock over the lanes, never held while a job runs.
 
 use std::collections::{HashMap, VecDeque};
@@ -20,33 +21,33 @@ use rustix::process::nice;
 use super::{Result, Urgency};
 use crate::units::DeviceId;
 
-/// What the threads of a [`Urgency::Background`] pool are nicer by: about a tenth of a core if others want it.
+/// Niceness of the threads of a [`Urgency::Background`] pool: they get about a tenth of a core if others need it.
 const BACKGROUND_NICENESS: i32 = 10;
-/// Threads that run jobs of one lane at a time, at most.
+/// Upper bound of threads that run jobs of one lane at a time.
 pub const LANE_THREADS: usize = 8;
 
-/// What a pool does.
+/// A pool's unit of work.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// What a job waits for. Jobs of one lane may hold each other up; jobs of two never do.
+/// What a job waits for. Jobs of one lane may delay each other; jobs of different lanes never do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// One device.
     Device(DeviceId),
     /// Several devices of one volume, by the number of its shares.
     Share(u32),
-    /// Calls that look at a device, or change its file: they must not take the threads of its hosts' requests.
-    Look(DeviceId),
-    /// The files of a volume in the state directory, and what syncs its devices with them.
+    /// Calls that probe a device, or replace its file: they must not occupy the threads of hosts' requests.
+    Probe(DeviceId),
+    /// The files of a volume in the state directory, and jobs that sync its devices with them.
     Files(u32),
 }
 
 /// The threads that run the jobs of a pool.
 pub trait Runner: Send + Sync + Debug {
-    /// Runs the job, soon. Jobs that were given before [`Runner::stop`] all run, but see there.
+    /// Queues the job. Jobs that were queued before [`Runner::stop`] all run, with the exception described there.
     fn run(&self, lane: Lane, job: Job);
-    /// Runs what it was given, and ends, but for the lanes of which `hangs` says so: what is queued there is dropped, and
-    /// threads that are at it are left alone. Idempotent.
+    /// Runs all queued jobs, and ends. The queued jobs of a lane for which `hangs` returns true are dropped, and its
+    /// threads are abandoned. Idempotent.
     fn stop(&self, hangs: &dyn Fn(Lane) -> bool);
 }
 
@@ -60,18 +61,18 @@ impl Pool {
         Pool(runner)
     }
 
-    /// Has a thread run the job, soon. Jobs that were given before [`Pool::stop`] all run.
+    /// Queues the job for a thread. Jobs that were queued before [`Pool::stop`] all run.
     pub fn run(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
         self.0.run(lane, Box::new(job));
     }
 
-    /// Runs what is queued, and ends the threads. Idempotent.
+    /// Runs all queued jobs, and ends the threads. Idempotent.
     pub fn stop(&self) {
         self.0.stop(&|_| false);
     }
 
-    /// As [`Pool::stop`], but for lanes that hang: see [`Runner::stop`].
-    pub fn stop_but(&self, hangs: &dyn Fn(Lane) -> bool) {
+    /// Like [`Pool::stop`], except for lanes that hang: see [`Runner::stop`].
+    pub fn stop_except(&self, hangs: &dyn Fn(Lane) -> bool) {
         self.0.stop(hangs);
     }
 }
@@ -79,7 +80,7 @@ impl Pool {
 #[derive(Default)]
 struct Queued {
     jobs: VecDeque<Job>,
-    /// Threads that run jobs of it.
+    /// Threads that run its jobs.
     running: usize,
     /// It is in `ready`.
     ready: bool,
@@ -88,20 +89,20 @@ struct Queued {
 #[derive(Default)]
 struct State {
     lanes: HashMap<Lane, Queued>,
-    /// Lanes that a thread may take a job of (PO1).
+    /// Lanes from which a thread may take a job (PO1).
     ready: VecDeque<Lane>,
     idle: usize,
     /// Threads, idle ones included, and the next one's number.
     threads: usize,
     next: usize,
     handles: Vec<(JoinHandle<()>, usize)>,
-    /// What each thread is at.
+    /// The lane whose job each thread runs.
     at: HashMap<usize, Lane>,
     stopping: bool,
 }
 
 impl State {
-    /// Puts a lane into `ready`, if it belongs there (PO1).
+    /// Adds a lane to `ready`, if it belongs there (PO1).
     fn make_ready(&mut self, lane: Lane) {
         let Some(queued) = self.lanes.get_mut(&lane) else { return };
         if !queued.ready && !queued.jobs.is_empty() && queued.running < LANE_THREADS {
@@ -122,10 +123,10 @@ impl State {
         Some((lane, job))
     }
 
-    /// A thread is done with a job of this lane.
+    /// Notes that a thread has finished a job of this lane.
     fn done(&mut self, thread: usize, lane: Lane) {
         self.at.remove(&thread);
-        // `stop` forgets lanes.
+        // `stop` removes lanes.
         if let Some(queued) = self.lanes.get_mut(&lane) {
             queued.running -= 1;
             if queued.running == 0 && queued.jobs.is_empty() {
@@ -135,8 +136,8 @@ impl State {
         self.make_ready(lane);
     }
 
-    /// Whether one more thread is to be started: nobody idle will take what is ready, and there may be more, or a lane has
-    /// none (PO2).
+    /// Whether to start one more thread: no idle thread will take what is ready, and the limit is not reached or the
+    /// lane has no thread (PO2).
     fn needs_thread(&self, threads_max: usize) -> bool {
         let lacks = |lane: &Lane| self.lanes.get(lane).is_some_and(|queued| queued.running == 0);
         self.idle < self.ready.len() && (self.threads < threads_max || self.ready.iter().any(lacks))
@@ -161,7 +162,7 @@ impl Debug for Threads {
 }
 
 impl Threads {
-    /// Starts with one thread.
+    /// Starts a pool with one thread.
     pub fn start(name: &str, threads_max: usize, urgency: Urgency) -> Result<Arc<Threads>> {
         assert!(threads_max > 0, "a pool has a thread");
         let (state, work) = (Mutex::default(), Condvar::new());
@@ -186,7 +187,7 @@ fn spawn(shared: &Arc<Shared>, state: &mut State) -> std::io::Result<()> {
     let ours = Arc::clone(shared);
     let handle = std::thread::Builder::new().name(name).spawn(move || {
         if ours.urgency == Urgency::Background {
-            let _ = nice(BACKGROUND_NICENESS); // where that is refused, it is as urgent as the others
+            let _ = nice(BACKGROUND_NICENESS); // if that is refused, it runs at normal priority
         }
         worker(&ours, number);
     })?;
@@ -203,7 +204,7 @@ impl Runner for Threads {
         state.lanes.entry(lane).or_default().jobs.push_back(job);
         state.make_ready(lane);
         if state.needs_thread(self.0.threads_max) {
-            // Where no more can be started, those that there are will take the job.
+            // If no thread can be started, the existing ones will take the job.
             let _ = spawn(&self.0, &mut state);
         }
         drop(state);
@@ -266,7 +267,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn lanes_that_hang_hold_no_other_lane_however_many_they_are() {
+    fn lanes_that_hang_block_no_other_lane() {
         let threads = Threads::start("lanes", 4, Urgency::Prompt).unwrap();
         let pool = Pool::new(threads);
         let (hold, held) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(0)));
@@ -283,7 +284,7 @@ mod tests {
             let sender = sender.clone();
             pool.run(Lane::Device(100 + number % 3), move || sender.send(number).unwrap());
         }
-        assert!((0..100).all(|_| done.recv_timeout(LONG).is_ok()), "another lane was held");
+        assert!((0..100).all(|_| done.recv_timeout(LONG).is_ok()), "another lane was blocked");
         assert_eq!(*held.lock().unwrap(), 0);
         drop(holding);
         pool.stop();
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_leaves_behind_what_hangs_and_nothing_else() {
+    fn a_stop_abandons_jobs_that_hang_and_nothing_else() {
         let pool = Pool::new(Threads::start("stop", 2, Urgency::Prompt).unwrap());
         let (hold, began) = (Arc::new(Mutex::new(())), channel());
         let holding = hold.lock().unwrap();
@@ -306,7 +307,7 @@ mod tests {
             let sender = sender.clone();
             pool.run(Lane::Device(2), move || sender.send(number).unwrap());
         });
-        pool.stop_but(&|lane| lane == Lane::Device(1));
+        pool.stop_except(&|lane| lane == Lane::Device(1));
         assert_eq!(done.try_iter().count(), 50);
         drop(holding);
     }

@@ -1,24 +1,26 @@
-//! Reaper: takes completions of the kernel's asynchronous I/O, in a helper (any thread that waits anyway) or in the keeper
-//! (a fallback thread).
+//! Reaper: takes completions of the kernel's asynchronous I/O, in a helper (any thread that waits anyway) or in the
+//! keeper (a fallback thread).
 //!
-//! How it works      An eventfd signals each completion. A thread that would block on something else, such as a connection's
-//!                   reader on its socket, can become the helper: it waits for both and reaps completions itself. This saves
-//!                   two wake-ups for each read.
+//! How it works      An eventfd signals each completion. A thread that would block on something else, such as a
+//!                   connection's reader on its socket, can become the helper: it waits for both and reaps completions
+//!                   itself. This saves two wake-ups for each read.
 //!
 //!                   | helper | the keeper | a completion is reaped |
 //!                   |---|---|---|
 //!                   | none | blocks on the eventfd | at once, by the keeper |
-//!                   | polls or blocks | checks every [`TICK`] that the helper still comes round | at once, by the helper |
+//!                   | polls or blocks | checks every [`TICK`] that it still makes rounds | at once, by the helper |
 //!                   | busy for a tick, or gone | reaps | after at most two ticks, by the keeper |
-//!                   | says that it leaves | is woken, reaps | at once, by the keeper |
+//!                   | calls [`Reaper::leave`] | is woken, reaps | at once, by the keeper |
 //!
-//!                   Without a helper the keeper blocks again, so nothing wakes up while nothing is read. A read by a thread
-//!                   that never helps may also wait two ticks, if the last helper has just found nothing in flight.
-//! Invariants        Z1 a thread that clears `ended` reaps afterwards: each completion is signalled, or about to be reaped;
+//!                   Without a helper the keeper blocks again, so there are no wake-ups while nothing is read. A read
+//!                   by a thread that never helps may also wait two ticks, if the last helper has just found nothing in
+//!                   flight.
+//! Invariants        Z1 a thread that clears `ended` reaps afterwards: each completion is signalled, or about to be
+//!                   reaped;
 //!                   Z2 a helper that takes the turn while the keeper sleeps wakes it: each publishes its own state
 //!                      (`helped`, `keeper_sleeps`) before it reads that of the other;
-//!                   Z3 no helper sleeps while nothing is in flight: it publishes `helper_sleeps` before it checks, and the
-//!                      thread that takes the last completion wakes it.
+//!                   Z3 no helper sleeps while nothing is in flight: it publishes `helper_sleeps` before it checks, and
+//!                      the thread that takes the last completion wakes it.
 //! Owner and locks   any thread reaps; one thread has the turn at a time. No lock.
 
 use std::os::fd::OwnedFd;
@@ -29,7 +31,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::aio::{Context, ENDED_AT_ONCE, Event};
+use super::aio::{Context, EVENTS_MAX, Event};
 use super::signal;
 
 /// A completion waits at most two of these while a helper is busy with something else.
@@ -38,7 +40,7 @@ const TICK: Duration = Duration::from_millis(2);
 /// Upper bound of `io_getevents` calls per reap.
 const PASSES: usize = 2;
 
-/// What is done with completions.
+/// The handler of completions.
 type OnCompletions = Box<dyn Fn(&[Event]) + Send + Sync>;
 
 /// See the module's head.
@@ -47,7 +49,7 @@ pub struct Reaper {
     /// Signalled by the kernel for each completion.
     pub(super) ended: OwnedFd,
     /// Wakes the keeper.
-    told: OwnedFd,
+    wake_keeper: OwnedFd,
     in_flight: AtomicUsize,
     /// A helper has the turn.
     helped: AtomicBool,
@@ -64,7 +66,7 @@ pub struct Reaper {
     on_completions: OnCompletions,
 }
 
-/// The right to wait for what ends.
+/// The right to wait for completions.
 pub struct Turn<'a>(&'a Reaper);
 
 impl Reaper {
@@ -74,7 +76,7 @@ impl Reaper {
         Some(Reaper {
             context: Context::new()?,
             ended: eventfd(0, flags).ok()?,
-            told: eventfd(0, flags).ok()?,
+            wake_keeper: eventfd(0, flags).ok()?,
             in_flight: AtomicUsize::new(0),
             helped: AtomicBool::new(false),
             helper_sleeps: AtomicBool::new(false),
@@ -87,63 +89,66 @@ impl Reaper {
         })
     }
 
-    /// Reads that the kernel has, or that have ended and were not taken.
+    /// Reads that the kernel has, or whose completions were not reaped yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// So many more are about to be begun.
+    /// Counts reads that are about to be submitted.
     pub(super) fn count(&self, more: usize) {
         self.in_flight.fetch_add(more, Ordering::SeqCst);
     }
 
-    /// So many were not begun after all, or have ended.
-    pub(super) fn count_back(&self, fewer: usize) {
+    /// Removes reads from the count that were not accepted, or have completed.
+    pub(super) fn uncount(&self, fewer: usize) {
         let before = self.in_flight.fetch_sub(fewer, Ordering::SeqCst);
         if before == fewer && self.helper_sleeps.load(Ordering::SeqCst) {
             signal(&self.ended); // Z3
         }
     }
 
-    /// The turn, if there is something to wait for and nobody has it.
+    /// The turn, if reads are in flight and no thread has it.
     pub fn turn(&self) -> Option<Turn<'_>> {
         if self.in_flight() == 0 || self.helped.swap(true, Ordering::SeqCst) {
             return None;
         }
         if self.keeper_sleeps.load(Ordering::SeqCst) {
-            signal(&self.told); // Z2
+            signal(&self.wake_keeper); // Z2
         }
         Some(Turn(self))
     }
 
-    /// The helper leaves to do something long: if no other thread helps, the keeper reaps.
+    /// Notes that the helper leaves for a long time: if no other thread helps, the keeper reaps.
     pub fn leave(&self) {
-        let kept = [&self.helped, &self.keeper_sleeps].iter().any(|is| is.load(Ordering::SeqCst));
-        if self.in_flight() > 0 && !kept {
+        let supervised =
+            [&self.helped, &self.keeper_sleeps].iter().any(|is| is.load(Ordering::SeqCst));
+        if self.in_flight() > 0 && !supervised {
             self.left.store(true, Ordering::SeqCst);
             self.keeper.get().inspect(|keeper| keeper.unpark());
         }
     }
 
-    /// The keeper's part, until it is asked to stop.
+    /// The keeper's loop, until it is asked to stop.
     pub(super) fn keep(&self) {
         let _ = self.keeper.set(std::thread::current());
         while !self.stopping.load(Ordering::Acquire) {
             self.keeper_sleeps.store(true, Ordering::SeqCst);
-            if !self.helped.load(Ordering::SeqCst) && sleep_until([&self.ended, &self.told])[1] {
-                clear(&self.told);
+            if !self.helped.load(Ordering::SeqCst)
+                && sleep_until([&self.ended, &self.wake_keeper])[1]
+            {
+                clear(&self.wake_keeper);
             }
             self.keeper_sleeps.store(false, Ordering::SeqCst);
             if self.helped.load(Ordering::SeqCst) {
-                self.look_after_helpers();
+                self.supervise_helpers();
             } else {
                 self.clear_and_reap();
             }
         }
     }
 
-    /// Until there is no helper.
-    fn look_after_helpers(&self) {
+    /// Checks the rounds of helpers until there is no helper.
+    fn supervise_helpers(&self) {
         let mut seen = self.rounds.load(Ordering::Relaxed);
         while !self.stopping.load(Ordering::Acquire) {
             std::thread::park_timeout(TICK);
@@ -159,10 +164,10 @@ impl Reaper {
         }
     }
 
-    /// Has the keeper stop.
+    /// Asks the keeper to stop.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        signal(&self.told);
+        signal(&self.wake_keeper);
     }
 
     fn clear_and_reap(&self) -> usize {
@@ -170,18 +175,18 @@ impl Reaper {
         self.reap() // Z1
     }
 
-    /// Brings on what has ended, and says how many reads those were.
+    /// Reaps completions; returns how many.
     fn reap(&self) -> usize {
-        let mut events = [Event::default(); ENDED_AT_ONCE];
+        let mut events = [Event::default(); EVENTS_MAX];
         let mut all = 0;
         for _ in 0..PASSES {
-            let found = self.context.ended(&mut events);
+            let found = self.context.completed(&mut events);
             if found > 0 {
-                self.count_back(found);
+                self.uncount(found);
                 (self.on_completions)(&events[..found]);
                 all += found;
             }
-            if found < ENDED_AT_ONCE {
+            if found < EVENTS_MAX {
                 return all;
             }
         }
@@ -191,14 +196,14 @@ impl Reaper {
 }
 
 impl Turn<'_> {
-    /// Brings on what has ended, and says how many reads those were.
+    /// Reaps completions; returns how many.
     pub fn reap(&self) -> usize {
         self.0.rounds.fetch_add(1, Ordering::Relaxed);
         self.0.reap()
     }
 
-    /// Sleeps until a read has ended, unless none is to end, or one of `files` is readable, and holds what `asleep` gives
-    /// meanwhile; processes what has ended by then, and says how many reads those were.
+    /// Sleeps until a read completes or one of `files` is readable, unless none is in flight, and holds the result of
+    /// `asleep` while it sleeps. Then reaps completions; returns how many.
     pub fn sleep<G>(&self, files: [&OwnedFd; 2], asleep: impl FnOnce() -> G) -> usize {
         let before = self.0.clear_and_reap();
         if before > 0 {
@@ -214,7 +219,7 @@ impl Turn<'_> {
         self.reap()
     }
 
-    /// Reads that are still to end.
+    /// Reads in flight.
     pub fn left(&self) -> usize {
         self.0.in_flight()
     }
@@ -226,28 +231,28 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Where reads past the page cache may be in flight.
+/// Access to the reaper of reads past the page cache.
 pub trait Reaping: Send + Sync {
     /// The reaper; `None` before the first such read.
     fn reaper(&self) -> Option<&Reaper>;
 }
 
-/// Nowhere.
+/// No such reads.
 impl Reaping for () {
     fn reaper(&self) -> Option<&Reaper> {
         None
     }
 }
 
-/// Says which of these are.
+/// Sleeps until one of these is readable; returns which are.
 fn sleep_until<const N: usize>(readable: [&OwnedFd; N]) -> [bool; N] {
     let mut all = readable.map(|file| PollFd::new(file, PollFlags::IN));
-    // It fails only with EINTR: a wait that was too short does no harm.
+    // It fails only with EINTR: a shorter wait does no harm.
     let _ = poll(&mut all, None);
     all.map(|file| !file.revents().is_empty())
 }
 
 fn clear(file: &OwnedFd) {
-    // It fails only when there is nothing to clear.
+    // It fails only if there is nothing to clear.
     let _ = rustix::io::read(file, &mut [0; 8]);
 }

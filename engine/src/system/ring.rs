@@ -1,15 +1,15 @@
-//! Ring: reads that wait for a disk, many at a time on one thread, by io_uring.
+//! Ring: reads that wait for a disk, many at a time on one thread, with io_uring.
 //!
-//! How it works      The thread takes all reads that have come, hands them to the kernel with one call, and waits in it until
-//!                   one of them has ended or another one comes, which an eventfd tells it: who brings reads writes to that
-//!                   only if the thread waits. What has ended meanwhile is given back together. The ring only says whether a
-//!                   buffer is full: who brought the read makes it again, the ordinary way, where it is not, and gets
-//!                   the error there. A kernel that has no io_uring, or a sandbox that refuses it, makes no ring.
-//! Invariants        RG1 a read's buffer and file stay until the kernel is done with it: `in_flight` holds what they belong to,
-//!                   and is forgotten, not dropped, if the thread panics;
-//!                   RG2 a thread that submits while the ring's thread waits, or is about to, finds `asleep` set, unless reads wait
-//!                   already for others to end; and the read of the eventfd is in flight.
-//! Owner and locks   the thread has the ring; `state`'s lock is held for a push or a take.
+//! How it works      The thread takes all queued reads, submits them with one call, and waits in the same call for a
+//!                   completion or for an eventfd that signals new reads; a caller writes to the eventfd only if the
+//!                   thread waits. Completions are returned in batches. The ring only reports whether a buffer is full:
+//!                   if it is not, the caller repeats the read in the ordinary way, and gets the error there. There is
+//!                   no ring if the kernel has no io_uring, or a sandbox refuses it.
+//! Invariants        RG1 a read's buffer and file stay valid until the kernel is done with it: `in_flight` holds their
+//!                   owners, and is leaked, not dropped, if the thread panics;
+//!                   RG2 a thread that submits while the ring's thread waits, or is about to, finds `asleep` set,
+//!                       unless reads already wait for others to end; and the read of the eventfd is in flight.
+//! Owner and locks   the thread owns the ring; `state`'s lock is held for a push or a take.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,20 +24,20 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
 
-/// Reads that a ring has at a time; more are refused, because they would wait for those of another disk.
+/// Reads in flight in a ring; more are refused, because they would wait for those of another disk.
 const DEPTH: u32 = 512;
 
-/// Reads that have not ended so long after the end of their user are left to the kernel.
-pub const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(2);
+/// How long after the end of their user reads are waited for; then they are left to the kernel.
+pub const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
-/// What the completion of the eventfd's read is told by: no index of a read.
+/// User data of the eventfd's read: not an index of a read.
 const WAKE: u64 = u64::MAX;
 
-/// Where to read from, and where to.
+/// A read: the file, the range and the buffer.
 pub struct Read {
     /// A file that has a descriptor.
     pub file: Arc<dyn File>,
-    /// Its first byte.
+    /// Offset of the first byte.
     pub offset: u64,
     /// The buffer.
     pub start: NonNull<u8>,
@@ -45,12 +45,12 @@ pub struct Read {
     pub length: u32,
 }
 
-// SAFETY: a buffer that only the kernel touches until the read has ended, as `Ring::read` is promised.
+// SAFETY: a buffer that only the kernel touches until the read has ended, as callers of `Ring::read` promise.
 unsafe impl Send for Read {}
 
 struct State<T> {
     reads: Vec<(Read, T)>,
-    /// Reads that were brought and have not been given back.
+    /// Reads that were queued and not returned yet.
     held: usize,
     asleep: bool,
     stopping: bool,
@@ -68,23 +68,23 @@ impl<T> Shared<T> {
         let wake = std::mem::take(&mut state.asleep);
         drop(state);
         if wake {
-            #[allow(clippy::disallowed_methods)] // a number of the kernel's
+            #[allow(clippy::disallowed_methods)] // an integer for the kernel
             let one = 1_u64.to_ne_bytes();
             let written = rustix::io::write(&self.wake, &one);
-            assert_eq!(written, Ok(one.len()), "nobody adds up to 2^64");
+            assert_eq!(written, Ok(one.len()), "the counter does not overflow");
         }
     }
 }
 
-/// See the module's head. `T`: what a read is for.
+/// See the module's head. `T` owns a read's buffer, and is returned with its completion.
 pub struct Ring<T> {
     shared: Arc<Shared<T>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl<T: Send + 'static> Ring<T> {
-    /// Starts one whose thread calls `ended` with reads that have ended, each with whether its buffer is full. `None` where
-    /// there is no io_uring available.
+    /// Starts a ring whose thread calls `ended` with completed reads, each with whether its buffer is full. `None` if
+    /// io_uring is not available.
     pub fn start(name: &str, ended: impl Fn(Vec<(T, bool)>) + Send + 'static) -> Option<Ring<T>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC).ok()?;
         let state = State { reads: Vec::new(), held: 0, asleep: false, stopping: false };
@@ -98,10 +98,10 @@ impl<T: Send + 'static> Ring<T> {
         is_made.recv().unwrap_or(false).then_some(ring)
     }
 
-    /// Reads these, soon; returns those that it has no space for.
+    /// Queues these reads; returns those for which there is no space.
     ///
     /// # Safety
-    /// What a read is for owns its buffer: until it is given back, the buffer stays and no other thread touches it.
+    /// The `T` of a read owns its buffer: until it is returned, the buffer stays valid and no other thread touches it.
     pub unsafe fn read(&self, mut reads: Vec<(Read, T)>) -> Vec<(Read, T)> {
         let mut refused = Vec::new();
         self.shared.change(|state| {
@@ -115,27 +115,27 @@ impl<T: Send + 'static> Ring<T> {
 }
 
 impl<T> Drop for Ring<T> {
-    /// Ends the thread, after all reads; a thread whose reads do not end is left behind, with them.
+    /// Ends the thread, after all reads; if these do not end, the thread and its reads are abandoned.
     fn drop(&mut self) {
         self.shared.change(|state| state.stopping = true);
         let thread = self.thread.take().expect("dropped once");
-        let until = Instant::now() + LEFT_BEHIND_AFTER;
+        let until = Instant::now() + ABANDON_AFTER;
         while self.shared.state.lock().is_ok_and(|state| state.held > 0) && !thread.is_finished() {
             if Instant::now() > until {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // `ended` may be what releases the ring.
+        // The last owner may be dropped in `ended`, on the ring's thread.
         if thread.thread().id() != std::thread::current().id() {
-            let _ = thread.join(); // it has panicked: that was said where it happened
+            let _ = thread.join(); // it panicked, and the panic was already reported
         }
     }
 }
 
 fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>)) {
     let ring = new_ring();
-    let _ = made.send(ring.is_some()); // who starts it waits for that
+    let _ = made.send(ring.is_some()); // `start` waits for this
     let Some(ring) = ring else { return };
     let in_flight = ManuallyDrop::new((0..DEPTH).map(|_| None).collect()); // RG1
     let free = (0..DEPTH).collect();
@@ -152,7 +152,7 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
         state.asleep = waiting.len() <= reader.free.len() && !state.stopping; // RG2
         drop(state);
         reader.begin(&mut waiting);
-        // What does not fit in waits for something to end.
+        // Reads that do not fit wait for completions.
         let (all, woken) = reader.wait();
         if woken {
             reader.wait_for_wake(shared);
@@ -164,29 +164,30 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
     }
 }
 
-/// A ring for one thread where the kernel can do less for that, else any, else none.
+/// A ring for a single submitting thread if the kernel supports that, else an ordinary one, else none.
 fn new_ring() -> Option<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(4 * DEPTH);
     let ring = builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)).ok()?;
-    // What cannot begin without waiting, a thread of the kernel's waits for: one device must not have all of these. An older
-    // kernel does not know that call.
+    // Operations that would wait run on kernel threads: one device must not occupy all of these. An older kernel does
+    // not have this call.
     let _ = ring.submitter().register_iowq_max_workers(&mut [DEPTH, 0]);
     Some(ring)
 }
 
-/// What the thread has.
+/// The thread's own state.
 struct Reader<T> {
     ring: IoUring,
     in_flight: ManuallyDrop<Vec<Option<(Read, T)>>>,
     free: Vec<u32>,
-    /// Where the eventfd is read to.
+    /// Destination of the eventfd's read.
     woken: ManuallyDrop<Box<u64>>,
 }
 
 impl<T> Reader<T> {
     fn push(&mut self, entry: &io_uring::squeue::Entry) {
-        // SAFETY: buffers and files stay until the entry has ended: RG1, `woken`, and the eventfd, which `run` borrows.
+        // SAFETY: buffers and files stay valid until the entry has completed: RG1, `woken`, and the eventfd, which
+        // `run` borrows.
         let pushed = unsafe { self.ring.submission().push(entry) };
         pushed.expect("there are twice as many entries as reads");
     }
@@ -196,7 +197,7 @@ impl<T> Reader<T> {
         self.push(&opcode::Read::new(fd, into.cast(), 8).build().user_data(WAKE));
     }
 
-    /// Has the kernel begin as many of `waiting` as there is space for, at the next wait.
+    /// Prepares as many of `waiting` as there is space for; the next wait submits them.
     fn begin(&mut self, waiting: &mut Vec<(Read, T)>) {
         let some = waiting.len().min(self.free.len());
         for (read, what) in waiting.drain(..some) {
@@ -209,12 +210,12 @@ impl<T> Reader<T> {
         }
     }
 
-    /// Waits until something has ended; returns all that has, and whether there was a wake-up.
+    /// Waits for a completion; returns all completed reads, and whether there was a wake-up.
     fn wait(&mut self) -> (Vec<(T, bool)>, bool) {
         if let Err(error) = self.ring.submit_and_wait(1)
             && error.kind() != std::io::ErrorKind::Interrupted
         {
-            // The kernel has no memory for it now: what it did not take is there at the next call.
+            // The kernel has no memory now: entries that it did not accept stay queued for the next call.
             std::thread::sleep(Duration::from_millis(1));
         }
         let (mut ended, mut woken) = (Vec::new(), false);
@@ -224,7 +225,7 @@ impl<T> Reader<T> {
                 continue;
             }
             let index = entry.user_data() as u32;
-            let (read, what) = self.in_flight[index as usize].take().expect("it ends once");
+            let (read, what) = self.in_flight[index as usize].take().expect("it completes once");
             self.free.push(index);
             ended.push((what, entry.result() == read.length as i32));
         }
@@ -250,8 +251,8 @@ mod tests {
 
     type Ended = Receiver<Vec<(Wanted, bool)>>;
 
-    /// A file whose every block is filled with its number's lowest byte, a ring, and what the ring gives back. `None`: this
-    /// machine has no io_uring.
+    /// A file whose every block is filled with its number's lowest byte, a ring, and the ring's results. `None` if
+    /// io_uring is not available.
     fn ring(name: &str) -> Option<(Arc<dyn File>, Ring<Wanted>, Ended)> {
         let path = std::env::temp_dir().join(format!("polyvol-{name}-{}", std::process::id()));
         let file = Linux.create(&path).unwrap();
@@ -271,7 +272,7 @@ mod tests {
             let (file, offset) = (Arc::clone(file), block * BLOCK as u64);
             (Read { file, offset, start, length: BLOCK as u32 }, Wanted { bytes, block })
         });
-        // SAFETY: a `Wanted` owns its buffer, and no thread looks into it before it is given back.
+        // SAFETY: a `Wanted` owns its buffer, and no thread touches it before it is returned.
         let mut refused = unsafe { ring.read(reads.collect()) };
         while !refused.is_empty() {
             std::thread::yield_now();
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn more_reads_than_fit_in_from_several_threads_all_end_with_their_bytes() {
+    fn more_reads_than_fit_from_several_threads_all_complete_with_their_bytes() {
         let Some((file, ring, ended)) = ring("ring-many") else { return };
         let (threads, each) = (4, 3 * u64::from(DEPTH));
         std::thread::scope(|scope| {
@@ -301,7 +302,7 @@ mod tests {
                 });
             }
         });
-        drop(ring); // it ends what it was given
+        drop(ring); // it completes all reads
         let found: usize = ended.into_iter().map(checked).sum();
         assert_eq!(found as u64, threads * each * 2);
     }

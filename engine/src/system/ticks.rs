@@ -1,9 +1,9 @@
-//! Ticks: a coarse clock for time-outs. To note when something began costs a load, not a call.
+//! Ticks: a coarse clock for time-outs. Reading it costs a load, not a call.
 //!
-//! How it works      The engine's [watch](crate::engine::watch) advances it every [`TICK`]. Who is not run for a while, as the
-//!                   machine was suspended or the process stopped, loses no time: ticks that were missed are not made up for.
-//!                   A thing that began in one tick and is looked at in another has lasted for at least the ticks between
-//!                   the two, so it is over time when more than the time-out's ticks lie between them.
+//! How it works      The engine's [watch](crate::engine::watch) advances it every [`TICK`]. Missed ticks are not made
+//!                   up for, so no time passes while the machine is suspended or the process is stopped. An operation
+//!                   that began in one tick and is examined in another has lasted at least the ticks between the two,
+//!                   so it has timed out when more than the time-out's ticks lie between them.
 //! Owner and locks   none.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,9 +11,9 @@ use std::time::Duration;
 
 /// How long a tick is.
 pub const TICK: Duration = Duration::from_millis(250);
-/// A device that has not ended something for so long does not answer, if the time-out is not shorter than twice this.
+/// After this time without an end of a call a device does not answer, unless the time-out is shorter than twice this.
 const SILENT: Duration = Duration::from_secs(5);
-/// The time-out unless another one is set.
+/// The default time-out.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// A tick's number.
@@ -23,7 +23,7 @@ pub type Tick = u32;
 #[derive(Debug)]
 pub struct Ticks {
     now: AtomicU32,
-    /// After how many ticks a request is given up; 0: never.
+    /// Ticks after which a request is given up; 0: never.
     timeout: AtomicU32,
 }
 
@@ -45,40 +45,40 @@ impl Ticks {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// One more has gone by.
+    /// Advances it by one.
     pub fn advance(&self) {
         self.now.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How long a request may last from now on; zero: for ever.
+    /// Sets how long a request may last from now on; zero: without limit.
     pub fn set_timeout(&self, timeout: Duration) {
         self.timeout.store(ticks_in(timeout), Ordering::Relaxed);
     }
 
-    /// How long a request may last; `None`: for ever.
+    /// How long a request may last; `None`: without limit.
     pub fn timeout(&self) -> Option<Duration> {
         let timeout = self.timeout.load(Ordering::Relaxed);
         (timeout > 0).then(|| TICK * timeout)
     }
 
-    /// For how long something has lasted, at least, that began in this tick.
+    /// How long an operation that began in this tick has lasted, at least.
     pub fn lasted(&self, since: Tick) -> Duration {
         TICK * self.now().wrapping_sub(since).saturating_sub(1)
     }
 
-    /// Whether something has lasted longer than a request may that began in this tick.
+    /// Whether an operation that began in this tick has lasted longer than a request may.
     pub fn is_over(&self, since: Tick) -> bool {
         let timeout = self.timeout.load(Ordering::Relaxed);
         timeout > 0 && self.now().wrapping_sub(since) > timeout
     }
 
-    /// Whether a device does not answer that has been at a sync since this tick: after half of what a request may wait, because
-    /// a sync writes back all that the page cache holds, which takes a slow disk long.
+    /// Whether a device does not answer whose sync began in this tick: true after half of what a request may wait,
+    /// because a sync writes back all that the page cache holds, which takes a slow disk long.
     pub fn is_silent_sync(&self, since: Tick) -> bool {
         self.now().wrapping_sub(since) > self.half_timeout()
     }
 
-    /// Whether a device does not answer that has been at something else since this tick.
+    /// Whether a device does not answer whose other call began in this tick.
     pub fn is_silent(&self, since: Tick) -> bool {
         self.now().wrapping_sub(since) > self.half_timeout().min(ticks_in(SILENT))
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_as_long_as_the_time_out_is_not_over_and_what_lasts_longer_is() {
+    fn an_operation_times_out_after_the_time_out_and_not_at_it() {
         let ticks = Ticks::default();
         ticks.set_timeout(Duration::from_secs(2));
         let since = ticks.now();

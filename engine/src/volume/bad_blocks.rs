@@ -1,8 +1,8 @@
-//! Bad blocks: blocks of a volume whose slot does not have the contents that its checksum speaks of.
+//! Bad blocks: blocks of a volume whose slot does not match its checksum.
 //!
 //! How it works      A reader of a slot that finds a checksum mismatch notes it here. A block stays listed until its
-//!                   slot is freed, as no version sees it any more, or a scrub has read it right.
-//! Owner and locks   one lock over the list; whether there is anything in it is told without.
+//!                   slot is freed, because no version sees it any more, or a scrub reads it with a matching checksum.
+//! Owner and locks   one lock over the list; an atomic flag says whether it is empty.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,21 +12,21 @@ use crate::block_map::place::Place;
 use crate::system::System;
 use crate::units::{BlockIndex, DeviceId, PartitionIndex};
 
-/// Blocks that are listed at most; all are counted.
+/// Upper bound of listed blocks; all are counted.
 const LISTED_MAX: usize = 128;
 
-/// A block that could not be read back right.
+/// A block that does not match its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadBlock {
     /// The partition within the volume.
     pub partition: PartitionIndex,
     /// The block within the partition.
     pub block: BlockIndex,
-    /// The device that its slot is on.
+    /// The device of its slot.
     pub device: DeviceId,
-    /// When it was found first, nanoseconds since 1970.
+    /// When it was first found, nanoseconds since 1970.
     pub first_ns: u64,
-    /// When it was found last.
+    /// When it was last found, nanoseconds since 1970.
     pub last_ns: u64,
     /// How many times it was found.
     pub times: u64,
@@ -73,7 +73,7 @@ impl BadBlocks {
         self.any.store(true, Ordering::Release);
     }
 
-    /// These slots are free, or were read right.
+    /// Removes slots that are free, or whose checksum matches again.
     pub fn forget(&self, place: Place, count: u32) {
         if !self.any.load(Ordering::Acquire) {
             return;
@@ -84,7 +84,7 @@ impl BadBlocks {
         self.any.store(!state.listed.is_empty(), Ordering::Release);
     }
 
-    /// The blocks that are bad as far as is known, at most so many as are listed.
+    /// The known bad blocks, at most [`LISTED_MAX`].
     pub fn listed(&self) -> Vec<BadBlock> {
         let state = self.state.lock().expect("no holder panics");
         let mut blocks: Vec<_> = state.listed.values().copied().collect();

@@ -1,10 +1,11 @@
-//! Exports: which names a host can ask for, and what stands behind each.
+//! Exports: the names that a host can ask for, and the target of each.
 //!
 //! How it works      A table from name to [`Export`]. A connection that enters transmission attaches to its
 //!                   export and holds the [`Attachment`] until it ends.
 //! Invariants        EP1 an export that a connection is attached to stays in the table;
 //!                   EP2 the empty name is the only export, when the table holds exactly one writable one;
-//!                   EP3 a hidden export is found by its name alone: it is neither listed, nor what the empty name means.
+//!                   EP3 a hidden export is found by its name alone: it is neither listed, nor what the empty name
+//!                       means.
 //! Owner and locks   one lock over the table, held for a look-up or a change, never across I/O.
 
 use std::collections::BTreeMap;
@@ -20,18 +21,18 @@ use crate::volume::request::Target;
 pub struct Export {
     /// `VOLUME` or `VOLUME@SNAPSHOT`.
     pub name: String,
-    /// One line for people, sent with NBD_INFO_DESCRIPTION.
+    /// One line of text, sent with NBD_INFO_DESCRIPTION.
     pub description: String,
-    /// What serves it.
+    /// The target that serves it.
     pub target: Arc<dyn Target>,
-    /// Found by its name alone (EP3).
+    /// It is found by its name alone (EP3).
     pub hidden: bool,
-    /// Shared with what it was before its volume grew.
+    /// Attached connections; shared with the export that this one replaced when its volume grew.
     connections: Arc<AtomicUsize>,
 }
 
 impl Export {
-    /// The name of the snapshot that it shows, if it is one's.
+    /// The name of the snapshot that it shows, if it shows one.
     pub fn snapshot(&self) -> Option<&str> {
         self.name.split_once('@').map(|(_, snapshot)| snapshot)
     }
@@ -42,7 +43,7 @@ impl Export {
     }
 }
 
-/// A connection's hold on its export.
+/// A connection's attachment to its export.
 pub struct Attachment(Arc<Export>);
 
 impl std::ops::Deref for Attachment {
@@ -95,7 +96,7 @@ impl ExportTable {
         Ok(())
     }
 
-    /// Removes an export that nobody is attached to (EP1). What is not there is removed already.
+    /// Removes an export without attached connections (EP1). Removing an unknown name succeeds.
     pub fn remove(&self, name: &str) -> Result<()> {
         let mut table = self.0.write().expect("no holder panics");
         let connections = table.get(name).map_or(0, |export| export.connections());
@@ -107,7 +108,7 @@ impl ExportTable {
         Ok(())
     }
 
-    /// Has the exports of a volume that has grown show all of it to those who attach from now on.
+    /// Makes the exports of a volume that has grown show all of it to connections that attach from now on.
     pub fn grow(&self, volume: &Arc<Volume>) {
         let mut table = self.0.write().expect("no holder panics");
         for export in table.values_mut() {
@@ -120,17 +121,17 @@ impl ExportTable {
         }
     }
 
-    /// Removes every export, attached or not: the engine is stopping, and what is attached gets ESHUTDOWN.
+    /// Removes every export, attached or not: the engine is stopping, and attached connections get ESHUTDOWN.
     pub fn clear(&self) {
         self.0.write().expect("no holder panics").clear();
     }
 
-    /// The export of this name; the empty name as EP2 says.
+    /// The export of this name; for the empty name see EP2.
     pub fn find(&self, name: &str) -> Option<Arc<Export>> {
         find_in(&self.0.read().expect("no holder panics"), name).cloned()
     }
 
-    /// Attaches to the export of this name, as [`ExportTable::find`] finds it.
+    /// Attaches to the export that [`ExportTable::find`] returns for this name.
     pub fn attach(&self, name: &str) -> Option<Attachment> {
         // The count goes up under the read lock, so that `remove`, under the write lock, sees it (EP1).
         let table = self.0.read().expect("no holder panics");
@@ -149,7 +150,7 @@ impl ExportTable {
             .collect()
     }
 
-    /// One of these: that of the snapshot of this name.
+    /// The one of these that shows the snapshot of this name.
     pub fn older_named(&self, export: &Export, snapshot: &str) -> Option<Arc<Export>> {
         let other = self.find(&format!("{}@{snapshot}", volume_of(&export.name)))?;
         is_older(&other, export).then_some(other)
@@ -163,12 +164,12 @@ impl ExportTable {
         shows.next().map(|export| export.name.clone())
     }
 
-    /// What anybody may know of: every export that is not hidden, by name.
+    /// Every export that is not hidden, by name.
     pub fn listed(&self) -> Vec<Arc<Export>> {
         self.list().into_iter().filter(|export| !export.hidden).collect()
     }
 
-    /// Every export, by name; the hidden ones too.
+    /// Every export, by name, including the hidden ones.
     pub fn list(&self) -> Vec<Arc<Export>> {
         self.0.read().expect("no holder panics").values().cloned().collect()
     }

@@ -1,24 +1,24 @@
-//! Flusher: makes a volume durable, with one sync for all that wait (group commit).
+//! Flusher: makes a volume durable, with one sync for all waiters (group commit).
 //!
-//! How it works      A pool of one thread for each volume: it takes all waiters and runs one sync for them, until there are
-//!                   none. A sync notes how far each journal has got, syncs every device that
-//!                   was written to, also those behind one that fails, then commits each journal up to what was noted.
-//!                   If a commit finds that a file of a journal is gone (its J11), the processor writes again what that held, and
-//!                   the sync commits again.
-//!                   A connection that asks for nothing but a sync, while none is in flight, not even a checkpoint's, runs it
-//!                   itself if the last one was short ([`SHORT_NS`]) and no device ever waits: handing it over would take
-//!                   longer. The thread that reads requests must not wait for a disk.
+//! How it works      A pool of one thread for each volume: it takes all waiters and runs one sync for them, until there
+//!                   are none. A sync notes each journal's watermark, syncs every device that was written to, also
+//!                   after one that fails, then commits each journal up to its watermark. If a commit finds that a file
+//!                   of a journal is gone (its J11), the processor rewrites what that file held, and the sync commits
+//!                   again. A connection that submits nothing but a FLUSH, while no sync is in flight, not even a
+//!                   checkpoint's, runs it itself if the last one was short ([`SHORT_NS`]) and no device ever waits:
+//!                   passing it to the pool would take longer. The thread that reads requests must not wait for a disk.
 //! Invariants        F1 each waiter is answered by a sync that began after it arrived; J3 and J6 of the change log:
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
 //!                   fails, also if the device has been reopened or the process started again in between.
-//!                   F3 one sync for waiters at a time: the thread that set `running` runs them, until it hands over to a job.
-//! A sync that hangs   A waiter that waits for longer than a request may last is answered with EIO at the next tick
+//!                   F3 one sync for waiters at a time: the thread that set `running` runs them, until a job takes
+//!                      over.
+//! A sync that hangs   A waiter that waits longer than a request may last is answered with EIO at the next tick
 //!                   ([`Flusher::tick`]); one that arrives while the sync is overdue, at once. When the sync ends, its
 //!                   result counts as usual: data is durable, or a loss is reported.
-//! Owner and locks   `here`, held by a thread that runs a sync outside of the pool, then `state`.
-//! Errors            a failed sync fails everyone that it was for, with the device's errno.
+//! Owner and locks   `inline`, held by a thread that runs a sync outside of the pool, then `state`.
+//! Errors            a failed sync fails all its waiters, with the device's errno.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -40,7 +40,8 @@ use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency, wait};
 use crate::volume::request::{Request, Sink};
 
-/// How often a sync has a journal's files written again before it fails: the second time for those that went in between.
+/// How often a sync has a journal's files rewritten before it fails: again for files that disappeared during the first
+/// time.
 const RENEWALS: u32 = 2;
 
 /// A waiter for a sync.
@@ -49,7 +50,7 @@ pub enum Waiter {
     Request(Arc<Request>),
     /// A control call.
     Call(Sender<std::result::Result<(), Errno>>),
-    /// A processor that wants to use places again.
+    /// A processor that needs places to become reusable.
     Release {
         /// Its queue.
         queue: Arc<Queue>,
@@ -58,20 +59,20 @@ pub enum Waiter {
     },
 }
 
-/// What has to be synced.
+/// What a sync of a volume makes durable.
 #[derive(Debug, Default)]
 pub struct Durable {
     devices: RwLock<Vec<Arc<Watched>>>,
     journals: RwLock<Vec<Writer>>,
     /// Syncs in flight.
     running: AtomicUsize,
-    whose: Option<Whose>,
+    owner: Option<Owner>,
 }
 
-/// The volume that it is of.
+/// The volume that a [`Durable`] belongs to.
 #[derive(Debug)]
-struct Whose {
-    /// Any of its processors'.
+struct Owner {
+    /// The identity of any of its processors.
     identity: Identity,
     /// Held slots that a successful sync releases (SP3), and the queue of shares that wait for slots.
     space: Arc<Space>,
@@ -83,8 +84,8 @@ struct Whose {
 struct Watched {
     device: Arc<Device>,
     /// How many of the device's losses of acknowledged writes (D4) were reported to hosts, by a flush that failed (F2).
-    told: AtomicU64,
-    /// What outlives the process of a failed sync.
+    reported: AtomicU64,
+    /// The persistent record of a failed sync.
     failed_sync: FailedSync,
 }
 
@@ -97,10 +98,10 @@ impl Watched {
         result
     }
 
-    /// Hosts were told of all losses until now.
-    fn was_told(&self) {
-        let told = || self.told.load(Ordering::Acquire) == self.device.losses();
-        self.failed_sync.forget_if(|| told() && !self.device.has_failed_sync());
+    /// Notes that all losses so far were reported to hosts.
+    fn note_reported(&self) {
+        let all_reported = || self.reported.load(Ordering::Acquire) == self.device.losses();
+        self.failed_sync.forget_if(|| all_reported() && !self.device.has_failed_sync());
     }
 }
 
@@ -113,15 +114,15 @@ struct Writer {
 }
 
 impl Durable {
-    /// Nothing yet, of a volume with this space; `identity` is any of its processors'.
+    /// The empty set, for a volume with this space; `identity` is that of any of its processors.
     pub fn of(
         identity: &Identity,
         space: &Arc<Space>,
         space_waiters: &Arc<SpaceWaiters>,
     ) -> Durable {
         let (space, space_waiters) = (Arc::clone(space), Arc::clone(space_waiters));
-        let whose = Some(Whose { identity: identity.clone(), space, space_waiters });
-        Durable { whose, ..Durable::default() }
+        let owner = Some(Owner { identity: identity.clone(), space, space_waiters });
+        Durable { owner, ..Durable::default() }
     }
 
     /// Makes everything acknowledged so far durable.
@@ -129,7 +130,7 @@ impl Durable {
         self.syncing(|| self.sync_all())
     }
 
-    /// Does something that a sync would have to wait for.
+    /// Runs `f`, for which a sync would have to wait.
     pub fn syncing<T>(&self, f: impl FnOnce() -> T) -> T {
         self.running.fetch_add(1, Ordering::AcqRel);
         let result = f();
@@ -137,7 +138,7 @@ impl Durable {
         result
     }
 
-    /// Whether no device ever has to be waited for.
+    /// Whether no call on a device ever waits.
     fn never_waits(&self) -> bool {
         let devices = self.devices.read().expect("no holder panics");
         devices.iter().all(|watched| watched.device.never_waits())
@@ -156,7 +157,7 @@ impl Durable {
         let reached: Vec<u64> = journals.iter().map(begin).collect();
         self.sync_devices()?;
         let mut result = Ok(());
-        let mut told = Vec::new();
+        let mut controls = Vec::new();
         for (Writer { journal, queue, share }, seq) in journals.iter().zip(reached) {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             let mut committed = journal.commit(seq);
@@ -167,43 +168,43 @@ impl Durable {
             }
             if let Err(errno) = committed {
                 if journal.has_failed() {
-                    told.push((queue, Control::RenewJournal(*share)));
+                    controls.push((queue, Control::RenewJournal(*share)));
                 }
                 result = Err(errno);
                 break;
             }
             if journal.take_expecting() {
-                told.push((queue, Control::Release { share: *share, result: Ok(()) }));
+                controls.push((queue, Control::Release { share: *share, result: Ok(()) }));
             }
         }
-        if let Some(Whose { space, space_waiters, .. }) = &self.whose
+        if let Some(Owner { space, space_waiters, .. }) = &self.owner
             && result.is_ok()
             && space.release_held()
         {
             space_waiters.wake_all();
         }
-        for (queue, control) in told {
+        for (queue, control) in controls {
             queue.push(Event::Control(Box::new(control)));
         }
         result
     }
 
-    /// Has a journal that lacks a file write again what that held, and waits for it; whether that was done.
+    /// Has a processor rewrite the missing file of its journal, and waits for it; returns whether that succeeded.
     fn renew(&self, queue: &Queue, share: u32) -> bool {
-        let Some(whose) = &self.whose else { return false };
+        let Some(owner) = &self.owner else { return false };
         let (sender, receiver) = channel();
         queue.push(Event::Control(Box::new(Control::RenewJournal(share))));
         queue.push(Event::Control(Box::new(Control::Checkpoint(share, sender))));
-        wait(&*whose.identity.system, &receiver).unwrap_or(false)
+        wait(&*owner.identity.system, &receiver).unwrap_or(false)
     }
 
-    /// Looks whether each file that a start would read is at its path; where one is not, has what it held written again.
-    /// Returns what was found of each journal.
-    pub fn look_for_files(&self) -> Vec<Gone> {
+    /// Checks whether each file that a start would read is at its path, and has the missing ones rewritten. Returns the
+    /// missing files of each journal.
+    pub fn renew_missing_files(&self) -> Vec<Gone> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let mut found = Vec::new();
         for Writer { journal, queue, share } in &journals {
-            let gone = journal.look_for_files();
+            let gone = journal.find_missing_files();
             if gone.now.is_some() {
                 queue.push(Event::Control(Box::new(Control::RenewJournal(*share))));
             }
@@ -212,7 +213,7 @@ impl Durable {
         found
     }
 
-    /// Makes what was written to devices durable, as far as they let it; the first one's error.
+    /// Makes what was written to devices durable, as far as possible; returns the first error.
     pub fn sync_devices(&self) -> std::result::Result<(), Errno> {
         let devices = self.devices.read().expect("no holder panics").clone();
         let mut result = Ok(());
@@ -222,23 +223,23 @@ impl Durable {
         result
     }
 
-    /// An error if a device may have lost what hosts were told is written, once for each time (F2).
-    fn tell_losses(&self) -> std::result::Result<(), Errno> {
+    /// An error if a device may have lost acknowledged writes, once for each such loss (F2).
+    fn report_losses(&self) -> std::result::Result<(), Errno> {
         let devices = self.devices.read().expect("no holder panics").clone();
         let mut result = Ok(());
         for watched in devices {
             let losses = watched.device.losses();
-            if watched.told.swap(losses, Ordering::AcqRel) != losses {
+            if watched.reported.swap(losses, Ordering::AcqRel) != losses {
                 result = Err(Errno::EIO);
             }
         }
         result
     }
 
-    /// Hosts have heard what [`Durable::tell_losses`] has said.
-    fn were_told(&self) {
+    /// Notes that the result of [`Durable::report_losses`] was sent to hosts.
+    fn note_all_reported(&self) {
         let devices = self.devices.read().expect("no holder panics");
-        devices.iter().for_each(|watched| watched.was_told());
+        devices.iter().for_each(|watched| watched.note_reported());
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
@@ -248,38 +249,38 @@ impl Durable {
         journals.push(Writer { journal, queue, share });
     }
 
-    /// How far each journal has got, and how much of it is durable.
-    pub fn reached(&self) -> Vec<(u64, u64)> {
+    /// How far each journal was appended to, and how much of it is durable.
+    pub fn watermarks(&self) -> Vec<(u64, u64)> {
         let journals = self.journals.read().expect("no holder panics");
         journals.iter().map(|one| (one.journal.appended(), one.journal.committed())).collect()
     }
 
-    /// Adds a device, if it is not there.
+    /// Adds a device, if it is not already there.
     pub fn add_device(&self, device: &Arc<Device>) {
-        let identity = &self.whose.as_ref().expect("only a volume has devices").identity;
+        let identity = &self.owner.as_ref().expect("only a volume has devices").identity;
         let mut devices = self.devices.write().expect("no holder panics");
         if !devices.iter().any(|other| other.device.id == device.id) {
             let failed_sync = FailedSync::of_device(identity, device.id);
             if failed_sync.is_set() {
-                device.failed_sync_before();
+                device.note_earlier_failed_sync();
             }
-            let told = AtomicU64::new(device.losses() - device.losses_to_tell());
-            devices.push(Arc::new(Watched { device: Arc::clone(device), told, failed_sync }));
+            let reported = AtomicU64::new(device.losses() - device.losses_to_report());
+            devices.push(Arc::new(Watched { device: Arc::clone(device), reported, failed_sync }));
         }
     }
 }
 
-/// A waiter, and since when it waits.
+/// A waiter, and when it began to wait.
 type Waiting = (Waiter, Tick);
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiting>,
-    /// Those that the sync in flight is for.
+    /// Waiters of the sync in flight.
     served: Vec<Waiting>,
-    /// When that began; 0: there is none.
+    /// When that sync began; 0: there is none.
     began: Tick,
-    /// It has lasted for longer than a request may.
+    /// It has lasted longer than a request may.
     overdue: bool,
     /// A job will take the waiters.
     running: bool,
@@ -291,21 +292,21 @@ struct Shared {
     durable: Arc<Durable>,
     clock: Clock,
     ticks: Arc<Ticks>,
-    /// What the last sync took, nanoseconds.
+    /// Duration of the last sync, nanoseconds.
     took_ns: AtomicU64,
 }
 
 /// Nanoseconds since some instant.
 pub type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// A sync that takes less than this runs on the calling thread: about what it takes to wake a thread and be woken by it.
+/// A sync that takes less than this runs on the calling thread: about the time to wake a thread and be woken by it.
 const SHORT_NS: u64 = 300_000;
 
 /// See the module's head.
 pub struct Flusher {
     shared: Arc<Shared>,
     pool: Pool,
-    here: Mutex<()>,
+    inline: Mutex<()>,
 }
 
 impl Flusher {
@@ -324,14 +325,14 @@ impl Flusher {
         Ok(Arc::new(Flusher::on(pool, durable, clock, ticks)))
     }
 
-    /// A flusher whose syncs run on this pool, which is its own.
+    /// A flusher whose syncs run on this pool, which nothing else uses.
     pub fn on(pool: Pool, durable: Arc<Durable>, clock: Clock, ticks: &Arc<Ticks>) -> Flusher {
         let (took_ns, ticks) = (AtomicU64::new(u64::MAX), Arc::clone(ticks));
         let shared = Shared { state: Mutex::default(), durable, clock, ticks, took_ns };
-        Flusher { shared: Arc::new(shared), pool, here: Mutex::default() }
+        Flusher { shared: Arc::new(shared), pool, inline: Mutex::default() }
     }
 
-    /// Has it take the last sync for a short one.
+    /// Makes it assume that the last sync was short.
     #[cfg(all(test, loom))]
     pub fn assume_short(&self) {
         self.shared.took_ns.store(0, Ordering::Relaxed);
@@ -360,12 +361,12 @@ impl Flusher {
         }
     }
 
-    /// Like `push`, from a thread that has nothing else to do: it may wait for a short sync.
+    /// Like `push`, from a thread that may wait for a short sync.
     pub fn push_and_wait(&self, waiter: Waiter) {
         let took_ns = self.shared.took_ns.load(Ordering::Relaxed);
         let durable = &self.shared.durable;
         let short = took_ns < SHORT_NS && !durable.is_syncing() && durable.never_waits();
-        let Some(_here) = short.then(|| self.here.try_lock().ok()).flatten() else {
+        let Some(_inline) = short.then(|| self.inline.try_lock().ok()).flatten() else {
             return self.push(waiter);
         };
         let mut state = self.shared.state.lock().expect("no holder panics");
@@ -386,13 +387,14 @@ impl Flusher {
         }
     }
 
-    /// Has a job take the waiters. Under the lock, so that `stop` finds the job on the pool or comes before the waiter.
+    /// Queues a job that takes the waiters. Under the lock: `stop` finds the job on the pool or runs before the waiter
+    /// is added.
     fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
         let shared = Arc::clone(&self.shared);
         self.pool.run(Lane::Share(0), move || run(&shared)); // the pool's only lane
     }
 
-    /// Answers waiters that have waited for too long.
+    /// Answers waiters that have waited too long.
     pub fn tick(&self) {
         let ticks = &self.shared.ticks;
         let mut state = self.shared.state.lock().expect("no holder panics");
@@ -407,12 +409,12 @@ impl Flusher {
         answer(late, Err(Errno::EIO), Err(Errno::EIO));
     }
 
-    /// Whether the sync in flight has lasted for longer than a request may.
+    /// Whether the sync in flight has lasted longer than a request may.
     pub fn is_overdue(&self) -> bool {
         self.shared.state.lock().expect("no holder panics").overdue
     }
 
-    /// Answers the waiters, and ends the thread; one whose sync is overdue is left behind. Idempotent.
+    /// Answers the waiters, and ends the thread; a thread whose sync is overdue is abandoned. Idempotent.
     pub fn stop(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.stopping = true;
@@ -423,7 +425,7 @@ impl Flusher {
             return answer(waiting, Err(Errno::ESHUTDOWN), Err(Errno::ESHUTDOWN));
         }
         drop(state);
-        drop(self.here.lock());
+        drop(self.inline.lock());
         self.pool.stop();
     }
 }
@@ -449,10 +451,10 @@ impl Shared {
         drop(state);
         let waiting: Vec<Waiter> = waiting.into_iter().map(|(waiter, _)| waiter).collect();
         let hosts = waiting.iter().any(|waiter| matches!(waiter, Waiter::Request(_)));
-        let told = if hosts { self.durable.tell_losses() } else { Ok(()) };
-        answer(waiting, result, result.and(told));
+        let losses = if hosts { self.durable.report_losses() } else { Ok(()) };
+        answer(waiting, result, result.and(losses));
         if hosts {
-            self.durable.were_told();
+            self.durable.note_all_reported();
         }
     }
 }

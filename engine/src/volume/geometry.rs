@@ -1,6 +1,6 @@
-//! Geometry: where a volume's partitions lie, and which processor owns each.
+//! Geometry: the extents of a volume's partitions, and which processor owns each.
 //!
-//! Owner and locks   never changes once made; shared by everyone.
+//! Owner and locks   immutable; shared by all threads.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::units::{PartitionIndex, ProcessorIndex};
 /// One partition of a volume.
 #[derive(Clone, Debug)]
 pub struct Partition {
-    /// Who owns it.
+    /// The processor that owns it.
     pub processor: ProcessorIndex,
     /// Its number among the volume's partitions on that processor.
     pub local: u32,
-    /// Its bytes, in order.
+    /// Its extents, in order.
     pub extents: Vec<Extent>,
 }
 

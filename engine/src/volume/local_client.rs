@@ -1,9 +1,9 @@
 //! Local client: blocking I/O on an export from within this process.
 //!
-//! How it works      A call makes a request, submits it, and blocks until its sink has it. Any number of threads may call. For Python: tests, and
-//!                   the nbdkit plugin.
-//! Errors            requests are checked as the NBD server checks them, so that both answer the same: outside the
-//!                   export EINVAL (reads) or ENOSPC (writes), writes to a snapshot EPERM, length 0 EINVAL.
+//! How it works      A call makes a request, submits it, and blocks until its sink has it. Any number of threads may
+//!                   call. Used from Python by tests and the nbdkit plugin.
+//! Errors            requests are checked like in the NBD server, with the same results: outside the export EINVAL
+//!                   (reads) or ENOSPC (writes), writes to a snapshot EPERM, length 0 EINVAL.
 
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -31,7 +31,7 @@ impl Sink for Waiting {
 pub struct LocalClient(Attachment);
 
 impl LocalClient {
-    /// A caller on this export, which it keeps attached.
+    /// A client of this export, attached as long as it exists.
     pub fn new(attachment: Attachment) -> LocalClient {
         LocalClient(attachment)
     }
@@ -104,7 +104,7 @@ impl LocalClient {
         self.call(Verb::Flush, 0, 0, Buffer::empty(), false).map(|_| ())
     }
 
-    /// BLOCK_STATUS, asked again from where each answer ends. Where it fails behind the beginning, the result ends there.
+    /// BLOCK_STATUS, repeated from where each answer ends. If it fails after the beginning, the result ends there.
     pub fn block_status(&self, offset: u64, length: u64) -> Result<Vec<StatusExtent>, Errno> {
         let mut found: Vec<StatusExtent> = Vec::new();
         let (mut at, end) = (offset, offset.saturating_add(length));
@@ -115,11 +115,11 @@ impl LocalClient {
                 Err(_) => return Ok(found),
                 Ok(request) => request,
             };
-            let told = request.take_status();
-            if told.is_empty() {
+            let statuses = request.take_status();
+            if statuses.is_empty() {
                 return Ok(found);
             }
-            for extent in told {
+            for extent in statuses {
                 at = extent.offset + extent.length;
                 match found.last_mut() {
                     Some(last) if last.hole == extent.hole && last.zero == extent.zero => {

@@ -5,7 +5,7 @@
 //!                   [`export`] shows; it splits each [`request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
 //!                   continues with the size that it knows.
-//! Owner and locks   a volume's fields never change; what changes is inside its shares, owned by processors.
+//! Owner and locks   a volume's fields never change; the mutable state is in its shares, owned by processors.
 
 pub mod bad_blocks;
 pub mod export;
@@ -35,12 +35,12 @@ use geometry::Geometry;
 use origin::Origin;
 use request::{Request, Target, Verb};
 
-/// A volume's share, as everyone but its processor sees it.
+/// A volume's share, as all threads except its processor's see it.
 #[derive(Clone)]
 pub struct ShareRef {
     /// The processor.
     pub processor: ProcessorIndex,
-    /// The processor itself, for small batches.
+    /// The processor's runner, for small batches.
     pub runner: Arc<Runner<Processor>>,
     /// Its queue.
     pub queue: Arc<Queue>,
@@ -58,33 +58,33 @@ pub struct Volume {
     pub share: u32,
     /// Its shape.
     pub geometry: Arc<Geometry>,
-    /// What it was made from, if it is a clone.
+    /// Its origin, if it is a clone.
     pub origin: Option<Arc<Origin>>,
     /// Its change logs.
     pub space: Arc<Space>,
-    /// The queue of shares that wait for slots of them.
+    /// The queue of shares that wait for slots of these.
     pub space_waiters: Arc<SpaceWaiters>,
     /// What a flush syncs.
     pub durable: Arc<Durable>,
-    /// Blocks that could not be read back right.
+    /// Blocks that do not match their checksums.
     pub bad: Arc<BadBlocks>,
     /// Its flusher.
     pub flusher: Arc<Flusher>,
     /// Its shares, by processor.
     pub shares: Vec<ShareRef>,
-    /// For each processor of the engine's first ones, the index in `shares`.
+    /// By processor number: the index in `shares`.
     pub share_of: Vec<usize>,
-    /// FLUSH requests taken.
+    /// Number of FLUSH requests.
     pub flushes: Arc<AtomicU64>,
-    /// The epoch of new writes, as the last cut left it.
+    /// The epoch of new writes, since the last cut.
     pub epoch: Arc<AtomicU64>,
     /// Snapshots of epochs below the first number have at most the second number of bytes.
     pub bounds: Vec<(Epoch, u64)>,
-    /// What was found of its snapshots' use.
+    /// Results of measuring its snapshots' use.
     pub usage: Mutex<UsageMemory>,
     /// Held while snapshots are dropped.
     pub dropping: Arc<Mutex<()>>,
-    /// Some shares may have gone back to a snapshot, and others not.
+    /// Some shares may have rolled back to a snapshot, and others not.
     pub rolling_back: Arc<AtomicBool>,
 }
 
@@ -108,18 +108,19 @@ pub struct View {
     pub epoch: Option<Epoch>,
 }
 
-/// A batch of up to so many bytes is run by the thread that brings it, if the processors are idle: waking them would
+/// A batch of up to so many bytes is run by the thread that submits it, if the processors are idle: waking them would
 /// take longer.
 const INLINE_BYTES_MAX: usize = 512 << 10;
-/// So is one whose requests have no more than so many on average, as copying them takes less than handing them over.
+/// So is one whose requests have no more than so many bytes on average, because copying them takes less time than
+/// passing them to another thread.
 const SMALL_BYTES: usize = 16 << 10;
 
-/// Reads and writes are done in pieces of at most so many bytes, as a power of two: the longest that a thread, or a lock of
-/// a file system, is held by one while others wait.
+/// log2 of the largest piece of a read or write, bytes: it bounds how long one request occupies a thread, or a lock of
+/// a file system, while others wait.
 const PIECE_SHIFT: u32 = 21;
 
 thread_local! {
-    /// A list of events for each share of the volume at hand, kept for its memory.
+    /// A list of events for each share of the volume; a static, so that its memory is reused.
     static SPLIT_SCRATCH: RefCell<Vec<Vec<Event>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -173,7 +174,7 @@ impl Target for View {
 }
 
 impl View {
-    /// Answers a FLUSH; `alone`: nothing came with it, so that its sync may run on the calling thread.
+    /// Answers a FLUSH; `alone`: it is the whole batch, so its sync may run on the calling thread.
     fn flush(&self, request: Arc<Request>, alone: bool) {
         if self.epoch.is_none() {
             self.volume.flushes.fetch_add(1, Ordering::Relaxed);
@@ -181,14 +182,14 @@ impl View {
             let flusher = &self.volume.flusher;
             return if alone { flusher.push_and_wait(waiter) } else { flusher.push(waiter) };
         }
-        // A snapshot is durable, or it would not be exported.
+        // A snapshot is exported only when it is durable.
         let sink = Arc::clone(request.sink());
         request.complete();
         sink.kick();
     }
 
-    /// Splits a request: one with data at partition borders and into pieces of [`PIECE_SHIFT`]; of others, which are done
-    /// [piece by piece](crate::processor), every share gets what comes first.
+    /// Splits a request: one with data at partition borders and into pieces of [`PIECE_SHIFT`]; of others, which are
+    /// done [piece by piece](crate::processor), every share gets its first piece.
     fn split(&self, request: Arc<Request>, outbox: &mut [Vec<Event>]) {
         let volume = &*self.volume;
         let end = request.offset + request.length;

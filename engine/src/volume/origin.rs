@@ -1,16 +1,18 @@
-//! Origin: the snapshot that a clone was made from, read wherever the clone has no data of its own.
+//! Origin: the snapshot that a clone was made from, read for all blocks that the clone has not written.
 //!
-//! How it works      A clone is a volume without base places: all that is written to it goes to slots of its own change
-//!                   logs, and what its maps have as base is what its origin shows there. For each partition the clone
-//!                   holds a reference to the map that the snapshot sees, so that making one costs as much as there are
-//!                   partitions, and no memory. An origin may be a snapshot of a clone: then the search continues in that one's
-//!                   origin.
-//! Invariants        OR1 what an origin shows never changes: its snapshot is complete, its volume redirects all that the
-//!                      snapshot sees, and the engine refuses to drop the snapshot, or to let its volume go, before the clone;
-//!                   OR2 a clone has the partition size of its origin, and may be longer: what is behind the origin's end
-//!                      reads as zeroes (a map says so of blocks that came by growth after its snapshot);
-//!                   OR3 a clone never changes what its origin shows: it neither writes, punches nor frees a place of it.
-//! Owner and locks   never changes once made; shared by the clone's shares and by jobs on pool threads.
+//! How it works      A clone is a volume without base places: its writes go to slots of its own change logs, and a base
+//!                   entry in its maps means what its origin shows there. For each partition the clone holds a
+//!                   reference to the map that the snapshot sees, so the cost of making a clone is proportional to the
+//!                   number of partitions, and takes no memory. An origin may be a snapshot of a clone: then the
+//!                   look-up continues in the origin of that clone.
+//! Invariants        OR1 what an origin shows never changes: its snapshot is complete, its volume redirects all that
+//!                      the snapshot sees, and the engine refuses to drop the snapshot, or to close its volume, before
+//!                      the clone;
+//!                   OR2 a clone has the partition size of its origin, and may be longer: the range after the origin's
+//!                       end reads as zeroes (a map has zero for blocks that were added by growth after its snapshot);
+//!                   OR3 a clone never changes what its origin shows: it neither writes, punches nor frees a place of
+//!                       it.
+//! Owner and locks   immutable; shared by the clone's shares and by jobs on pool threads.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,24 +27,24 @@ use crate::volume::geometry::Geometry;
 
 /// See the module's head.
 pub struct Origin {
-    /// The volume whose snapshot it is.
+    /// The volume of the snapshot.
     pub volume: VolumeId,
     /// The snapshot's epoch.
     pub epoch: Epoch,
-    /// Where its base places are.
+    /// The extents of its base places.
     pub geometry: Arc<Geometry>,
-    /// Where its slots are.
+    /// The logs of its slots.
     pub space: Arc<Space>,
-    /// Where blocks of it are noted that cannot be read back right.
+    /// The list of its bad blocks.
     pub bad: Arc<BadBlocks>,
-    /// What the snapshot sees, by partition.
+    /// The maps of the snapshot, by partition.
     pub maps: Vec<Map>,
-    /// What its volume was made from, if that is a clone.
+    /// The origin of its volume, if that is a clone.
     pub origin: Option<Arc<Origin>>,
 }
 
 impl Origin {
-    /// The run that `block` of a clone's partition is in, at most `limit` blocks, as the snapshot's volume has it.
+    /// The run that contains `block` of a clone's partition, at most `limit` blocks, as the snapshot's volume has it.
     pub fn find(&self, partition: PartitionIndex, block: BlockIndex, limit: u32) -> Found<'_> {
         let nothing = Found { count: limit, place: Place::ZERO, checksums: &[] };
         let Some(map) = self.maps.get(partition as usize) else { return nothing };
@@ -50,7 +52,7 @@ impl Origin {
     }
 }
 
-/// Where a run of blocks is, after the search through all origins: of the origin that has it, or of the volume itself.
+/// Where a run of blocks is, after a look-up through all origins: in the origin that has it, or in the volume itself.
 pub fn resolve<'a>(
     own: Found<'a>,
     origin: Option<&'a Arc<Origin>>,

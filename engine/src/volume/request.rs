@@ -1,12 +1,12 @@
 //! Request: one request of a host on its way from a connection through processors and back.
 //!
-//! How it works      A sink (a connection, or a caller that waits) makes a request and submits it to a
-//!                   [`Target`]. The target splits it into parts, one for each partition that it touches;
-//!                   the thread that ends the last part gives the request to its sink.
+//! How it works      A sink (a connection, or a local client) makes a request and submits it to a [`Target`]. The
+//!                   target splits it into parts, one for each partition that it touches; the thread that ends the last
+//!                   part passes the request to its sink.
 //! Invariants        R1 a request reaches its sink exactly once;
-//!                   R2 it was validated before it was submitted: in range, not empty, allowed;
-//!                   R3 an error is an errno, and the first one stays.
-//! Owner and locks   `remaining` counts the parts that are still out; the thread that takes it to 0 owns the
+//!                   R2 it was validated before it was submitted: in range, not empty, permitted;
+//!                   R3 an error is an errno; the first one is the result.
+//! Owner and locks   `remaining` counts the parts that have not ended; the thread that decrements it to 0 owns the
 //!                   request. Parts touch disjoint ranges of the buffer (B3).
 
 use std::sync::Arc;
@@ -17,27 +17,27 @@ use crate::sync::{AtomicI32, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
 
-/// What a request asks for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// Fill the buffer.
     Read,
-    /// Store the buffer.
+    /// Write the buffer.
     Write,
     /// Make the range read as zeroes.
     Zero {
         /// Keep the space allocated.
         no_hole: bool,
-        /// Fail with ENOTSUP rather than write zeroes one by one.
+        /// Fail with ENOTSUP instead of writing zeroes to the disk.
         fast: bool,
     },
     /// The range's contents are no longer needed.
     Trim,
-    /// Make every write that was acknowledged before durable.
+    /// Make every previously acknowledged write durable.
     Flush,
-    /// Bring the range into memory, if that is cheap.
+    /// Prefetch the range into memory, if that is cheap.
     Cache,
-    /// Say which of the range is allocated, and which reads as zeroes.
+    /// Report which parts of the range are allocated, and which read as zeroes.
     BlockStatus,
 }
 
@@ -61,26 +61,26 @@ pub struct StatusExtent {
     pub zero: bool,
 }
 
-/// What a BLOCK_STATUS is to find out, beside or instead of the allocation.
+/// What a BLOCK_STATUS reports, in addition to or instead of the allocation.
 #[derive(Clone, Debug, Default)]
 pub struct Contexts {
-    /// Whether the allocation is asked for.
+    /// Whether the allocation is reported.
     pub allocation: bool,
-    /// The snapshots since which changes are asked for.
+    /// The snapshots since which changes are reported.
     pub since: Vec<Epoch>,
 }
 
 impl Contexts {
-    /// How many they are, at least 1.
+    /// Number of contexts, at least 1.
     pub fn times(&self) -> u64 {
         (u64::from(self.allocation) + self.since.len() as u64).max(1)
     }
 }
 
-/// A run of bytes that has changed, as the `context`-th snapshot of [`Contexts::since`] has it.
+/// A run of bytes that has changed since the `context`-th snapshot of [`Contexts::since`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangedRun {
-    /// Which of the snapshots.
+    /// Index of the snapshot.
     pub context: u16,
     /// Volume offset of its first byte.
     pub offset: u64,
@@ -90,11 +90,11 @@ pub struct ChangedRun {
 
 /// Where a finished request goes. Called on processor threads: it must neither block nor panic.
 pub trait Sink: Send + Sync {
-    /// Takes a request that is done; [`Request::result`] says how it ended.
+    /// Receives a finished request; [`Request::result`] is its result.
     fn complete(&self, request: Arc<Request>);
-    /// Called once after one or more calls of `complete`: the time to send what was gathered.
+    /// Called once after one or more calls of `complete`, so that the sink sends what it gathered.
     fn kick(&self);
-    /// Whether nothing waits for its answers any more: what is left of a long request need not be done.
+    /// Whether its answers are no longer needed: the rest of a long request need not be done.
     fn is_gone(&self) -> bool {
         false
     }
@@ -106,26 +106,26 @@ pub trait Target: Send + Sync {
     fn size(&self) -> u64;
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
-    /// What shows this volume instead, now that it has grown; `None` if this shows something else.
+    /// The target that replaces this one after this volume has grown; `None` if this shows something else.
     fn grown(&self, _volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
         None
     }
-    /// The volume that it is, and the snapshot's epoch, if changes since older snapshots can be asked for.
+    /// The volume that it shows, and the snapshot's epoch, if changes since older snapshots can be queried.
     fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
         None
     }
-    /// Starts every request of `batch` and leaves it empty. Each request comes back through its sink,
-    /// perhaps before this returns. A full batch costs each processor one push and one wake.
+    /// Starts every request of `batch` and leaves it empty. Each request returns through its sink, perhaps before this
+    /// returns. A full batch costs each processor one push and one wake.
     fn submit(&self, batch: &mut Vec<Arc<Request>>);
 }
 
 /// One request. Length 0 is for FLUSH alone (R2).
 pub struct Request {
-    /// The sink's own name for it (NBD's cookie).
+    /// The sink's identifier for it (NBD's cookie).
     pub cookie: u64,
-    /// The sink's own marks (NBD command flags).
+    /// The sink's flags for it (NBD command flags).
     pub flags: u16,
-    /// What is asked.
+    /// The operation.
     pub verb: Verb,
     /// Answer only when the write is durable.
     pub fua: bool,
@@ -135,12 +135,12 @@ pub struct Request {
     pub length: u64,
     /// A write's payload, or a read's destination.
     pub data: Buffer,
-    /// What a BLOCK_STATUS is to find out; `None`: the allocation.
+    /// What a BLOCK_STATUS reports; `None`: the allocation.
     pub contexts: Option<Arc<Contexts>>,
     sink: Arc<dyn Sink>,
     remaining: AtomicU32,
     errno: AtomicI32,
-    /// The most extents that a BLOCK_STATUS is answered with, for each context: no more need be looked for.
+    /// Upper bound of the extents in the answer to a BLOCK_STATUS, for each context.
     pub extents_max: usize,
     status: Mutex<Vec<StatusExtent>>,
     changes: Mutex<Vec<ChangedRun>>,
@@ -148,11 +148,11 @@ pub struct Request {
     answered_to: AtomicU64,
 }
 
-/// The most extents in the answer to a BLOCK_STATUS.
+/// Upper bound of the extents in any answer to a BLOCK_STATUS.
 pub const EXTENTS_MAX: usize = 4096;
 
 impl Request {
-    /// A request without marks.
+    /// A request without flags.
     pub fn new(verb: Verb, offset: u64, length: u64, data: Buffer, sink: Arc<dyn Sink>) -> Request {
         Request {
             cookie: 0,
@@ -173,7 +173,7 @@ impl Request {
         }
     }
 
-    /// How it ended. Final once the sink has it.
+    /// Its result. Final once the sink has it.
     pub fn result(&self) -> Result<(), Errno> {
         match self.errno.load(Ordering::Acquire) {
             0 => Ok(()),
@@ -181,7 +181,7 @@ impl Request {
         }
     }
 
-    /// The statuses found, in order of offset, without gaps from `offset` on; perhaps fewer than asked.
+    /// The statuses found, in order of offset, without gaps from `offset` on; perhaps not of the whole range.
     pub fn take_status(&self) -> Vec<StatusExtent> {
         let mut found = std::mem::take(&mut *self.status.lock().expect("no holder panics"));
         merge_statuses(&mut found);
@@ -190,15 +190,14 @@ impl Request {
             extent.length = extent.length.min(end.saturating_sub(extent.offset));
             let follows = extent.offset == at && extent.length > 0;
             at += extent.length;
-            follows.then_some(()) // else what lies between was not looked at
+            follows.then_some(()) // else the range between was not examined
         };
         let kept = found.iter_mut().map_while(follows).count();
         found.truncate(kept);
         found
     }
 
-    /// Adds statuses that a part has found. Those that have no space in the answer are dropped, and the answer ends before
-    /// them.
+    /// Adds the statuses of a part. Those that do not fit into the answer are dropped, and the answer ends before them.
     pub fn add_status(&self, found: &[StatusExtent]) {
         let mut status = self.status.lock().expect("no holder panics");
         status.extend_from_slice(found);
@@ -213,7 +212,7 @@ impl Request {
         }
     }
 
-    /// Has the answer end at `offset`, if it does not end before: what lies behind was not looked at.
+    /// Ends the answer at `offset`, if it does not end earlier: the range after it was not examined.
     pub fn answer_up_to(&self, offset: u64) {
         self.answered_to.fetch_min(offset, Ordering::AcqRel);
     }
@@ -223,20 +222,19 @@ impl Request {
         self.answered_to.load(Ordering::Acquire)
     }
 
-    /// Whether the answer continues at `offset`, where something new is to be looked at.
-    pub fn goes_on_at(&self, offset: u64) -> bool {
+    /// Whether the answer still includes `offset`, where the next range is to be examined.
+    pub fn continues_at(&self, offset: u64) -> bool {
         offset < self.answered_to()
     }
 
-    /// The runs that have changed since each snapshot asked about, by snapshot and in order of offset.
+    /// The runs that have changed since each queried snapshot, by snapshot and in order of offset.
     pub fn take_changes(&self) -> Vec<ChangedRun> {
         let mut found = std::mem::take(&mut *self.changes.lock().expect("no holder panics"));
         merge_changes(&mut found);
         found
     }
 
-    /// Adds changes that a part has found. Those that have no space in the answer are dropped, and the answer ends before
-    /// them.
+    /// Adds the changes of a part. Those that do not fit into the answer are dropped, and the answer ends before them.
     pub fn add_changes(&self, found: &[ChangedRun]) {
         let mut changes = self.changes.lock().expect("no holder panics");
         changes.extend_from_slice(found);
@@ -257,39 +255,39 @@ impl Request {
         changes.shrink_to_fit();
     }
 
-    /// Says how many parts there will be, before the first is handed over.
+    /// Sets the number of parts, before the first is submitted.
     pub fn expect_parts(&self, parts: u32) {
         assert!(parts > 0, "R1: a request without parts would never end");
         self.remaining.store(parts, Ordering::Release);
     }
 
-    /// Keeps `errno` as the request's result, if it is the first (R3).
+    /// Sets `errno` as the request's result, if it is the first (R3).
     pub fn fail(&self, errno: Errno) {
         let _ = self.errno.compare_exchange(0, errno.raw(), Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Ends one part; says whether it was the last, which makes the caller the request's owner.
+    /// Ends one part; returns whether it was the last, which makes the caller the request's owner.
     pub fn end_part(&self) -> bool {
         let before = self.remaining.fetch_sub(1, Ordering::AcqRel);
-        assert!(before > 0, "R1: more parts ended than were handed out");
+        assert!(before > 0, "R1: more parts ended than were expected");
         before == 1
     }
 
-    /// Where it goes when it is done.
+    /// The sink that receives it when it is done.
     pub fn sink(&self) -> &Arc<dyn Sink> {
         &self.sink
     }
 
-    /// Gives the request to its sink. The caller owns it: it was never split, or its last part has ended.
+    /// Passes the request to its sink. The caller owns it: it was never split, or its last part has ended.
     pub fn complete(self: Arc<Self>) {
         let sink = Arc::clone(&self.sink);
         sink.complete(self);
     }
 }
 
-/// Puts statuses in order, and joins neighbours that are alike.
+/// Sorts statuses, and joins neighbours with the same status.
 fn merge_statuses(found: &mut Vec<StatusExtent>) {
-    found.sort_by_key(|extent| extent.offset); // made of a few runs that are in order
+    found.sort_by_key(|extent| extent.offset); // it consists of a few sorted runs
     found.dedup_by(|next, last| {
         let alike = last.hole == next.hole && last.zero == next.zero;
         let joins = alike && last.offset + last.length == next.offset;
@@ -298,7 +296,7 @@ fn merge_statuses(found: &mut Vec<StatusExtent>) {
     });
 }
 
-/// Puts changed runs in order, those of each snapshot together, and joins neighbours.
+/// Sorts changed runs by snapshot and offset, and joins neighbours.
 fn merge_changes(found: &mut Vec<ChangedRun>) {
     found.sort_by_key(|run| (run.context, run.offset));
     found.dedup_by(|next, last| {
@@ -335,10 +333,14 @@ mod tests {
     fn an_answer_never_ends_where_the_request_begins() {
         let request = status_of(8, None, 1);
         request.add_status(&[hole(11, 1), hole(13, 1), hole(15, 1)]);
-        assert!(request.goes_on_at(8), "nothing of it was answered yet");
+        assert!(request.continues_at(8), "nothing of it was answered yet");
         assert_eq!(request.answered_to(), 13);
         request.add_status(&[hole(8, 3)]);
-        assert_eq!(request.take_status(), [hole(8, 4)], "what is alike is one extent");
+        assert_eq!(
+            request.take_status(),
+            [hole(8, 4)],
+            "neighbours with the same status are one extent"
+        );
     }
 
     #[test]
@@ -353,9 +355,9 @@ mod tests {
             request.add_status(&found);
             assert!(request.status.lock().unwrap().capacity() <= 2 * EXTENTS_MAX);
         }
-        let told = request.take_status();
-        assert_eq!(told, (0..EXTENTS_MAX as u64).map(extent).collect::<Vec<_>>());
-        assert!(!request.goes_on_at(8 + EXTENTS_MAX as u64));
+        let statuses = request.take_status();
+        assert_eq!(statuses, (0..EXTENTS_MAX as u64).map(extent).collect::<Vec<_>>());
+        assert!(!request.continues_at(8 + EXTENTS_MAX as u64));
     }
 
     #[test]
@@ -369,9 +371,9 @@ mod tests {
             request.add_changes(&found);
             assert!(request.changes.lock().unwrap().len() <= 32);
         }
-        let told = request.take_changes();
+        let changes = request.take_changes();
         let first: Vec<u64> =
-            told.iter().filter(|run| run.context == 0).map(|run| run.offset).collect();
+            changes.iter().filter(|run| run.context == 0).map(|run| run.offset).collect();
         assert_eq!(first, (0..16).map(|run| 8 + 4 * run).collect::<Vec<u64>>());
         assert_eq!(request.answered_to(), 8 + 4 * 16, "the first that was dropped");
     }

@@ -67,7 +67,7 @@ impl Journal {
 
     /// Removes what was prepared and is not needed. Where a file is gone, what the last checkpoint needs is made again.
     pub fn close(&mut self) {
-        if self.shared.look_for_files().now.is_some() {
+        if self.shared.find_missing_files().now.is_some() {
             let _ = self.renew(); // where it cannot be, that checkpoint fails, or the next start says so
         }
         if let Next::Ready(prepared) = std::mem::replace(&mut self.next, Next::Wanted) {

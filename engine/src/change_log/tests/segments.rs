@@ -110,7 +110,7 @@ fn no_commit_succeeds_while_a_file_is_gone_and_what_it_held_can_be_made_again() 
         let seq = journal.append(entry(2, 2, 1, &[2])).unwrap();
         journal.shared().covered(1);
         journal.shared().commit(seq).unwrap();
-        let found = journal.shared().look_for_files();
+        let found = journal.shared().find_missing_files();
         assert_eq!((found.now, found.replaced), (None, vec![gone.clone()]));
         assert!(gone.exists() == of_manifest);
     }

@@ -1,8 +1,8 @@
-//! State: what one process tells the next of a connection, as bytes.
+//! State: a connection's state for the next process, as bytes.
 //!
-//! How it works      Fixed offsets, all numbers little-endian, and behind them the bytes received. They are constants here
-//!                   and a table in docs/formats-hand-over.md; a test compares the two.
-//! Invariants        what `decode` takes, `encode` writes back to the same bytes.
+//! How it works      Fixed offsets, all numbers little-endian, followed by the bytes received. The offsets are
+//!                   constants here and a table in docs/formats-hand-over.md; a test compares the two.
+//! Invariants        `encode` gives the same bytes again for each state that `decode` accepts.
 //! Errors            `decode` says what is wrong as a clause; an unknown version is distinguished from damage.
 
 use crate::checksum;
@@ -19,9 +19,9 @@ use crate::volume::request::Contexts;
 pub const MAGIC: [u8; 8] = *b"PVCONN\r\n";
 /// The only version so far.
 pub const VERSION: u32 = 1;
-/// Bytes before the snapshots' epochs, behind which are the bytes that were received.
+/// Bytes before the snapshots' epochs; the received bytes follow these.
 pub const HEADER_BYTES: usize = 88;
-/// Where what the CRC-32C covers begins.
+/// Where the range that the CRC-32C covers begins.
 const COVERED: usize = 16;
 
 /// Offsets of the fields, by name.
@@ -51,7 +51,7 @@ const READ_ONLY: u32 = 1 << 0;
 const STRUCTURED: u32 = 1 << 1;
 /// Metadata contexts were selected.
 const STATUS: u32 = 1 << 2;
-/// The connection ends once `skip` bytes were thrown away.
+/// The connection ends once `skip` bytes were discarded.
 const LAST: u32 = 1 << 3;
 /// A refused request is answered then.
 const REFUSAL: u32 = 1 << 4;
@@ -61,7 +61,7 @@ const REFUSAL_STRUCTURED: u32 = 1 << 5;
 const ALLOCATION: u32 = 1 << 6;
 const KNOWN: u32 = (1 << 7) - 1;
 
-/// Everything that a connection is, but for its socket and its export's name.
+/// Everything about a connection except its socket and its export's name.
 #[derive(Clone, Debug)]
 pub struct State {
     /// What was agreed on.
@@ -70,11 +70,11 @@ pub struct State {
     pub contexts: Option<Contexts>,
     /// The export's size when it was frozen, bytes.
     pub size: u64,
-    /// What its host was told that the export can do.
+    /// The transmission flags that its host was given.
     pub transmission_flags: u16,
     /// Bytes sent and received since its start.
     pub moved: u64,
-    /// Where its reader stands.
+    /// Where its reader resumes.
     pub resume_point: ResumePoint,
 }
 
@@ -132,7 +132,7 @@ impl State {
     /// # Errors
     /// Why it cannot be used: incomplete, of another version, or it promises what this server does not keep.
     pub fn decode(bytes: &[u8]) -> Result<State, String> {
-        let not_whole = || "what was handed over with it is not whole".to_owned();
+        let not_whole = || "what was handed over with it is incomplete".to_owned();
         let header = bytes.first_chunk::<HEADER_BYTES>().ok_or_else(not_whole)?;
         if header[..8] != MAGIC {
             return Err(not_whole());

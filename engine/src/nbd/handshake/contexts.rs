@@ -1,10 +1,11 @@
 //! Metadata contexts: which an export offers, which a client asks about, which it selects.
 //!
-//! How it works      `base:allocation`, and `qemu:dirty-bitmap:A` for each older snapshot A of the export's volume. A list
-//!                   of them can be as long as the volume has snapshots, so it is sent piece by piece. What was
-//!                   selected is kept by name, and held on to when the handshake ends (HN3).
-//! Invariants        CX1 a snapshot that a connection compares with cannot be deleted: the connection is attached to it.
-//! Errors            more than [`SELECTED_MAX`] contexts at once: ERR_TOO_BIG; a snapshot that has gone since it was
+//! How it works      `base:allocation`, and `qemu:dirty-bitmap:A` for each older snapshot A of the export's volume. A
+//!                   list of them can be as long as the volume has snapshots, so it is sent piece by piece. Selected
+//!                   snapshots are stored by name, and attached to when the handshake ends (HN3).
+//! Invariants        CX1 a snapshot that a connection compares with cannot be deleted: the connection is attached to
+//!                   it.
+//! Errors            more than [`SELECTED_MAX`] contexts at once: ERR_TOO_BIG; a snapshot that was deleted after it was
 //!                   selected: ERR_UNKNOWN.
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub const SELECTED_MAX: usize = 16;
 /// Longest name of a context, bytes; snapshots whose context would have a longer one are not offered.
 const NAME_MAX: usize = 256;
 
-// What one step may add to the output holds all that can be selected.
+// All contexts that can be selected fit into what one step may add to the output.
 const _: () =
     assert!((SELECTED_MAX + 2) * (OPTION_REPLY_HEADER_BYTES + 4 + NAME_MAX) <= STEP_BYTES_MAX);
 
@@ -34,10 +35,10 @@ const NAMESPACE: &str = "base:";
 const QEMU_NAMESPACE: &str = "qemu:";
 const TOO_MANY: Refusal = Refusal(option_reply::ERR_TOO_BIG, "too many contexts were selected");
 const SNAPSHOT_GONE: Refusal =
-    Refusal(option_reply::ERR_UNKNOWN, "a snapshot that was to be compared with is gone");
+    Refusal(option_reply::ERR_UNKNOWN, "a snapshot that was selected is gone");
 
 impl Selection {
-    /// What another process has let an export's host select; the error is that a snapshot is gone.
+    /// The selection that a host made at another process; the error is that a snapshot is gone.
     pub fn again(
         exports: &ExportTable,
         export: &Export,
@@ -55,7 +56,7 @@ impl Selection {
     }
 }
 
-/// What was selected for an export: for it alone, and until something else is.
+/// What was selected for an export: valid for this export, until the next selection.
 pub(super) struct Selected {
     export: String,
     allocation: bool,
@@ -121,7 +122,7 @@ impl Handshake {
         Ok(())
     }
 
-    /// What was selected for the export that is attached to, with a hold on each snapshot (CX1).
+    /// What was selected for `export`, with an attachment to each snapshot (CX1).
     pub(super) fn selected_for(
         &self,
         export: &Attachment,
@@ -146,7 +147,7 @@ impl Handshake {
         self.reply(number, option_reply::META_CONTEXT, &parts);
     }
 
-    /// Tells of the context that compares with a snapshot.
+    /// Sends the context that compares with a snapshot.
     pub(super) fn changed_since(&mut self, number: u32, id: u32, snapshot: &Export) {
         let name = snapshot.snapshot().unwrap_or_default();
         if CHANGED_SINCE.len() + name.len() <= NAME_MAX {
@@ -159,13 +160,13 @@ impl Handshake {
 /// The payload of the two options about metadata contexts.
 struct Queries<'a> {
     export: &'a [u8],
-    /// All of `base:` was asked about.
+    /// All of `base:` was queried.
     all_base: bool,
-    /// `base:allocation` was asked for.
+    /// `base:allocation` was queried.
     allocation: bool,
-    /// All of `qemu:` or `qemu:dirty-bitmap:` was asked about.
+    /// All of `qemu:` or `qemu:dirty-bitmap:` was queried.
     all_since: bool,
-    /// Snapshots that were asked for, each once.
+    /// Snapshots that were queried, each once.
     since: Vec<&'a str>,
 }
 
@@ -177,13 +178,13 @@ impl Queries<'_> {
         let all = count == 0;
         let mut queries =
             Queries { export, all_base: all, allocation: false, all_since: all, since: Vec::new() };
-        // Each query takes at least 4 bytes, so the loop ends with the data, whatever the count says.
+        // Each query takes at least 4 bytes, so the loop ends with the data, even if the count is wrong.
         for _ in 0..count {
             let query = take_string(&mut rest).ok_or(MALFORMED)?;
             if query.len() > NAME_BYTES_MAX {
                 return Err(MALFORMED);
             }
-            // What is not text is the name of no context.
+            // No context has a name that is not UTF-8.
             let Ok(query) = std::str::from_utf8(query) else { continue };
             queries.all_base |= query == NAMESPACE;
             queries.allocation |= query == BASE_ALLOCATION;
@@ -197,7 +198,7 @@ impl Queries<'_> {
         if rest.is_empty() { Ok(queries) } else { Err(MALFORMED) }
     }
 
-    /// The exports of the older snapshots that were asked for.
+    /// The exports of the older snapshots that were queried.
     fn named(&self, export: &Export, context: Context) -> Vec<Arc<Export>> {
         self.since.iter().filter_map(|name| context.exports.older_named(export, name)).collect()
     }

@@ -1,7 +1,7 @@
 //! What each option of a handshake means, and how it is answered.
 //!
-//! How it works      [`Handshake::option`] is given exactly one option's payload. It answers into the output
-//!                   and changes what has been agreed on. Payloads that do not parse are ERR_INVALID.
+//! How it works      [`Handshake::option`] is given exactly one option's payload. It appends the answer to the output
+//!                   and updates what was agreed on. A payload that does not parse is answered with ERR_INVALID.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::volume::export::{Attachment, Export};
 
 /// Smallest block size that is offered, bytes.
 const BLOCK_BYTES_MIN: u32 = 1;
-/// Block size that serves best, bytes.
+/// Preferred block size, bytes.
 const BLOCK_BYTES_PREFERRED: u32 = BLOCK_SIZE as u32;
 /// Largest payload that is offered, bytes.
 const BLOCK_BYTES_MAX: u32 = REQUEST_BYTES_MAX as u32;
 
 const _: () = assert!(REQUEST_BYTES_MAX <= u32::MAX as u64);
 
-/// What an export can do, as its transmission flags say it.
+/// An export's transmission flags.
 pub fn transmission_flags(read_only: bool) -> u16 {
     let always = transmission_flag::HAS_FLAGS
         | transmission_flag::SEND_FLUSH
@@ -100,7 +100,7 @@ impl Handshake {
         }
         let before = self.output.len();
         let name = self.describe(option::GO, data, context)?;
-        // What was found may have been removed since; then its description is taken back.
+        // The export may have been removed since it was found; then its description is removed from the output.
         let attachment = context.exports.attach(&name).ok_or(NO_EXPORT);
         let agreement = attachment.and_then(|attachment| self.agreement(attachment, context));
         agreement.inspect_err(|_| self.output.truncate(before))
@@ -111,7 +111,7 @@ impl Handshake {
         Ok(Agreement { attachment, structured: self.structured, selection, rest: Vec::new() })
     }
 
-    /// Answers INFO and GO with what is asked about the export; gives its name.
+    /// Answers INFO and GO with the information that was asked for; returns the export's name.
     fn describe(&mut self, number: u32, data: &[u8], context: Context) -> Result<String, Refusal> {
         let mut rest = data;
         let name = take_string(&mut rest).ok_or(MALFORMED)?;

@@ -1,4 +1,5 @@
-//! Tests of the handshake as a state machine: whatever comes in, bounded output, nothing consumed too much.
+//! Tests of the handshake as a state machine: for any input, the output is bounded and no more than an option is
+//! consumed.
 
 mod contexts;
 
@@ -62,7 +63,7 @@ fn queries(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
     data
 }
 
-/// Feeds all of `bytes` in pieces of `piece`, taking the output each time: what came out and the last step.
+/// Feeds all of `bytes` in pieces of `piece`, taking the output each time; returns the output and the last step.
 fn drive(
     handshake: &mut Handshake,
     table: &ExportTable,
@@ -96,7 +97,7 @@ fn drive(
 }
 
 /// A handshake past the client's flags.
-fn begun(table: &ExportTable) -> Handshake {
+fn past_client_flags(table: &ExportTable) -> Handshake {
     let mut handshake = Handshake::new();
     let (greeting, _) = drive(&mut handshake, table, &[0, 0, 0, 3], 4);
     assert_eq!(greeting, [&b"NBDMAGICIHAVEOPT"[..], &[0, 3]].concat());
@@ -123,7 +124,7 @@ fn kinds(out: &[u8]) -> Vec<u32> {
 fn each_option_is_answered_and_go_leaves_the_rest_alone() {
     let table = exports(3);
     for piece in [1, 7, 4096] {
-        let mut handshake = begun(&table);
+        let mut handshake = past_client_flags(&table);
         let bytes = [
             option_with(option::STARTTLS, &[]),
             option_with(12345, b"whatever"),
@@ -145,7 +146,7 @@ fn each_option_is_answered_and_go_leaves_the_rest_alone() {
         use option_reply::{ACK, ERR_INVALID, ERR_UNKNOWN, ERR_UNSUP, INFO, META_CONTEXT, SERVER};
         let wanted = [
             vec![ERR_UNSUP, ERR_UNSUP, ERR_INVALID, ACK, ERR_INVALID, META_CONTEXT, ACK, ACK],
-            // The empty name is nobody's while there are several writable exports.
+            // The empty name means no export while there are several writable ones.
             vec![ERR_UNKNOWN, ERR_UNKNOWN, SERVER, SERVER, SERVER, ACK],
             vec![INFO, INFO, INFO, INFO, ACK, ERR_UNKNOWN, META_CONTEXT, ACK],
             vec![INFO, INFO, INFO, INFO, ACK],
@@ -161,7 +162,7 @@ fn each_option_is_answered_and_go_leaves_the_rest_alone() {
 #[test]
 fn a_context_selected_for_another_export_does_not_count() {
     let table = exports(2);
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     let bytes = [
         option_with(option::STRUCTURED_REPLY, &[]),
         option_with(option::SET_META_CONTEXT, &queries(b"v", &[b"base:allocation"])),
@@ -173,7 +174,7 @@ fn a_context_selected_for_another_export_does_not_count() {
 }
 
 #[test]
-fn the_old_way_gives_size_and_flags_and_zeroes_if_wanted() {
+fn export_name_gives_size_and_flags_and_zeroes_if_wanted() {
     let table = exports(1);
     for (flags, length) in [(1_u8, 8 + 2 + 124), (3, 8 + 2), (0, 8 + 2 + 124)] {
         let mut handshake = Handshake::new();
@@ -183,7 +184,7 @@ fn the_old_way_gives_size_and_flags_and_zeroes_if_wanted() {
         assert_eq!(out.len(), 18 + length);
     }
     for bytes in [option_with(option::EXPORT_NAME, b"nobody"), header(option::EXPORT_NAME, 4097)] {
-        let (out, step) = drive(&mut begun(&table), &table, &bytes, 4096);
+        let (out, step) = drive(&mut past_client_flags(&table), &table, &bytes, 4096);
         assert!(out.is_empty() && matches!(step, Step::Close));
     }
 }
@@ -217,41 +218,47 @@ fn lengths_that_do_not_add_up_are_refused_and_exactly_consumed() {
             option_with(number, &data),
             option_with(option::GO, &go_data(b"v")),
         ];
-        let (out, step) = drive(&mut begun(&table), &table, &bytes.concat(), 333);
+        let (out, step) = drive(&mut past_client_flags(&table), &table, &bytes.concat(), 333);
         assert_eq!(kinds(&out)[1], option_reply::ERR_INVALID, "option {number}: {data:?}");
         assert!(matches!(step, Step::Done(_)), "HN1: option {number}: {data:?}");
     }
 }
 
 #[test]
-fn too_long_options_are_skipped_within_a_budget() {
+fn too_long_options_are_skipped_up_to_a_limit() {
     let table = exports(1);
     let length = OPTION_BYTES_MAX + 1;
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     let bytes = [option_with(option::GO, &vec![7; length]), option_with(option::ABORT, &[])];
     let (out, step) = drive(&mut handshake, &table, &bytes.concat(), 999);
     assert_eq!(kinds(&out), [option_reply::ERR_TOO_BIG, option_reply::ACK]);
     assert!(matches!(step, Step::Close));
     for number in 0..14 {
-        let (out, step) = drive(&mut begun(&table), &table, &header(number, u32::MAX), 16);
+        let (out, step) =
+            drive(&mut past_client_flags(&table), &table, &header(number, u32::MAX), 16);
         assert!(out.is_empty() && matches!(step, Step::Close), "option {number}");
     }
     let many = option_with(99, &vec![7; length]).repeat(SKIPPED_BYTES_MAX as usize / length + 1);
-    let (_, step) = drive(&mut begun(&table), &table, &many, FEED_BYTES_MAX);
+    let (_, step) = drive(&mut past_client_flags(&table), &table, &many, FEED_BYTES_MAX);
     assert!(matches!(step, Step::Close));
 }
 
 #[test]
 fn a_long_list_is_made_piece_by_piece_and_lists_and_options_are_counted() {
     let table = exports(3000);
-    let (out, _) = drive(&mut begun(&table), &table, &option_with(option::LIST, &[]), 16);
+    let (out, _) =
+        drive(&mut past_client_flags(&table), &table, &option_with(option::LIST, &[]), 16);
     assert_eq!(kinds(&out).len(), 3001);
     let table = exports(1);
-    let (out, _) =
-        drive(&mut begun(&table), &table, &option_with(option::LIST, &[]).repeat(17), 99);
+    let (out, _) = drive(
+        &mut past_client_flags(&table),
+        &table,
+        &option_with(option::LIST, &[]).repeat(17),
+        99,
+    );
     assert_eq!(kinds(&out).last(), Some(&option_reply::ERR_POLICY));
     let many = option_with(99, &[]).repeat(OPTIONS_MAX as usize + 1);
-    let (_, step) = drive(&mut begun(&table), &table, &many, FEED_BYTES_MAX);
+    let (_, step) = drive(&mut past_client_flags(&table), &table, &many, FEED_BYTES_MAX);
     assert!(matches!(step, Step::Close));
 }
 
@@ -260,7 +267,7 @@ fn a_hidden_export_is_found_by_its_name_alone() {
     let table = ExportTable::default();
     table.add_hidden("v@restore:7", "a volume", Arc::new(Nothing(4096))).expect("it is the first");
     let kinds_of = |number: u32, data: &[u8]| {
-        let mut handshake = begun(&table);
+        let mut handshake = past_client_flags(&table);
         let (out, _) = drive(&mut handshake, &table, &option_with(number, data), FEED_BYTES_MAX);
         kinds(&out)
     };
@@ -269,9 +276,9 @@ fn a_hidden_export_is_found_by_its_name_alone() {
         assert_eq!(kinds_of(option::GO, &go_data(name)), [option_reply::ERR_UNKNOWN]);
     }
     assert_eq!(kinds_of(option::GO, &go_data(b"v@restore:7")).last(), Some(&option_reply::ACK));
-    // It does not keep the only export that is listed from being what the empty name means.
+    // The empty name still means the only listed export.
     table.add("w", "a volume", Arc::new(Nothing(4096))).expect("names differ");
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     let (out, _) = drive(&mut handshake, &table, &option_with(option::LIST, &[]), FEED_BYTES_MAX);
     assert_eq!(kinds(&out), [option_reply::SERVER, option_reply::ACK]);
     assert_eq!(table.find("").expect("there is one").name, "w");
@@ -283,13 +290,13 @@ fn a_hidden_export_is_found_by_its_name_alone() {
 fn a_full_server_says_so() {
     let table = exports(1);
     let context = Context { exports: &table, full: true };
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     let step = handshake.feed(&option_with(option::GO, &go_data(b"v")), context);
     assert!(matches!(step, Step::More));
     assert_eq!(kinds(handshake.output()), [option_reply::ERR_POLICY]);
 }
 
-/// An option that may be right, may be mutated, and may be anything.
+/// An option that may be valid, mutated or random.
 fn any_option() -> impl Strategy<Value = Vec<u8>> {
     let name =
         prop_oneof![Just(b"v".to_vec()), Just(vec![]), prop::collection::vec(any::<u8>(), 0..50)];
@@ -317,7 +324,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn random_bytes_lead_to_no_panic_and_bounded_output(
+    fn random_bytes_cause_no_panic_and_bounded_output(
         flags in any::<u32>(),
         bytes in prop::collection::vec(any::<u8>(), 0..2000),
         piece in 1_usize..600,
@@ -329,7 +336,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_options_give_the_same_however_they_are_cut(
+    fn mutated_options_give_the_same_output_in_pieces_of_any_size(
         options in prop::collection::vec(any_option(), 0..12),
         piece in 1_usize..40,
     ) {

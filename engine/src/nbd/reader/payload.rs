@@ -1,5 +1,5 @@
-//! Payload: large payloads, each received into a buffer of its own, and what is [received speculatively](super::prefetch)
-//! with them.
+//! Payload: large payloads, each received into a buffer of its own, and what is [received
+//! speculatively](super::prefetch) with them.
 
 use super::{End, Next, Reader};
 use crate::buffer::{Buffer, Inbox};
@@ -9,7 +9,7 @@ use crate::nbd::wire::{REQUEST_HEADER_BYTES, parse_request};
 use crate::volume::request::Verb;
 
 impl Reader<'_> {
-    /// A large payload in a buffer of its own: what the inbox has of it, and the rest from the socket.
+    /// Receives a large payload into a buffer of its own: what the inbox has of it, and the rest from the socket.
     pub(super) fn receive_payload(&mut self, length: usize) -> Result<Buffer, End> {
         let mut payload = self.connection.common.buffers.inbox(length);
         let here = self.bytes().len().min(length);
@@ -22,7 +22,7 @@ impl Reader<'_> {
         self.receive_rest(&header, payload, length)
     }
 
-    /// The payload of `header`, of which some may be there.
+    /// Receives the payload of `header`, of which some may be in the inbox.
     fn receive_rest(
         &mut self,
         header: &[u8; REQUEST_HEADER_BYTES],
@@ -42,8 +42,8 @@ impl Reader<'_> {
             let received = match self.receive_on(payload.space()) {
                 Ok(received) => received,
                 Err(end) => {
-                    self.before = header.to_vec();
-                    self.before.extend_from_slice(payload.bytes(0));
+                    self.incomplete = header.to_vec();
+                    self.incomplete.extend_from_slice(payload.bytes(0));
                     return Err(end);
                 }
             };
@@ -57,17 +57,18 @@ impl Reader<'_> {
         Ok(payload.into_buffer())
     }
 
-    /// Receives into `space`, and what follows ahead, if it is there; returns how much came into `space`, at least a byte.
+    /// Receives into `space`, and prefetches what follows if it is there; returns how many bytes are in `space`, at
+    /// least one.
     fn receive_on(&mut self, space: &mut [u8]) -> Result<usize, End> {
-        match self.receive_ahead(space)? {
+        match self.receive_and_prefetch(space)? {
             0 => self.source.receive(space),
             received => Ok(received.min(space.len())),
         }
     }
 
-    /// Receives what is there into `first` and ahead, without waiting; returns how many bytes that were.
-    pub(super) fn receive_ahead(&mut self, first: &mut [u8]) -> Result<usize, End> {
-        if !self.source.is_dry() || !self.prefetch.guess(self.connection) {
+    /// Receives into `first` and prefetches, without waiting; returns the number of bytes in both.
+    pub(super) fn receive_and_prefetch(&mut self, first: &mut [u8]) -> Result<usize, End> {
+        if !self.source.is_drained() || !self.prefetch.guess(self.connection) {
             return Ok(0);
         }
         let result = self.source.receive_now(&mut self.prefetch.spaces(first));
@@ -79,8 +80,8 @@ impl Reader<'_> {
         result
     }
 
-    /// Handles the request that was received ahead; if the guess was wrong, it is received again.
-    pub(super) fn next_ahead(&mut self) -> Result<Next, End> {
+    /// Handles the prefetched request; if the guess was wrong, its bytes are parsed again.
+    pub(super) fn next_prefetched(&mut self) -> Result<Next, End> {
         let header = self.prefetch.header().expect("there is one");
         let header = parse_request(header).ok_or(End::Broken)?;
         let length = header.length as usize;

@@ -1,13 +1,13 @@
 //! Prefetch: speculative receive of large writes: a scatter receive into buffers for payloads that are predicted.
 //!
-//! How it works      A peer that has sent [`ALIKE`] large writes of one length is expected to send more of them. A receive then
-//!                   has space for some more headers and payloads of exactly that length, each payload in a buffer of its
-//!                   own. So one receive empties the socket, and the peer fills it again while the writes are made; nothing
-//!                   is copied. If a header is not the predicted one, all guesses are undone: their bytes are parsed
-//!                   again from memory, in order.
-//! Invariants        PF1 the bytes of guesses came after all that the inbox and the current payload hold, and
-//!                   before all that the source still has; PF2 there is a guess only between a receive and the next one that
-//!                   may wait, and its whole cost was reserved.
+//! How it works      A peer that has sent [`PREDICT_AFTER`] large writes of one length is expected to send more of
+//!                   them. A receive then has space for more headers and payloads of exactly that length, each payload
+//!                   in a buffer of its own. So one receive empties the socket, and the peer fills it again while the
+//!                   writes are made; nothing is copied. If a header is not the predicted one, all guesses are undone:
+//!                   their bytes are parsed again from memory, in order.
+//! Invariants        PF1 in the stream, the bytes of guesses come after all that the inbox and the current payload
+//!                   hold, and before all that the source still has; PF2 there is a guess only between a receive and
+//!                   the next one that may wait, and its whole cost was reserved.
 //! Owner             the reader.
 
 use std::collections::VecDeque;
@@ -20,14 +20,14 @@ use crate::nbd::wire::REQUEST_HEADER_BYTES;
 use crate::volume::request::Verb;
 
 /// Large writes of one length after which the next one is predicted.
-const ALIKE: u32 = 2;
-/// Bytes that are received speculatively: more than a peer has in its socket by default.
-const AHEAD_BYTES: usize = if cfg!(fuzzing) { 8 << 10 } else { 256 << 10 };
+const PREDICT_AFTER: u32 = 2;
+/// Bytes that are received speculatively: more than a socket buffer holds by default.
+const PREFETCH_BYTES: usize = if cfg!(fuzzing) { 8 << 10 } else { 256 << 10 };
 
 /// A predicted request.
 struct Guess {
     header: [u8; REQUEST_HEADER_BYTES],
-    /// Bytes of the header that are there.
+    /// Bytes of the header that were received.
     here: usize,
     payload: Inbox,
 }
@@ -36,35 +36,37 @@ struct Guess {
 #[derive(Default)]
 pub struct Prefetch {
     guesses: VecDeque<Guess>,
-    /// The last requests' length, and how many they were.
+    /// Length of the last large writes, and how many in a row had it.
     length: usize,
-    alike: u32,
+    repeated: u32,
 }
 
 impl Prefetch {
     /// Notes a request: the length of a large write's payload, or 0 for any other.
     pub fn note(&mut self, length: usize) {
         assert!(self.guesses.is_empty() || length == self.length, "the guess was right");
-        self.alike = if length > 0 && length == self.length { self.alike + 1 } else { 1 };
+        self.repeated = if length > 0 && length == self.length { self.repeated + 1 } else { 1 };
         self.length = length;
     }
 
-    /// Whether nothing was received ahead.
+    /// Whether nothing was prefetched.
     pub fn is_empty(&self) -> bool {
         self.guesses.is_empty()
     }
 
-    /// Makes guesses, if there is reason to and the connection may hold as much.
+    /// Makes guesses, if the last writes had one length and the connection may hold as much.
     pub fn guess(&mut self, connection: &Connection) -> bool {
         assert!(self.guesses.is_empty(), "PF2");
-        if self.length == 0 || self.alike < ALIKE {
+        if self.length == 0 || self.repeated < PREDICT_AFTER {
             return false;
         }
-        let wanted = AHEAD_BYTES.div_ceil(self.length) as u32;
+        let wanted = PREFETCH_BYTES.div_ceil(self.length) as u32;
         let each = self.cost();
         let bytes = each * u64::from(wanted);
-        let Some((_, requests)) = connection.try_take(bytes, bytes, wanted) else { return false };
-        connection.put_back(each * u64::from(wanted - requests), 0);
+        let Some((_, requests)) = connection.try_reserve(bytes, bytes, wanted) else {
+            return false;
+        };
+        connection.release_unused(each * u64::from(wanted - requests), 0);
         for _ in 0..requests {
             let payload = connection.common.buffers.inbox(self.length);
             self.guesses.push_back(Guess { header: [0; REQUEST_HEADER_BYTES], here: 0, payload });
@@ -76,7 +78,7 @@ impl Prefetch {
         cost(Verb::Write, self.length as u64)
     }
 
-    /// Where to receive to, in order.
+    /// The spaces to receive into, in order.
     pub fn spaces<'a>(&'a mut self, first: &'a mut [u8]) -> Vec<IoSliceMut<'a>> {
         let mut spaces = Vec::with_capacity(1 + 2 * self.guesses.len());
         if !first.is_empty() {
@@ -89,8 +91,8 @@ impl Prefetch {
         spaces
     }
 
-    /// Counts `received` bytes as received into the guesses, and gives back what has none. The beginning of a header, which
-    /// is no guess, is returned.
+    /// Counts `received` bytes as received into the guesses, and releases the guesses without any. The bytes of an
+    /// incomplete header are not a guess; they are returned.
     pub fn settle(&mut self, connection: &Connection, mut received: usize) -> Vec<u8> {
         for guess in &mut self.guesses {
             guess.here = received.min(REQUEST_HEADER_BYTES);
@@ -110,13 +112,13 @@ impl Prefetch {
         self.guesses.front().map(|guess| &guess.header)
     }
 
-    /// The next header and its payload, if the guess was right that it has `length` bytes. What it costs is taken.
+    /// The next header and its payload, if it has `length` bytes, as was guessed. Its cost stays reserved.
     pub fn take(&mut self, length: usize) -> Option<([u8; REQUEST_HEADER_BYTES], Inbox)> {
         let guess = if length == self.length { self.guesses.pop_front() } else { None };
         guess.map(|guess| (guess.header, guess.payload))
     }
 
-    /// Gives back all guesses but the first `kept`; returns their bytes.
+    /// Releases all guesses but the first `kept`; returns their bytes.
     pub fn give_back(&mut self, connection: &Connection, kept: usize) -> Vec<u8> {
         let gone = self.guesses.len() - kept;
         let mut bytes = Vec::new();
@@ -126,7 +128,7 @@ impl Prefetch {
             connection.common.buffers.put(guess.payload.into_whole());
         }
         if gone > 0 {
-            connection.put_back(self.cost() * gone as u64, gone as u32);
+            connection.release_unused(self.cost() * gone as u64, gone as u32);
         }
         bytes
     }

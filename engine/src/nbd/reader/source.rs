@@ -1,4 +1,4 @@
-//! Source: where a connection's reader has its bytes from.
+//! Source: the bytes that a connection's reader consumes.
 //!
 //! Owner             the reader.
 
@@ -10,7 +10,7 @@ use super::End;
 use crate::nbd::budget::lock;
 use crate::nbd::connection::Connection;
 
-/// Where bytes come from: first those that others have received, then the peer.
+/// First the bytes that an earlier reader or a wrong guess left, then the peer's.
 pub(super) struct Source<'a> {
     pub(super) connection: &'a Connection,
     pub(super) first: Vec<u8>,
@@ -44,13 +44,13 @@ impl Source<'_> {
     }
 
     /// Whether only the peer has more.
-    pub(super) fn is_dry(&self) -> bool {
+    pub(super) fn is_drained(&self) -> bool {
         self.used == self.first.len()
     }
 
-    /// Receives what the peer has sent already, perhaps nothing, into one space after the other.
+    /// Receives what the peer has already sent, perhaps nothing, into one space after the other.
     pub(super) fn receive_now(&mut self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, End> {
-        assert!(self.is_dry(), "that comes first");
+        assert!(self.is_drained(), "the stored bytes come first");
         if self.connection.is_freezing() {
             return Err(End::Frozen);
         }
@@ -62,7 +62,7 @@ impl Source<'_> {
         }
     }
 
-    /// Has `bytes` received next.
+    /// Puts `bytes` in front, to be received next.
     pub(super) fn put_back(&mut self, mut bytes: Vec<u8>) {
         if !bytes.is_empty() {
             bytes.extend_from_slice(&self.first[self.used..]);

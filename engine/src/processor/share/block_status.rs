@@ -55,7 +55,7 @@ impl Share {
     }
 
     pub(super) fn block_status(&mut self, mut part: Part, context: &mut Context<'_>) {
-        if !part.request.goes_on_at(part.start()) {
+        if !part.request.continues_at(part.start()) {
             return self.end_now(part, Ok(()), context);
         }
         if let Some(contexts) = part.request.contexts.clone() {

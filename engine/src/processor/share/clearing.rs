@@ -60,7 +60,7 @@ impl Job {
                         stopped_at = Some(at);
                         return Err(None);
                     }
-                    let piece = device.clearable_at_once(from + cleared, here - cleared);
+                    let piece = device.clearable_in_one_call(from + cleared, here - cleared);
                     let result = match keep_allocated {
                         true => device.zero_range(from + cleared, piece),
                         false => device.punch(from + cleared, piece),

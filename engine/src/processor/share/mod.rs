@@ -311,7 +311,7 @@ impl Share {
         let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.direct = all().any(|device| device.mode.direct);
         self.inline = all().all(|device| device.never_waits());
-        self.writes_now = self.inline || all().all(|device| device.tells_of_writes());
+        self.writes_now = self.inline || all().all(|device| device.can_write_nowait());
     }
 
     /// Takes a part that has just come, or whose turn it is.

@@ -24,7 +24,7 @@ impl Share {
         }
         let next = self.piece_after(part)?;
         let needed =
-            next.request.verb != Verb::BlockStatus || next.request.goes_on_at(next.start());
+            next.request.verb != Verb::BlockStatus || next.request.continues_at(next.start());
         needed.then_some(next)
     }
 

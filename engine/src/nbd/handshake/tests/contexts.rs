@@ -1,8 +1,8 @@
-//! The contexts that tell what changed since a snapshot: which are offered, selected, refused, held.
+//! The contexts that show what changed since a snapshot: which are offered, selected, refused, attached to.
 
 use std::sync::Arc;
 
-use super::{begun, drive, go_data, kinds, option_with, queries, replies};
+use super::{drive, go_data, kinds, option_with, past_client_flags, queries, replies};
 use crate::nbd::handshake::contexts::SELECTED_MAX;
 use crate::nbd::handshake::{LISTS_MAX, Step};
 use crate::nbd::wire::{option, option_reply};
@@ -43,10 +43,10 @@ fn structured() -> Vec<u8> {
     option_with(option::STRUCTURED_REPLY, &[])
 }
 
-/// The names of the contexts that are told, with their ids.
-fn told(table: &ExportTable, number: u32, data: &[u8]) -> Vec<(u32, String)> {
+/// The names of the contexts that are sent, with their ids.
+fn contexts_in_reply(table: &ExportTable, number: u32, data: &[u8]) -> Vec<(u32, String)> {
     let bytes = [structured(), option_with(number, data)].concat();
-    let (out, _) = drive(&mut begun(table), table, &bytes, 1000);
+    let (out, _) = drive(&mut past_client_flags(table), table, &bytes, 1000);
     let all = replies(&out);
     assert_eq!(all.last().map(|(_, kind, _)| *kind), Some(option_reply::ACK));
     let contexts = all.iter().filter(|(_, kind, _)| *kind == option_reply::META_CONTEXT);
@@ -58,15 +58,15 @@ fn told(table: &ExportTable, number: u32, data: &[u8]) -> Vec<(u32, String)> {
         .collect()
 }
 
-fn names(told: &[(u32, String)]) -> Vec<&str> {
-    told.iter().map(|(_, name)| name.as_str()).collect()
+fn names(contexts: &[(u32, String)]) -> Vec<&str> {
+    contexts.iter().map(|(_, name)| name.as_str()).collect()
 }
 
 #[test]
 fn an_export_offers_its_allocation_and_each_older_snapshot_of_its_volume() {
     let table = table(3);
     let list = |export: &[u8], asked: &[&[u8]]| {
-        told(&table, option::LIST_META_CONTEXT, &queries(export, asked))
+        contexts_in_reply(&table, option::LIST_META_CONTEXT, &queries(export, asked))
     };
     let since = ["qemu:dirty-bitmap:s1", "qemu:dirty-bitmap:s2", "qemu:dirty-bitmap:s3"];
     assert_eq!(names(&list(b"v", &[])), [&["base:allocation"], &since[..]].concat());
@@ -84,7 +84,9 @@ fn an_export_offers_its_allocation_and_each_older_snapshot_of_its_volume() {
 #[test]
 fn only_complete_names_select_and_each_selection_has_its_number() {
     let table = table(3);
-    let set = |asked: &[&[u8]]| told(&table, option::SET_META_CONTEXT, &queries(b"v@s3", asked));
+    let set = |asked: &[&[u8]]| {
+        contexts_in_reply(&table, option::SET_META_CONTEXT, &queries(b"v@s3", asked))
+    };
     assert!(set(&[]).is_empty());
     assert!(set(&[b"qemu:", b"base:", b"qemu:dirty-bitmap:"]).is_empty());
     let chosen = set(&[b"qemu:dirty-bitmap:s2", b"base:allocation", b"qemu:dirty-bitmap:s1"]);
@@ -100,7 +102,7 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
     let table = table(2);
     let select = queries(b"v", &[b"qemu:dirty-bitmap:s1"]);
     let before = [structured(), option_with(option::SET_META_CONTEXT, &select)].concat();
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     drive(&mut handshake, &table, &before, 1000);
     assert!(table.find("v@s1").is_some_and(|export| export.connections() == 0), "HN3");
     let (_, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
@@ -113,17 +115,17 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
 }
 
 #[test]
-fn a_snapshot_that_has_gone_since_it_was_selected_fails_go() {
+fn go_fails_if_a_selected_snapshot_is_gone() {
     let table = table(2);
     let select = queries(b"v", &[b"qemu:dirty-bitmap:s1"]);
     let before = [structured(), option_with(option::SET_META_CONTEXT, &select)].concat();
-    let mut handshake = begun(&table);
+    let mut handshake = past_client_flags(&table);
     drive(&mut handshake, &table, &before, 1000);
     table.remove("v@s1").expect("nobody holds it");
     let (out, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
     assert!(matches!(step, Step::More));
     assert_eq!(kinds(&out), [option_reply::ERR_UNKNOWN]);
-    // The client may continue without.
+    // The client may continue without it.
     let again = [
         option_with(option::SET_META_CONTEXT, &queries(b"v", &[])),
         option_with(option::GO, &go_data(b"v")),
@@ -140,16 +142,17 @@ fn selections_and_lists_are_bounded() {
     let refused = |asked: &[&[u8]]| {
         let set = option_with(option::SET_META_CONTEXT, &queries(b"v", asked));
         let bytes = [structured(), set].concat();
-        kinds(&drive(&mut begun(&table), &table, &bytes, 1000).0).pop()
+        kinds(&drive(&mut past_client_flags(&table), &table, &bytes, 1000).0).pop()
     };
     assert_eq!(refused(&asked), Some(option_reply::ERR_TOO_BIG));
     assert_eq!(refused(&asked[..SELECTED_MAX]), Some(option_reply::ACK));
-    // A list of 5000 is sent piece by piece (`drive` asserts HN2), and not as often as one likes.
+    // A list of 5000 is sent piece by piece (`drive` asserts HN2), at most LISTS_MAX times.
     let list = option_with(option::LIST_META_CONTEXT, &queries(b"v", &[b"qemu:"]));
     let lists = list.repeat(LISTS_MAX as usize + 1);
-    let (out, _) = drive(&mut begun(&table), &table, &[structured(), lists].concat(), 1000);
+    let (out, _) =
+        drive(&mut past_client_flags(&table), &table, &[structured(), lists].concat(), 1000);
     let kinds = kinds(&out);
-    let told = kinds.iter().filter(|kind| **kind == option_reply::META_CONTEXT).count();
-    assert_eq!(told, 5000 * LISTS_MAX as usize);
+    let sent = kinds.iter().filter(|kind| **kind == option_reply::META_CONTEXT).count();
+    assert_eq!(sent, 5000 * LISTS_MAX as usize);
     assert_eq!(kinds.last(), Some(&option_reply::ERR_POLICY));
 }
