@@ -34,7 +34,7 @@ from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.schedules import (
-    RetainedView,
+    RetainedSnapshotView,
     ScheduleAdd,
     SchedulePlanView,
     ScheduleSet,
@@ -489,8 +489,10 @@ class Schedules:
             else None,
         )
 
-    def _retained(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> RetainedView:
-        return RetainedView(
+    def _retained(
+        self, instant: int, reasons: list[str], record: SnapshotRecord | None
+    ) -> RetainedSnapshotView:
+        return RetainedSnapshotView(
             snapshot=None if record is None else record.name,
             instant=iso(instant),
             instant_ns=instant,

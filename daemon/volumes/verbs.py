@@ -43,10 +43,10 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
-    DroppedView,
+    DroppedSnapshotView,
     ExportView,
     PlanView,
-    SourceView,
+    CloneSourceView,
     VolumeCreate,
     VolumeDeleted,
     VolumeSet,
@@ -399,7 +399,7 @@ class Volumes:
             logs=self.change_logs.views(volume, names, serving=serving),
             space=self.change_logs.space(volume) if serving else None,
             dropped=[
-                DroppedView(
+                DroppedSnapshotView(
                     snapshot=dropped.name,
                     created=iso(dropped.instant_ns),
                     dropped=iso(dropped.dropped_ns),
@@ -419,14 +419,14 @@ class Volumes:
             partitions=partition_views(context, volume, names) if partitions else None,
         )
 
-    def _source_view(self, volume: Volume) -> SourceView | None:
+    def _source_view(self, volume: Volume) -> CloneSourceView | None:
         """What a volume was made from, by the names that its source had."""
         if volume.source is None:
             return None
         source = self._source(volume.source)
         records = self._context.catalog.snapshots_and_kept(source.id)
         record = next(each for each in records if each.epoch == volume.source.epoch)
-        return SourceView(
+        return CloneSourceView(
             volume=source.name.partition("#")[0],
             snapshot=record.name.partition("#")[0],
             deleted=record.kept,
