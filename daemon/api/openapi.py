@@ -1,6 +1,6 @@
 """The OpenAPI document, made of the routes and of the types of their bodies.
 
-How it works      pydantic describes each type; a schema is named by the noun that its type is named by, so that
+How it works      pydantic describes each type; a schema is named by the noun that its type has, so that
                   moving or splitting a module changes no name: VolumeView is 'Volume', VolumeCreate stays.
 Errors            ValueError for two types with one name: rename one of them.
 """

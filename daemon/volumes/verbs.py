@@ -43,10 +43,10 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
+    CloneSourceView,
     DroppedSnapshotView,
     ExportView,
     PlanView,
-    CloneSourceView,
     VolumeCreate,
     VolumeDeleted,
     VolumeSet,
