@@ -28,14 +28,14 @@ API_PATH = re.compile(r"/[a-z][a-z0-9._-]*(/[a-z0-9._{}-]+)*")
 CODE_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 OPTION = re.compile(r"--[a-z][a-z-]*")
+SOURCE = re.compile(r"`([\w./-]+\.(?:rs|py|pyi|c|sql))`")
 BRACKETS = re.compile(r"[\[\]]|\.\.\.")
 
 
 def pages() -> dict[str, str]:
-    """README.md and everything below docs/, by path."""
-    return {
-        str(path.relative_to(ROOT)): path.read_text() for path in repository_files("README.md", "docs/*.md")
-    }
+    """README.md, CONTRIBUTING.md and everything below docs/, by path."""
+    found = repository_files("README.md", "CONTRIBUTING.md", "docs/*.md")
+    return {str(path.relative_to(ROOT)): path.read_text() for path in found}
 
 
 def every_module(package: str) -> Iterator[str]:
@@ -92,6 +92,14 @@ def broken_links(page: str, text: str) -> list[str]:
         for target in targets
         if not Path(os.path.normpath(ROOT / Path(page).parent / target)).exists()
     ]
+
+
+def missing_sources(page: str, text: str, files: Iterable[str]) -> list[str]:
+    """Sources that a page names, as a path or the end of one, and that are not there."""
+    known = {
+        "/" + "/".join(parts[at:]) for parts in (f.split("/") for f in files) for at in range(len(parts))
+    }
+    return [f"{page}: {name}" for name in sorted(set(SOURCE.findall(text))) if f"/{name}" not in known]
 
 
 def code_lines(text: str) -> Iterator[str]:
@@ -171,6 +179,12 @@ def test_links_lead_somewhere() -> None:
     assert [complaint for page, text in pages().items() for complaint in broken_links(page, text)] == []
 
 
+def test_sources_that_pages_name_are_there() -> None:
+    files = [str(path.relative_to(ROOT)) for path in repository_files("*")]
+    texts = pages() | {"tests/README.md": (ROOT / "tests" / "README.md").read_text()}
+    assert [each for page, text in texts.items() for each in missing_sources(page, text, files)] == []
+
+
 def test_commands_in_code_blocks_exist() -> None:
     group = cli()
     found = pages().items()
@@ -204,6 +218,11 @@ def test_paths_are_found() -> None:
 def test_broken_link_is_noticed() -> None:
     text = "[a](../README.md#x) [b](nowhere.md) [c](https://example.org/x)"
     assert broken_links("docs/a.md", text) == ["docs/a.md: nowhere.md"]
+
+
+def test_missing_source_is_noticed() -> None:
+    text = "`a/b.rs`, `b.rs`, `tests/a/b.rs`; `c.rs` and `x/b.rs` are gone"
+    assert missing_sources("p.md", text, ["tests/a/b.rs"]) == ["p.md: c.rs", "p.md: x/b.rs"]
 
 
 def test_missing_script_is_noticed() -> None:
