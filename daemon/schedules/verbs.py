@@ -489,14 +489,12 @@ class Schedules:
             else None,
         )
 
-    def _retained(
-        self, instant: int, reasons: list[str], record: SnapshotRecord | None
-    ) -> RetainedSnapshotView:
+    def _retained(self, instant: int, why: list[str], record: SnapshotRecord | None) -> RetainedSnapshotView:
         return RetainedSnapshotView(
             snapshot=None if record is None else record.name,
             instant=iso(instant),
             instant_ns=instant,
-            kept_by=reasons,
+            kept_by=why,
             holds=[] if record is None else list(record.holds),
             future=record is not None and instant > self._context.clock(),
         )
