@@ -59,7 +59,7 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.deletions import DeletionView
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
-from polyvol.daemon.types.scrubs import ScrubSettings, ScrubSettingsView
+from polyvol.daemon.types.scrubs import ScrubSet, ScrubSettingsView
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotDeleted, SnapshotView
 from polyvol.daemon.types.status import DaemonView, StatusView
 from polyvol.daemon.types.volumes import (
@@ -277,7 +277,7 @@ class Service:
         """The verbs of what changed."""
         return self._diffs
 
-    def set_scrubs(self, request: ScrubSettings) -> ScrubSettingsView:
+    def set_scrubs(self, request: ScrubSet) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
         with self._context.catalog_lock:
             self._scrubs.set_weekly(request.weekly)

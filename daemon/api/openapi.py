@@ -1,8 +1,13 @@
-"""The OpenAPI document, made of the routes and of the types of their bodies."""
+"""The OpenAPI document, made of the routes and of the types of their bodies.
+
+How it works      pydantic describes each type; a schema is named by the noun that its type has, so that
+                  moving or splitting a module changes no name: VolumeView is 'Volume', VolumeCreate stays.
+Errors            ValueError for two types with one name: rename one of them.
+"""
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -50,12 +55,43 @@ def openapi_document(routes: Iterable[Route], version: str) -> dict[str, Any]:
             operation["requestBody"] = {"required": True, "content": body["content"]}
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     schemas = {**definitions.get("$defs", {}), "Error": _ERROR_SCHEMA}
-    return {
+    names = {name: _public_name(name) for name in schemas}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"two types have one name: {sorted(names.values())}")
+    document = {
         "openapi": "3.1.0",
         "info": {"title": "polyvol control API", "version": version},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {
+            "schemas": {names[name]: _with_title(schema, names[name]) for name, schema in schemas.items()}
+        },
     }
+    return cast("dict[str, Any]", _renamed(document, names))
+
+
+def _public_name(name: str) -> str:
+    """The name of a schema by pydantic's, which is the type's unless several types share it."""
+    if not name.isalnum():
+        raise ValueError(f"{name}: two types have this name, or one is both a body and a result")
+    return name.removesuffix("View")
+
+
+def _with_title(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    return schema | {"title": title}
+
+
+def _renamed(value: object, names: Mapping[str, str]) -> object:
+    """A part of the document, with the public names in its references."""
+    if isinstance(value, dict):
+        return {
+            key: _reference(of, names) if key == "$ref" else _renamed(of, names) for key, of in value.items()
+        }
+    return [_renamed(each, names) for each in value] if isinstance(value, list) else value
+
+
+def _reference(path: str, names: Mapping[str, str]) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{names[name]}"
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:

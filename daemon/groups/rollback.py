@@ -20,7 +20,7 @@ from polyvol.daemon.errors import EngineFailed, VolumeOpen, counted_clients
 from polyvol.daemon.groups.verbs import Groups
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
-from polyvol.daemon.types.groups import Rollback, RollbackView
+from polyvol.daemon.types.groups import RollbackStart, RollbackView
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.names import check_free
 from polyvol.mapping.records.groups import Group
@@ -45,14 +45,14 @@ class Rollbacks:
         self._groups = groups
         self._coordinator = Coordinator(context.engine, context.catalog)
 
-    def roll_back(self, volume_name: str, name: str, request: Rollback) -> RollbackView:
+    def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Have a volume be what its snapshot shows."""
         with self._context.holding(volume_name, "snapshot rollback"):
             volume = self._context.find_served(volume_name)
             record = self._context.find_snapshot(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
-    def roll_back_group(self, group_name: str, name: str, request: Rollback) -> RollbackView:
+    def roll_back_group(self, group_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Have all volumes of a group's snapshot be what it shows."""
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._context.find_group(group_name)
@@ -84,7 +84,9 @@ class Rollbacks:
             else:
                 self._volumes.export_live(context.find_volume(volume.name))
 
-    def _roll_back(self, members: Members, name: str, request: Rollback, group: Group | None) -> RollbackView:
+    def _roll_back(
+        self, members: Members, name: str, request: RollbackStart, group: Group | None
+    ) -> RollbackView:
         context = self._context
         volumes = [volume for volume, _ in members]
         safety = self._safety_name(volumes, name, request, group) if request.safety else None
@@ -117,7 +119,7 @@ class Rollbacks:
         return any(one.at >= epoch for one in self._context.catalog.rollbacks.of(volume.id))
 
     def _safety_name(
-        self, volumes: Sequence[Volume], name: str, request: Rollback, group: Group | None
+        self, volumes: Sequence[Volume], name: str, request: RollbackStart, group: Group | None
     ) -> str:
         catalog = self._context.catalog
         taken = self._snapshots.names_of_group(group)

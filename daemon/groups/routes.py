@@ -9,7 +9,7 @@ from polyvol.daemon.types.groups import (
     GroupSnapshotDeleted,
     GroupSnapshotView,
     GroupView,
-    Rollback,
+    RollbackStart,
     RollbackView,
 )
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotView
@@ -71,7 +71,7 @@ ROUTES = [
             call.path["group"], call.path["snapshot"], call.body
         ),
         RollbackView,
-        body=Rollback,
+        body=RollbackStart,
     ),
     Route(
         "GET",

@@ -34,7 +34,7 @@ from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.schedules import (
-    RetainedView,
+    RetainedSnapshotView,
     ScheduleAdd,
     SchedulePlanView,
     ScheduleSet,
@@ -447,12 +447,12 @@ class Schedules:
             else None,
         )
 
-    def _retained(self, instant: int, reasons: list[str], record: SnapshotRecord | None) -> RetainedView:
-        return RetainedView(
+    def _retained(self, instant: int, why: list[str], record: SnapshotRecord | None) -> RetainedSnapshotView:
+        return RetainedSnapshotView(
             snapshot=None if record is None else record.name,
             instant=iso(instant),
             instant_ns=instant,
-            kept_by=reasons,
+            kept_by=why,
             holds=[] if record is None else list(record.holds),
             future=record is not None and instant > self._context.clock(),
         )

@@ -32,7 +32,7 @@ from functools import partial
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.types.deletions import DeletionView, SkippedView
+from polyvol.daemon.types.deletions import DeletionView, SkippedSnapshotView
 from polyvol.daemon.volumes.exporting import export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
@@ -124,7 +124,7 @@ class Deletions:
 
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
-    ) -> tuple[list[SnapshotRecord], list[SkippedView]]:
+    ) -> tuple[list[SnapshotRecord], list[SkippedSnapshotView]]:
         """Those whose exports have ended, and those that are kept (DE1)."""
         context = self._context
         clients = context.clients()
@@ -151,7 +151,7 @@ class Deletions:
             if reason is None:
                 gone.append(record)
             else:
-                kept.append(SkippedView(name=record.name, reason=reason))
+                kept.append(SkippedSnapshotView(name=record.name, reason=reason))
         return gone, kept
 
     def _run(self) -> None:
@@ -246,5 +246,5 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     return list(chosen.values())
 
 
-def _view(job: _Job, kept: list[SkippedView]) -> DeletionView:
+def _view(job: _Job, kept: list[SkippedSnapshotView]) -> DeletionView:
     return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -1,7 +1,7 @@
 """The API of snapshots."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.types.groups import Rollback, RollbackView
+from polyvol.daemon.types.groups import RollbackStart, RollbackView
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotDeleted, SnapshotView
 from polyvol.daemon.types.volumes import CloneCreate, VolumeView
 
@@ -41,7 +41,7 @@ ROUTES = [
             call.path["volume"], call.path["snapshot"], call.body
         ),
         RollbackView,
-        body=Rollback,
+        body=RollbackStart,
     ),
     Route(
         "POST",

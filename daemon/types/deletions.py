@@ -10,7 +10,7 @@ DELETED_NAMES_MAX = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkippedView:
+class SkippedSnapshotView:
     """A snapshot that was not deleted, and why."""
 
     name: str
@@ -26,7 +26,7 @@ class DeletionView:
     total: int
     left: int
     freed: int
-    kept: list[SkippedView]
+    kept: list[SkippedSnapshotView]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,7 @@ class GroupSnapshotDeleted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollback:
+class RollbackStart:
     """A rollback. `force`: disconnect clients of the volume; `safety`: keep what it was as a snapshot, named
     `safety_name` or before-SNAPSHOT."""
 

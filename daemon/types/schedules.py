@@ -10,7 +10,7 @@ from polyvol.snapshot.retention import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetainedView:
+class RetainedSnapshotView:
     """A snapshot of a schedule: those that are to come have no `snapshot`. `kept_by`: the rules that keep
     it; none: it goes after the next run, unless it is held. `future`: its time lies in the future of the
     clock."""
@@ -71,7 +71,7 @@ class ScheduleView:
     hooks: HookView | None
     count: int
     created: str
-    snapshots: list[RetainedView] | None = None
+    snapshots: list[RetainedSnapshotView] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,4 +87,4 @@ class SchedulePlanView:
     until: str
     runs: int
     note: str | None
-    kept: list[RetainedView]
+    kept: list[RetainedSnapshotView]

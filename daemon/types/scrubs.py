@@ -22,7 +22,7 @@ class BadBlockView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScrubBadView:
+class ScrubBadBlockView:
     """A block that a scrub could not read back right: why, and which exports see it."""
 
     partition: int
@@ -46,7 +46,7 @@ class ScrubView:
     done: int = 0
     skipped: int = 0
     bad_blocks: int = 0
-    bad: list[ScrubBadView] = field(default_factory=list)
+    bad: list[ScrubBadBlockView] = field(default_factory=list)
     ended: str | None = None
     reason: str | None = None
 
@@ -67,7 +67,7 @@ class ScrubStart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScrubSettings:
+class ScrubSet:
     """`weekly`: scrub every volume once a week."""
 
     __pydantic_config__: ClassVar = STRICT

@@ -16,7 +16,7 @@ from polyvol.mapping.records.volumes import WhenFull
 
 
 @dataclass(frozen=True, kw_only=True)
-class DroppedView:
+class DroppedSnapshotView:
     """A snapshot of `created` that was dropped at `dropped` so that writes went on; `freed` bytes, None where
     nobody knows."""
 
@@ -48,7 +48,7 @@ class PartitionView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceView:
+class CloneSourceView:
     """The snapshot that a clone was made from; `deleted`: it is not there but for its clones."""
 
     volume: str
@@ -78,11 +78,11 @@ class VolumeView:
     processors: list[int]
     devices: list[str]
     base: str | None
-    source: SourceView | None
+    source: CloneSourceView | None
     when_full: WhenFull
     logs: list[LogView]
     space: SpaceView | None
-    dropped: list[DroppedView]
+    dropped: list[DroppedSnapshotView]
     exports: list[ExportView]
     connections: int
     snapshots: list[str]

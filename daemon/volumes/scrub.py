@@ -29,7 +29,7 @@ from polyvol.daemon.errors import BadRequest, NoScrub, ScrubRunning
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
-from polyvol.daemon.types.scrubs import ScrubBadView, ScrubState, ScrubView
+from polyvol.daemon.types.scrubs import ScrubBadBlockView, ScrubState, ScrubView
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.records.volumes import Volume
@@ -141,7 +141,7 @@ class Scrubs:
         if found is None:
             return None
         values = json.loads(found[1])
-        values["bad"] = [ScrubBadView(**bad) for bad in values["bad"]]
+        values["bad"] = [ScrubBadBlockView(**bad) for bad in values["bad"]]
         return ScrubView(**values)
 
     def end(self, name: str) -> ScrubView:
@@ -266,12 +266,12 @@ class Scrubs:
 
     def _bad_view(
         self, volume: Volume, partition: int, bad: "ScrubBad", names: dict[int, str]
-    ) -> ScrubBadView:
+    ) -> ScrubBadBlockView:
         epochs = {record.epoch: record.name for record in self._context.catalog.snapshots.of(volume.id)}
         seen_by = [volume.name] if bad["live"] else []
         seen_by += [export_name(volume.name, epochs[epoch]) for epoch in bad["epochs"] if epoch in epochs]
         reason = "its checksum does not match" if bad["errno"] == 0 else reason_of(bad["errno"])
-        return ScrubBadView(
+        return ScrubBadBlockView(
             partition=partition,
             block=bad["block"],
             device=names.get(bad["device"], "?"),

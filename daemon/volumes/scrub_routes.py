@@ -1,7 +1,7 @@
 """The API of scrubs."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.types.scrubs import ScrubSettings, ScrubSettingsView, ScrubStart, ScrubView
+from polyvol.daemon.types.scrubs import ScrubSet, ScrubSettingsView, ScrubStart, ScrubView
 
 ROUTES = [
     Route(
@@ -40,6 +40,6 @@ ROUTES = [
         "Switch weekly scrubs of all volumes on or off",
         lambda service, call: service.set_scrubs(call.body),
         ScrubSettingsView,
-        body=ScrubSettings,
+        body=ScrubSet,
     ),
 ]

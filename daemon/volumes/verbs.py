@@ -43,10 +43,10 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
-    DroppedView,
+    CloneSourceView,
+    DroppedSnapshotView,
     ExportView,
     PlanView,
-    SourceView,
     VolumeCreate,
     VolumeDeleted,
     VolumeSet,
@@ -390,7 +390,7 @@ class Volumes:
             logs=self.change_logs.views(volume, names, serving=serving),
             space=self.change_logs.space(volume) if serving else None,
             dropped=[
-                DroppedView(
+                DroppedSnapshotView(
                     snapshot=dropped.name,
                     created=iso(dropped.instant_ns),
                     dropped=iso(dropped.dropped_ns),
@@ -410,14 +410,14 @@ class Volumes:
             partitions=partition_views(context, volume, names) if partitions else None,
         )
 
-    def _source_view(self, volume: Volume) -> SourceView | None:
+    def _source_view(self, volume: Volume) -> CloneSourceView | None:
         """What a volume was made from, by the names that its source had."""
         if volume.source is None:
             return None
         source = self._source(volume.source)
         record = self._context.catalog.snapshots.at(source.id, volume.source.epoch)
         assert record is not None, "RM1"
-        return SourceView(
+        return CloneSourceView(
             volume=source.shown_name,
             snapshot=record.shown_name,
             deleted=record.kept,

@@ -1,4 +1,5 @@
-//! Limits: every bound of the engine in one place, with the relations between them asserted.
+//! Limits: the bounds that several modules of the engine depend on, with the relations between them asserted. Bounds of one
+//! module are constants in it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.devices import DeviceAdd
-from polyvol.daemon.types.groups import GroupCreate, GroupSnapshotCreate, Rollback
+from polyvol.daemon.types.groups import GroupCreate, GroupSnapshotCreate, RollbackStart
 from polyvol.daemon.types.volumes import CloneCreate, VolumeCreate
 from polyvol.mapping.device import ASIDE
 
@@ -177,7 +177,7 @@ def build(root: Path) -> Story:
         _cut(service, "s2")
         _write(service, "v", 4)
         story.images["earlier"] = capture(root)
-        service.rollbacks.roll_back("v", "s1", Rollback(safety=True, safety_name="left"))
+        service.rollbacks.roll_back("v", "s1", RollbackStart(safety=True, safety_name="left"))
         service.clone_volume("v", "s1", CloneCreate(name="c"))
         for turn, volume in enumerate(("v", "w", "c"), 5):
             _write(service, volume, turn)

@@ -17,11 +17,11 @@ from typing import Any
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
-from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, Rollback
+from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, RollbackStart
 from polyvol.daemon.types.hooks import HookSettings
 from polyvol.daemon.types.restores import RestoreBegin, RestoreCompletion
 from polyvol.daemon.types.schedules import ScheduleAdd, ScheduleSet
-from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.types.scrubs import ScrubSet
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotCreate
 from polyvol.daemon.types.volumes import CloneCreate, VolumeCreate, VolumeGrow, VolumeSet
 from polyvol.mapping.device import inspect
@@ -145,7 +145,7 @@ def _run_schedule(service: Service, name: str) -> object:
 def _scrub(service: Service) -> object:
     service.scrubs.begin("v", 1 << 40)
     wait(lambda: service.scrubs.show("v").state != "running")
-    return service.set_scrubs(ScrubSettings(weekly=False))
+    return service.set_scrubs(ScrubSet(weekly=False))
 
 
 def wait(done: Callable[[], bool]) -> None:
@@ -202,17 +202,19 @@ VERBS: dict[str, Verb] = {
     "snapshot delete, many": lambda s, _: _delete_many(s),
     "snapshot hold": lambda s, _: s.groups.hold("v", "s1", HoldChange(tag="u")),
     "snapshot release": lambda s, _: s.groups.hold("v", "held", HoldChange(tag="t", release=True)),
-    "snapshot rollback": lambda s, _: s.rollbacks.roll_back("v", "s1", Rollback(safety=False)),
+    "snapshot rollback": lambda s, _: s.rollbacks.roll_back("v", "s1", RollbackStart(safety=False)),
     "snapshot rollback, a clone's source": lambda s, _: s.rollbacks.roll_back(
-        "p", "s", Rollback(safety_name="n")
+        "p", "s", RollbackStart(safety_name="n")
     ),
-    "snapshot rollback, safety": lambda s, _: s.rollbacks.roll_back("v", "s1", Rollback(safety_name="n")),
+    "snapshot rollback, safety": lambda s, _: s.rollbacks.roll_back(
+        "v", "s1", RollbackStart(safety_name="n")
+    ),
     "group create": lambda s, _: s.groups.create(GroupCreate(name="n", volumes=("v", "y"))),
     "group join, leave": lambda s, _: s.groups.change("g", GroupChange(join=("y",), leave=("w",))),
     "group delete": lambda s, _: s.groups.delete("h"),
     "group snapshot": lambda s, _: s.groups.take("g", GroupSnapshotCreate(name="n")),
     "group snapshot delete": lambda s, _: s.groups.delete_snapshot("g", "whole"),
-    "group rollback": lambda s, _: s.rollbacks.roll_back_group("g", "whole", Rollback(safety_name="n")),
+    "group rollback": lambda s, _: s.rollbacks.roll_back_group("g", "whole", RollbackStart(safety_name="n")),
     "group hold": lambda s, _: s.groups.hold_snapshot("g", "whole", HoldChange(tag="u")),
     "schedule add": lambda s, _: s.schedules.add(
         ScheduleAdd(target="v", keep=_keep_1(), every_s=3600, name="n", hooks=HOOKS)

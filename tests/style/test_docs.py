@@ -1,14 +1,13 @@
 """test_docs: what the documentation says exists, and what exists is in the documentation.
 
 How it works      The commands come from click's own tree, the errors from the subclasses of PolyvolError,
-                  the API's paths from the literals in daemon/api. Each has to be in README.md or below
+                  the API's paths from its routes. Each has to be in README.md or below
                   docs/; the other way round, every command in a code block has to exist with its options,
                   and every link has to lead somewhere. Each check is a pure function, and has a test that
                   it can fail.
 Errors            A complaint names what is missing, and where.
 """
 
-import ast
 import importlib
 import os
 import pkgutil
@@ -21,21 +20,21 @@ from pathlib import Path
 import click
 import pytest
 
+from polyvol.daemon.api.application import ROUTES
 from tests.style.test_tidy import ROOT, repository_files
 from tests.support.proc import check
 
-API_PATH = re.compile(r"/[a-z][a-z0-9._-]*(/[a-z0-9._{}-]+)*")
 CODE_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 OPTION = re.compile(r"--[a-z][a-z-]*")
+SOURCE = re.compile(r"`([\w./-]+\.(?:rs|py|pyi|c|sql))`")
 BRACKETS = re.compile(r"[\[\]]|\.\.\.")
 
 
 def pages() -> dict[str, str]:
-    """README.md and everything below docs/, by path."""
-    return {
-        str(path.relative_to(ROOT)): path.read_text() for path in repository_files("README.md", "docs/*.md")
-    }
+    """README.md, CONTRIBUTING.md and everything below docs/, by path."""
+    found = repository_files("README.md", "CONTRIBUTING.md", "docs/*.md")
+    return {str(path.relative_to(ROOT)): path.read_text() for path in found}
 
 
 def every_module(package: str) -> Iterator[str]:
@@ -78,12 +77,6 @@ def undocumented(wanted: Iterable[str], text: str) -> list[str]:
     return [word for word in wanted if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)]
 
 
-def api_paths(source: str) -> set[str]:
-    """The paths of the API: literals in the source that look like one."""
-    literals = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-    return {text for text in literals if isinstance(text, str) and API_PATH.fullmatch(text)}
-
-
 def broken_links(page: str, text: str) -> list[str]:
     """Relative links of a page that lead nowhere."""
     targets = [match[1] for match in LINK.finditer(text) if "://" not in match[1]]
@@ -92,6 +85,14 @@ def broken_links(page: str, text: str) -> list[str]:
         for target in targets
         if not Path(os.path.normpath(ROOT / Path(page).parent / target)).exists()
     ]
+
+
+def missing_sources(page: str, text: str, files: Iterable[str]) -> list[str]:
+    """Sources that a page names, as a path or the end of one, and that are not there."""
+    known = {
+        "/" + "/".join(parts[at:]) for parts in (f.split("/") for f in files) for at in range(len(parts))
+    }
+    return [f"{page}: {name}" for name in sorted(set(SOURCE.findall(text))) if f"/{name}" not in known]
 
 
 def code_lines(text: str) -> Iterator[str]:
@@ -161,14 +162,19 @@ def test_every_error_is_documented_and_has_a_code_of_its_own() -> None:
 
 
 def test_every_path_of_the_api_is_documented() -> None:
-    paths = {path for file in repository_files("daemon/api/*.py") for path in api_paths(file.read_text())}
-    assert paths
-    text = "\n".join(pages().values())
-    assert [path for path in sorted(paths) if path not in text] == []
+    paths = {f"`{route.path}`" for route in ROUTES}
+    assert len(paths) > 20
+    assert [path for path in sorted(paths) if path not in pages()["docs/api.md"]] == []
 
 
 def test_links_lead_somewhere() -> None:
     assert [complaint for page, text in pages().items() for complaint in broken_links(page, text)] == []
+
+
+def test_sources_that_pages_name_are_there() -> None:
+    files = [str(path.relative_to(ROOT)) for path in repository_files("*")]
+    texts = pages() | {"tests/README.md": (ROOT / "tests" / "README.md").read_text()}
+    assert [each for page, text in texts.items() for each in missing_sources(page, text, files)] == []
 
 
 def test_commands_in_code_blocks_exist() -> None:
@@ -194,16 +200,14 @@ def test_missing_word_is_noticed() -> None:
     ]
 
 
-def test_paths_are_found() -> None:
-    assert api_paths('app.get("/v1/volumes/{name}"); print("/ is", "a/b", "/metrics")') == {
-        "/v1/volumes/{name}",
-        "/metrics",
-    }
-
-
 def test_broken_link_is_noticed() -> None:
     text = "[a](../README.md#x) [b](nowhere.md) [c](https://example.org/x)"
     assert broken_links("docs/a.md", text) == ["docs/a.md: nowhere.md"]
+
+
+def test_missing_source_is_noticed() -> None:
+    text = "`a/b.rs`, `b.rs`, `tests/a/b.rs`; `c.rs` and `x/b.rs` are gone"
+    assert missing_sources("p.md", text, ["tests/a/b.rs"]) == ["p.md: c.rs", "p.md: x/b.rs"]
 
 
 def test_missing_script_is_noticed() -> None:

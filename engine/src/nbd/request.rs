@@ -1,4 +1,5 @@
-//! Requests of the transmission phase: parsing and validation. No other file refuses a request.
+//! Requests of the transmission phase: parsed and validated. What the protocol or the export forbids is refused here; the
+//! target may still fail it.
 //!
 //! How it works      [`check`] turns a header into a [`Command`] that any target may be given, or into the
 //!                   errno that its reply carries. It also returns how much payload follows, refused or not, so that

@@ -19,8 +19,8 @@
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
 //!
-//! Lock order: `committing`, then a journal's list of segments, each held by a flusher. None of the others is ever
-//! taken while another is held.
+//! Lock order: `committing`, then a journal's list of segments, each held by a flusher. The space waiters' lock, then a chunk's, or
+//! that of the events for Python. No other of these is taken while one is held.
 
 pub mod cold;
 pub mod cut;

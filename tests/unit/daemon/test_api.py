@@ -167,7 +167,7 @@ def test_the_document_describes_every_route_and_refers_only_to_what_is_there(dae
     assert described == {(route.method, route.path) for route in ROUTES}
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
-    assert {"VolumeView", "VolumeCreate", "SnapshotView", "DeviceView", "Error"} <= references
+    assert {"Volume", "VolumeCreate", "Snapshot", "Device", "Error"} <= references
     parameters = document["paths"]["/v1/volumes/{volume}"]["get"]["parameters"]
     assert [(each["name"], each["in"]) for each in parameters] == [
         ("volume", "path"),

@@ -23,7 +23,7 @@ from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX
 from polyvol.daemon.process import watch
-from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.types.scrubs import ScrubSet
 from polyvol.daemon.volumes import scrub
 from polyvol.daemon.workers import ended
 from polyvol.mapping.opening import identity_of as identity_of_path
@@ -336,7 +336,7 @@ def test_a_scrub_that_hangs_can_be_told_to_stop_and_keeps_no_other_waiting(
 ) -> None:
     monkeypatch.setattr(scrub, "END_S", 0.05)
     event = pair.world.hang["scrub", HUNG] = threading.Event()
-    pair.service.set_scrubs(ScrubSettings(weekly=True))
+    pair.service.set_scrubs(ScrubSet(weekly=True))
     assert pair.service.scrubs.due() is None, "the first scrubs are due in a week"
     pair.service.scrubs.begin("hung", 1 << 20)
     wait_until(lambda: "scrub" in pair.world.names(), "the scrub that hangs", 10)

@@ -20,7 +20,7 @@ from polyvol.daemon.process import watch
 from polyvol.daemon.schedules import facts
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import SpaceMonitor
-from polyvol.daemon.types.scrubs import ScrubSettings
+from polyvol.daemon.types.scrubs import ScrubSet
 from polyvol.daemon.volumes import manifest_digests, scrub
 from polyvol.mapping.device import trouble_with
 from polyvol.mapping.records.devices import Device
@@ -349,7 +349,7 @@ def test_a_scrub_that_fails_unexpectedly_has_ended_and_the_weekly_ones_go_on(
     wait_until(lambda: scrubs.show("a").state != "running", "the end of a scrub", 10)
     assert (scrubs.show("a").state, scrubs.show("a").reason) == ("failed", DEFECT)
     monkeypatch.setattr(scrub.Scrubs, "_due", failing(scrub.Scrubs._due, is_a))
-    two.service.set_scrubs(ScrubSettings(weekly=True))
+    two.service.set_scrubs(ScrubSet(weekly=True))
     assert scrubs.due() is None  # neither is: both are new
     for each in two.service._context.catalog.volumes.all():
         scrubs._due_at[each.id] = 0
