@@ -108,6 +108,7 @@ done >/dev/null 2>&1
 /tmp/venv/bin/polyvol snapshot create v --name s --state-dir /tmp/pv
 nbdinfo "nbd+unix:///v@s?socket=/tmp/pv/nbd.sock" | grep export-size
 /tmp/venv/bin/python -c 'import sys, polyvol.engine; print(sys.version_info[:2], polyvol.engine.__file__)'
+/tmp/venv/bin/polyvold --frontend nbdkit --state-dir /tmp/pv-nbdkit >nbdkit.log 2>&1 || tail -n 1 nbdkit.log
 code=0
 /tmp/venv/bin/polyvol backup v@s -o /tmp/backup.img --state-dir /tmp/pv || code=$?
 kill -TERM $daemon
@@ -186,6 +187,7 @@ def test_the_wheel_of_debian_12_runs_on_both_without_rust(ready: Machine) -> Non
         ready.ok("mv /root/cargo /root/rustc /usr/bin", user="root")
     assert "/tmp/venv/" in alone.out
     assert "export-size: 16777216" in alone.out
+    assert "install nbdkit and nbdkit-plugin-python" in alone.out
     assert alone.rc == 1
     assert "python3-libnbd" in alone.err
     assert "--system-site-packages" in alone.err
