@@ -9,13 +9,16 @@ polyvol-scrub@*.timer polyvol-scrub@*.service polyvol-attach@*.service"
 
 runs_systemd() { [ -d /run/systemd/system ]; }
 
+# reload_udev: it reads its rules again, where it runs; in a container it does not.
+reload_udev() { [ ! -S /run/udev/control ] || udevadm control --reload || true; }
+
 # files_came: the user and the state directory are made, systemd and udev read what is new.
 files_came() {
     systemd-sysusers polyvol.conf
     systemd-tmpfiles --create polyvol.conf
     runs_systemd || return 0
     systemctl daemon-reload
-    udevadm control --reload || true
+    reload_udev
 }
 
 # newer_files_came: a polyvold that runs becomes the new one; its clients wait in the sockets.
@@ -48,7 +51,7 @@ files_go() {
 files_went() {
     runs_systemd || return 0
     systemctl daemon-reload || true
-    udevadm control --reload || true
+    reload_udev
 }
 
 # has_data: whether the state directory has anything but empty directories and sockets in it.

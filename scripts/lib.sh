@@ -37,6 +37,10 @@ PYTHON_MIN=3.11
 # Seconds until a step says how far it is, and between two times.
 PROGRESS_FIRST_S=5
 PROGRESS_EVERY_S=10
+# How long to wait for another program that holds apt's or dpkg's locks, as unattended upgrades do.
+APT_LOCK_S=900
+# How long a registry may take to accept a connection.
+REACH_S=20
 
 say() { printf '%s\n' "$*"; }
 
@@ -70,6 +74,7 @@ how_far() {
         -e 's/^ *\([A-Z][a-z]*\) \[[=> ]*\] \([0-9]*\)\/\([0-9]*\).*/\1 \2 of \3/p' \
         -e 's/^ *\(Collecting [^ ]*\).*/\1/p' -e 's/^ *\(Compiling [^ ]* [^ ]*\).*/\1/p' \
         -e 's/^  \([a-z-]*\): [0-9]* s, \(.*\)/\1: \2/p' -e 's/^ *\(dh_[a-z]*\)$/\1/p' \
+        -e 's/^Waiting for cache lock: .* held by process \([0-9]*\) (\([^)]*\)).*/waiting for \2, process \1/p' \
         -e 's/^I: \(Retrieving\|Validating\|Unpacking\|Extracting\|Configuring\) \(.*\)/\1 \2/p' | tail -n 1
 }
 
@@ -214,7 +219,7 @@ check_rust_candidate() {
     die "Rust $needed or newer is needed, and apt has ${found:+only $found of }rustc-web${found:+ }here: Debian's suite" \
         "$suite-security, which has a newer one, is missing from apt's sources. Add it, for instance by the line" \
         "\`deb ${security:-MIRROR/debian-security} $suite-security main\` in /etc/apt/sources.list.d/security.list," \
-        "or install Rust with rustup (https://rustup.rs); then run this again. Nothing was installed."
+        "or install Rust with rustup (https://rustup.rs); then run this again. Nothing was installed.$UNREAD"
 }
 
 # check_disk NEEDED-MB: dies where the packages or the build would not find room.
@@ -242,7 +247,7 @@ check_install() {
     local package plan bytes removed version
     for package in "$@"; do
         [ -n "$(candidate "$package")" ] || die "apt has no package $package here: Debian 12 and 13 have it, others may" \
-            "call it something else; install what it stands for by hand. Nothing was installed."
+            "call it something else; install what it stands for by hand. Nothing was installed.$UNREAD"
     done
     version=$(candidate python3)
     at_least "$PYTHON_MIN" "$version" || die "Python $PYTHON_MIN or newer is needed, and apt has $version." \
@@ -256,13 +261,70 @@ check_install() {
     [ -z "$removed" ] || say "They replace: $removed"
 }
 
-# apt_get NAME ARGUMENT...: logged, as root. apt writes how far it is to descriptor 3, and closes that for what it starts.
+# lock_holder LOG: who holds the lock that apt has not got, from its log.
+lock_holder() { sed -n 's/^E: Could not get lock .* held by process \([0-9]*\) (\(.*\))$/\2, process \1/p' "$1" | head -n 1; }
+
+# apt_get NAME ARGUMENT...: as root, with progress and the output in a log; its exit code. It waits for another program
+# that uses apt or dpkg. apt writes how far it is to descriptor 3, and closes that for what it starts.
 apt_get() {
-    local name=$1
+    local name=$1 log=$LOGS/$1.log begun=$SECONDS holder told="" code
     shift
-    # shellcheck disable=SC2016 # for the shell that is root's
-    logged "$name" "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive \
-        sh -c 'exec apt-get -o APT::Status-Fd=3 "$@" 3>&1' apt-get "$@"
+    mkdir -p "$LOGS"
+    while :; do
+        code=0
+        # shellcheck disable=SC2016 # for the shell that is root's
+        with_progress "$name" "$log" "${AS_ROOT[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 \
+            sh -c 'exec apt-get -o APT::Status-Fd=3 "$@" 3>&1' \
+            apt-get -o "DPkg::Lock::Timeout=$APT_LOCK_S" "$@" || code=$?
+        holder=$(lock_holder "$log")
+        [ $code -ne 0 ] && [ -n "$holder" ] && [ $((SECONDS - begun)) -lt $APT_LOCK_S ] || return $code
+        [ "$told" = "$holder" ] || say "Waiting for another program that uses apt: $holder"
+        told=$holder
+        sleep 2
+    done
+}
+
+# apt_errors NAME: what apt has complained of, a few lines of it.
+apt_errors() { log_end "$LOGS/$1.log" +1 | grep -E '^[EW]:' | awk '!seen[$0]++' | head -n 5; }
+
+# read_sources: apt's lists are renewed. Where one of its sources cannot be read, that is said and remembered in
+# UNREAD: an old list, or another source, may have what is needed.
+read_sources() {
+    UNREAD=""
+    say "Asking apt what there is"
+    apt_get apt-update -o APT::Update::Error-Mode=any update || {
+        apt_errors apt-update >&2
+        UNREAD=" apt could not read all of its sources, as told above: is the network there?"
+        say "apt could not read all of its sources; going on with what it knows" >&2
+    }
+}
+
+# check_registries: dies where pip and cargo cannot connect to what they fetch from. Not checked where a proxy or another
+# registry is configured: only they know it then.
+check_registries() {
+    local host
+    ! env | grep -qiE '^((https?|all)_proxy|pip_(index_url|no_index|proxy|config_file)|cargo_(http_proxy|source_.*))=' || return 0
+    ! grep -qsE '^[[:space:]]*(index-url|no-index|proxy|replace-with)' /etc/pip.conf "${HOME:-/root}"/.pip/pip.conf \
+        "${HOME:-/root}"/.config/pip/pip.conf "${CARGO_HOME:-${HOME:-/root}/.cargo}"/config{,.toml} || return 0
+    ! git config --get http.proxy >/dev/null 2>&1 || return 0
+    for host in pypi.org files.pythonhosted.org index.crates.io static.crates.io; do
+        timeout "$REACH_S" bash -c ": </dev/tcp/$host/443" 2>/dev/null || die "$host does not answer on port 443, and pip" \
+            "and cargo fetch from there what Debian does not have: check the network, or configure a proxy (https_proxy)" \
+            "or other registries for pip and cargo; then run this again. Nothing was installed."
+    done
+}
+
+# install_packages PACKAGE...: fetched first, then installed.
+install_packages() {
+    apt_get apt-fetch install -y --no-install-recommends --download-only "$@" || {
+        apt_errors apt-fetch >&2
+        die "apt could not fetch the packages, as told above: check the network and the room in /var/cache/apt, then run this" \
+            "again. Nothing was installed."
+    }
+    apt_get apt-install install -y --no-install-recommends "$@" || {
+        log_end "$LOGS/apt-install.log" 25 >&2
+        die "apt could not install the packages; the lines above are the end of $LOGS/apt-install.log"
+    }
 }
 
 # ensure_apt PURPOSE...: the Debian packages of these purposes are installed, Rust among them where it is needed.
@@ -279,12 +341,12 @@ ensure_apt() {
     mapfile -t missing < <(missing_of "${wanted[@]}" && printf '%s' "${rust:+$rust$'\n'}")
     [ ${#missing[@]} -ne 0 ] || return 0
     check_disk "$([[ " $* " == *" test "* ]] && echo $DISK_MB_TEST || echo $DISK_MB_RUN)"
+    is_installed "$1" || check_registries
     become_root "${missing[@]}"
-    say "Asking apt what there is"
-    apt_get apt-update update
+    read_sources
     [ -z "$rust" ] || [[ "$rust" != *rustc-web* ]] || check_rust_candidate
     check_install "${missing[@]}"
-    apt_get apt-install install -y --no-install-recommends "${missing[@]}"
+    install_packages "${missing[@]}"
     ensure_rust
 }
 

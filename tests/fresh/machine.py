@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "fresh"
 ARCHIVE = "POLYVOL_TEST_DEBIAN"
 RELEASES = ("bookworm", "trixie")
+SOMEBODY = "somebody"
 INCLUDE = "git"
 BASE_TIMEOUT_S = 1500.0
 REGISTRY_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/apt/auth.conf")
@@ -80,6 +81,8 @@ class Machine:
         self.home = Path("/root") if user == "root" else Path("/home") / user
         self.clone = self.home / "polyvol"
         self.tree = CACHE / f"{release}-{user}"
+        self.ready = False
+        """Whether the first command has come to `ready`."""
         self._debs = CACHE / f"debs-{release}"
 
     def __enter__(self) -> Self:
@@ -162,11 +165,10 @@ class Machine:
             if (ROOT / name).is_symlink() or (ROOT / name).exists():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, place / name, follow_symlinks=False)
-        owner = "git -c user.name=test -c user.email=test@test.invalid"
+        self.ok(f"chown -R {self.user}: {self.home}", user="root")
         self.ok(
-            f"chown -R {self.user}: {self.home} && cd {self.clone} && git init -q && git add -A"
-            f" && {owner} commit -qm test && chown -R {self.user}: {self.home}",
-            user="root",
+            "git init -q && git add -A"
+            " && git -c user.name=test -c user.email=test@test.invalid commit -qm test"
         )
 
 
