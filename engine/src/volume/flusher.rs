@@ -11,9 +11,8 @@
 //!                   a mark covers only records that were appended before the devices' sync began, and a
 //!                   record is appended after its data was written.
 //!                   F2 whenever a device may have lost acknowledged writes (its D4), a sync that a host asked for
-//!                   fails, also if the device has been reopened or the process started again in between.
-//!                   F3 one sync for waiters at a time: the thread that set `running` runs them, until a job takes
-//!                      over.
+//!                   fails, also after a reopening of the device or a restart of the process.
+//!                   F3 one sync for waiters at a time: the thread that set `running`, until a job takes over.
 //! A sync that hangs   A waiter that waits longer than a request may last is answered with EIO at the next tick
 //!                   ([`Flusher::tick`]); one that arrives while the sync is overdue, at once. When the sync ends, its
 //!                   result counts as usual: data is durable, or a loss is reported.
@@ -40,8 +39,7 @@ use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency, wait};
 use crate::volume::request::{Request, Sink};
 
-/// How often a sync has a journal's files rewritten before it fails: again for files that disappeared during the first
-/// time.
+/// How often a sync has a journal's files rewritten before it fails: twice, as files may disappear during the first time.
 const RENEWALS: u32 = 2;
 
 /// A waiter for a sync.
@@ -198,8 +196,7 @@ impl Durable {
         wait(&*owner.identity.system, &receiver).unwrap_or(false)
     }
 
-    /// Checks whether each file that a start would read is at its path, and has the missing ones rewritten. Returns the
-    /// missing files of each journal.
+    /// Has the files that a start would read and that are not at their paths rewritten. Returns these, for each journal.
     pub fn renew_missing_files(&self) -> Vec<Gone> {
         let journals = self.journals.read().expect("no holder panics").clone();
         let mut found = Vec::new();
@@ -387,8 +384,7 @@ impl Flusher {
         }
     }
 
-    /// Queues a job that takes the waiters. Under the lock: `stop` finds the job on the pool or runs before the waiter
-    /// is added.
+    /// Queues a job that takes the waiters. Under the lock, so that `stop` finds the job or runs before the waiter is added.
     fn run_on_pool(&self, _: &MutexGuard<'_, State>) {
         let shared = Arc::clone(&self.shared);
         self.pool.run(Lane::Share(0), move || run(&shared)); // the pool's only lane
