@@ -193,7 +193,7 @@ def _take(context: Context, handed: dict[str, int]) -> None:
         remove_stored(names)  # O3
     pause_ms = (time.monotonic_ns() - frozen_ns) // 1_000_000
     for export, count in sorted(begun.items()):
-        text = f"{counted(count, 'connection')} to {export} went on after a pause of {pause_ms / 1000:.2f} s"
+        text = f"{counted(count, 'connection')} to {export} resumed after a pause of {pause_ms / 1000:.2f} s"
         context.events.add("info", text, volume=_volume(export), PAUSE_MS=pause_ms, **_fields(export))
 
 

@@ -44,7 +44,7 @@ def manager(short_dir: Path) -> Iterator[Manager]:
 def went_on(manager: Manager, export: str = "v") -> int:
     """How many connections the running polyvold says it has taken over."""
     for text in manager.events():
-        if f" to {export} went on after a pause of" in text:
+        if f" to {export} resumed after a pause of" in text:
             return int(text.split()[0])
     return 0
 
@@ -273,7 +273,7 @@ def test_requests_sent_while_nobody_runs_wait_in_the_socket(manager: Manager) ->
         replies = {reply.cookie: reply for reply in (peer.reply(), peer.reply())}
         assert replies[2].data[8:] == b"w" * 512
         assert replies[3].error == 0
-        assert "went on after a pause of" in " ".join(manager.events())
+        assert "resumed after a pause of" in " ".join(manager.events())
 
 
 @pytest.mark.slow

@@ -47,14 +47,14 @@ def mended(machine: Machine) -> int:
 def handed_over(machine: Machine) -> int:
     """How often a polyvold has gone on with all of data's connections."""
     said = machine.ok("journalctl -u polyvold VOLUME=data -o cat --no-pager")
-    return said.count("4 connections to data went on after a pause of")
+    return said.count("4 connections to data resumed after a pause of")
 
 
 def slow_restarts(machine: Machine) -> int:
     """How often a polyvold that ended closed connections because the disk did not answer within 10 s, or the
     next one was ready after more than 10 s, when the kernel's NBD client connects again."""
     said = machine.ok("journalctl -u polyvold -o cat --no-pager")
-    pauses = re.findall(r"went on after a pause of ([\d.]+) s", said)
+    pauses = re.findall(r"resumed after a pause of ([\d.]+) s", said)
     late = said.count("requests or replies did not end in time")
     return late + sum(float(pause) > KERNEL_WAITS_S for pause in pauses)
 

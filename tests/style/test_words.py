@@ -4,7 +4,7 @@ How it works      HABITS has each word with what to write instead. Every line of
                   writes is searched, without regard to case. This file has the words, and docs/glossary.md
                   has those of other systems, so both are left out; CHANGELOG.md is history, and SQLite
                   keeps the text of *.sql in catalogs that exist. In engine/ only
-                  the habits of EVERYWHERE are searched for.
+                  the habits of EVERYWHERE are searched for, in pages (*.md) also those of PAGES.
 Errors            A complaint names file and line, the word, and what to write instead.
 """
 
@@ -38,6 +38,28 @@ HABITS = EVERYWHERE | {
     r"look(s|ed)? after": "'supervise'",
     r"once more": "'again'",
 }
+# In pages, which are read from top to bottom, also these.
+PAGES = HABITS | {
+    r"all the same": "'anyway'",
+    r"now and then": "'sometimes'",
+    r"in the midst": "'during'",
+    r"to and fro": "'back and forth'",
+    r"speaks? of|spoke of": "'refers to'",
+    r"(come|comes|came) to (its|their|an) end": "'end', 'finish'",
+    r"(told|tells?) (from|apart)": "'distinguished', 'differs from'",
+    r"go(es)? on|went on|gone on|going on": "'continue', 'resume'",
+    r"for the sake of": "'for', 'because of'",
+    r"with(out)? a word": "'silently'",
+    r"whole or not at all": "'completely or not at all'",
+    r"make(s)? (room|space) for": "'free space for'",
+    r"brings? .{1,20} into being": "'creates'",
+    r"of old|as ever|for ever": "'earlier', 'as before', 'always'",
+    r"is well|are well": "'works'",
+    r"turn(s|ed)? away": "'refuse'",
+    r"takes? (its|their) (time|leave)": "'is slow', 'disconnects'",
+    r"as a rule": "'usually'",
+    r"there is no telling": "'it is not known'",
+}
 
 
 def habits(name: str, text: str, words: dict[str, str] = HABITS) -> list[str]:
@@ -63,7 +85,8 @@ def test_plain_words() -> None:
     complaints = []
     for path, text in texts(path for path in paths if path.suffix != ".sql"):
         engine = where(path).startswith("engine/")
-        complaints += habits(where(path), text, EVERYWHERE if engine else HABITS)
+        words = PAGES if path.suffix == ".md" else EVERYWHERE if engine else HABITS
+        complaints += habits(where(path), text, words)
     assert complaints == []
 
 
@@ -82,3 +105,9 @@ def test_plain_words() -> None:
 def test_a_habit_is_noticed(bad: str) -> None:
     assert len(habits("a.md", f"one\n{bad}\n")) == 1
     assert habits("a.md", "It is reopened; the holder is released, and greatly renewed.\n") == []
+
+
+@pytest.mark.parametrize("bad", ["it goes on all right", "told from damage", "It speaks of data", "as ever"])
+def test_a_habit_of_pages_is_noticed(bad: str) -> None:
+    assert len(habits("a.md", f"one\n{bad}\n", PAGES)) == 1
+    assert habits("a.md", bad) == []
