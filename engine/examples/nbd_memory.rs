@@ -7,8 +7,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
 use polyvol_engine::nbd::Server;
+use polyvol_engine::request::{Request, Sink, StatusExtent, Target, Verb};
 use polyvol_engine::volume::export::ExportTable;
-use polyvol_engine::volume::request::{Request, Sink, StatusExtent, Target, Verb};
 
 /// Memory as a target.
 struct Memory {

@@ -22,9 +22,9 @@ use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const BLOCK: u64 = 4096;
 const PARTITION: u64 = 64 << 20;

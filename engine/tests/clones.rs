@@ -14,7 +14,7 @@ use cloned::{LOG, MIB, SIZE, Twin, World};
 use polyvol_engine::engine::spec::ExtentSpec;
 use polyvol_engine::error::{Errno, ErrorKind};
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::request::Verb;
+use polyvol_engine::request::Verb;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]

@@ -15,8 +15,8 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;

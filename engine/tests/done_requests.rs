@@ -13,7 +13,7 @@ use polyvol_engine::buffer::Buffer;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::request::{Request, Sink, Verb};
+use polyvol_engine::request::{Request, Sink, Verb};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;

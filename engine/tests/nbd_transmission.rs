@@ -12,7 +12,7 @@ use nbd_support::{
     go_data, option_bytes, request_bytes, serve, wait_until,
 };
 use polyvol_engine::error::Errno;
-use polyvol_engine::volume::request::Verb;
+use polyvol_engine::request::Verb;
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;

@@ -14,8 +14,8 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::share::scrub::Cursor;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
@@ -155,7 +155,7 @@ impl World {
         for offset in [0, MIB, whole] {
             let told = client.block_status(offset, SIZE - offset).unwrap();
             assert_eq!(told[0].offset, offset);
-            let far = |end: u64, one: &polyvol_engine::volume::request::StatusExtent| {
+            let far = |end: u64, one: &polyvol_engine::request::StatusExtent| {
                 assert!(!one.zero && !one.hole && one.offset == end);
                 end + one.length
             };

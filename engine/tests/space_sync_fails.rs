@@ -8,12 +8,12 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 

@@ -14,8 +14,8 @@ use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

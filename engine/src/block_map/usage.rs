@@ -15,7 +15,7 @@ use super::history::History;
 use super::place::Place;
 use super::tree::{Map, NodeRef, leaves};
 use super::versions::Versions;
-use crate::units::Epoch;
+use crate::units::{Epoch, PartitionIndex};
 
 /// What a version holds, blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,17 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     frozen: HashMap<Epoch, Known>,
+}
+
+/// What is remembered of a volume's partitions.
+#[derive(Debug, Default)]
+pub struct UsageMemory(HashMap<PartitionIndex, Memory>);
+
+impl UsageMemory {
+    /// What is remembered of this one.
+    pub fn of(&mut self, partition: PartitionIndex) -> &mut Memory {
+        self.0.entry(partition).or_default()
+    }
 }
 
 /// How much was looked at, rather than remembered.

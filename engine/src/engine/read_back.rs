@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use crate::change_log::files::Identity;
 use crate::change_log::space::Space;
+use crate::geometry::Geometry;
+use crate::processor::durable::Durable;
 use crate::processor::space_waiters::SpaceWaiters;
-use crate::volume::flusher::Durable;
-use crate::volume::geometry::Geometry;
 
 /// What has to be synced of a volume, except its journals.
 pub fn all_devices(

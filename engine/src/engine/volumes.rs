@@ -24,19 +24,19 @@ use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
+use crate::geometry::{Geometry, Partition};
 use crate::io::extent::Extent;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::share::{Local, Share, ShareConfig};
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
-use crate::volume::bad_blocks::BadBlocks;
 use crate::volume::export::Export;
-use crate::volume::flusher::{Flusher, Waiter};
-use crate::volume::geometry::{Geometry, Partition};
-use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
 /// The share of a volume that one processor gets.

@@ -10,7 +10,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::hand_over::State;
 use crate::nbd::reader::{Refusal, ResumePoint};
 use crate::nbd::request::Agreed;
-use crate::volume::request::Contexts;
+use crate::request::Contexts;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "hand_over", run, seeds, bytes_max: 4096 };

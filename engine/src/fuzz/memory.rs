@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
+use crate::request::{ChangedRun, Request, Target, Verb};
 use crate::sync::Mutex;
 use crate::units::{Epoch, VolumeId};
-use crate::volume::request::{ChangedRun, Request, Target, Verb};
 
 /// A volume in memory that ends each request at once.
 pub struct Memory {

@@ -29,9 +29,9 @@ use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
+use crate::request::{Contexts, Target};
 use crate::sync::Mutex;
 use crate::volume::export::{Attachment, ExportTable};
-use crate::volume::request::{Contexts, Target};
 
 /// See the module's head.
 pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };

@@ -20,8 +20,8 @@ use crate::nbd::connection::{Common, Connection, QuiesceTimeouts};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
+use crate::request::{Request, Sink, Verb};
 use crate::sync::Mutex;
-use crate::volume::request::{Request, Sink, Verb};
 
 /// What one of the requests here holds.
 const COST: u64 = REQUEST_OVERHEAD_BYTES;

@@ -9,9 +9,10 @@ use std::sync::mpsc::channel;
 use loom::thread;
 
 use super::check;
+use crate::processor::durable::Durable;
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::sync::Mutex;
 use crate::system::pool::{Job, Lane, Pool, Runner};
-use crate::volume::flusher::{Durable, Flusher, Waiter};
 
 /// A pool that runs each job on a thread of its own.
 #[derive(Default)]

@@ -11,9 +11,9 @@ use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
 use crate::processor::runner::{Handler, Runner};
+use crate::request::{Request, Sink, Verb};
 use crate::sync::Mutex;
 use crate::system::Task;
-use crate::volume::request::{Request, Sink, Verb};
 
 /// An event that is known again: who pushed it, and which of its own it is.
 fn event(who: u32, number: u64) -> Event {

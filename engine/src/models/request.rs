@@ -7,7 +7,7 @@ use loom::thread;
 use super::check;
 use crate::buffer::Buffer;
 use crate::error::Errno;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::request::{Request, Sink, Verb};
 
 struct Nowhere;
 

@@ -13,15 +13,15 @@ use std::sync::Arc;
 use crate::block_map::place::Place;
 use crate::checksum;
 use crate::error::Errno;
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
+use crate::geometry::{Geometry, Partition};
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::part::Part;
+use crate::request::Request;
 use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::geometry::{Geometry, Partition};
-use crate::volume::origin::Origin;
-use crate::volume::request::Request;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 

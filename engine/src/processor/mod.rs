@@ -25,6 +25,8 @@
 pub mod cold;
 pub mod cut;
 mod drain;
+pub mod durable;
+pub mod flusher;
 pub mod io_job;
 pub mod lanes;
 pub mod messages;

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
+use crate::request::Request;
 use crate::system::ticks::Tick;
 use crate::units::{BLOCK_SHIFT, Epoch};
-use crate::volume::request::Request;
 
 /// The part of a request that lies in one partition.
 pub struct Part {

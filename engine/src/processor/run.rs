@@ -26,11 +26,11 @@ use crate::processor::share::fast_path::Answered;
 use crate::processor::share::reclaim::Dropping;
 use crate::processor::share::{Context, Share, count};
 use crate::processor::time_slice::{TimeSlice, cost};
+use crate::request::Sink;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Task, TaskHandle};
 use crate::units::ProcessorIndex;
-use crate::volume::request::Sink;
 
 /// After so many events what was answered is sent, so that clients and processors work side by side.
 const KICK_EVERY: usize = 8;

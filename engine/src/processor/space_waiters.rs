@@ -16,7 +16,7 @@
 use std::sync::Arc;
 
 use crate::change_log::space::{EmptyChunk, Space};
-use crate::engine::events::{self, Events};
+use crate::events::{self, Events};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::Queue;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};

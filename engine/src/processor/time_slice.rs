@@ -4,8 +4,8 @@
 //!                   cost, so small batches never read it. The slice ends when [`SLICE_NS`] have passed.
 
 use crate::processor::part::Part;
+use crate::request::Verb;
 use crate::system::System;
-use crate::volume::request::Verb;
 
 /// How long a slice may take before it ends after the current piece of work, nanoseconds.
 pub const SLICE_NS: u64 = 200_000;

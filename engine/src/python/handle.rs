@@ -9,8 +9,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::error::Errno;
 use crate::python::errors::os_error;
+use crate::request::Verb;
 use crate::volume::local_client::LocalClient;
-use crate::volume::request::Verb;
 
 /// See `engine.pyi`.
 #[pyclass(frozen, module = "polyvol.engine")]

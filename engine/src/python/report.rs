@@ -9,9 +9,10 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::engine::scrub::ScrubReport;
 use crate::engine::watch::DeviceState;
 use crate::error::Errno;
-use crate::nbd::clients::{Client, Who};
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::nbd::clients::Client;
 use crate::nbd::hand_over::HandedOver;
-use crate::volume::bad_blocks::BadBlocks;
+use crate::nbd::peer::Who;
 
 /// A `DeviceStats`.
 pub fn device<'py>(py: Python<'py>, state: &DeviceState) -> PyResult<Bound<'py, PyDict>> {

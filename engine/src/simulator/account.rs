@@ -4,8 +4,8 @@ use super::contents::SECTOR;
 use super::driver::{End, Result, Running, Simulation};
 use super::model::Sector;
 use super::shape::VOLUME;
+use crate::request::Verb;
 use crate::units::Epoch;
-use crate::volume::request::Verb;
 
 /// Sectors that are read at once to compare all.
 const VERIFY_SECTORS: Sector = 192;

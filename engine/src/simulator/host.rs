@@ -19,8 +19,8 @@ use super::scheduler;
 use super::system::Shelf;
 use crate::buffer::Buffer;
 use crate::error::Errno;
+use crate::request::{Request, Sink, StatusExtent, Target, Verb};
 use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::request::{Request, Sink, StatusExtent, Target, Verb};
 use crate::volume::{View, Volume};
 
 const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;

@@ -7,7 +7,7 @@ use super::faults::Injected;
 use super::scarcity::Scarcity;
 use super::system::Shelf;
 use crate::change_log::space::Space;
-use crate::volume::request::{Request, Sink};
+use crate::request::{Request, Sink};
 
 /// A request that has ended.
 pub struct Ended {

@@ -12,10 +12,10 @@ use polyvol_engine::engine::check::check_volume;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 pub const MIB: u64 = 1 << 20;
 pub const SIZE: u64 = 2 * MIB + 3 * 4096;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use polyvol_engine::error::Errno;
 use polyvol_engine::nbd::Server;
+use polyvol_engine::request::{Request, StatusExtent, Target, Verb};
 use polyvol_engine::volume::export::ExportTable;
-use polyvol_engine::volume::request::{Request, StatusExtent, Target, Verb};
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;

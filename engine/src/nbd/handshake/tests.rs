@@ -14,8 +14,8 @@ use crate::nbd::handshake::{
     OUTPUT_BYTES_MAX, SKIPPED_BYTES_MAX, Step,
 };
 use crate::nbd::wire::{OPTION_MAGIC, option, option_reply, take_string, take_u32, take_u64};
+use crate::request::{Request, Target};
 use crate::volume::export::ExportTable;
-use crate::volume::request::{Request, Target};
 
 struct Nothing(u64);
 

@@ -16,8 +16,8 @@ use crate::processor::part::Part;
 use crate::processor::share::read;
 use crate::processor::share::write;
 use crate::processor::share::{Context, Share};
+use crate::request::Verb;
 use crate::system::ticks::Ticks;
-use crate::volume::request::Verb;
 
 /// Parts that may wait for others that they overlap with (H1).
 pub(super) const WAITING_MAX: usize = 64;

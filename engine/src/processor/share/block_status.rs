@@ -9,12 +9,12 @@
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::processor::io_job::{Job, Spot, Step};
 use crate::processor::part::Part;
 use crate::processor::share::clearing::Deadline;
 use crate::processor::share::{Context, Share};
-use crate::volume::geometry::Partition;
-use crate::volume::request::{Request, StatusExtent};
+use crate::request::{Request, StatusExtent};
 
 /// Runs of one partition that are looked up in one go, if the volume is no clone.
 const RUNS_MAX: u32 = 1024;

@@ -23,16 +23,16 @@ use crate::change_log::files::Identity;
 use crate::change_log::files::files;
 use crate::change_log::journal;
 use crate::change_log::segment::Prepared;
-use crate::engine::events::Event as Told;
 use crate::error::Errno;
+use crate::events::Event as Told;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::mutants::{Bug, bug};
+use crate::processor::durable::Durable;
 use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::Epoch;
-use crate::volume::flusher::Durable;
 
 /// A checkpoint to be written.
 pub struct Checkpoint {

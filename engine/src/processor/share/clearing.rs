@@ -6,10 +6,10 @@
 //!                   allocated one call does it all.
 
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::part::Part;
 use crate::units::BLOCK_SIZE;
-use crate::volume::geometry::Partition;
 
 /// How long a job that may stop continues, nanoseconds.
 const JOB_NS: u64 = 1_000_000;

@@ -15,9 +15,9 @@ use crate::block_map::tree::Map;
 use crate::block_map::versions::Versions;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
+use crate::request::{ChangedRun, Contexts};
 use crate::system::System;
 use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, PartitionIndex};
-use crate::volume::request::{ChangedRun, Contexts};
 
 /// Blocks that are compared before the clock is looked at, for all snapshots together.
 const LOOKED_AT: u32 = 2048;

@@ -15,11 +15,11 @@ use std::sync::atomic::Ordering;
 
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::Waiter;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::processor::share::{read, write};
-use crate::volume::flusher::Waiter;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::request::{Request, Sink, Verb};
 
 /// Requests that are answered, and whose replies are not sent yet.
 #[derive(Default)]

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::versions::Versions;
+use crate::geometry::Geometry;
 use crate::processor::share::{Local, Share};
 use crate::units::PartitionIndex;
-use crate::volume::geometry::Geometry;
 
 /// What a share is told.
 pub struct Growth {

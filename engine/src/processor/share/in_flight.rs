@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::Cold;
@@ -26,11 +27,10 @@ use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, count};
+use crate::request::{Request, Verb};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::geometry::Partition;
-use crate::volume::request::{Request, Verb};
 
 /// A job, and the part that it is of, unless it is work of the share's own.
 pub(in crate::processor) type Content = (Option<Part>, Job);

@@ -42,7 +42,11 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::geometry::Geometry;
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
 use crate::processor::cold::Cold;
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::messages::Ended;
 use crate::processor::part::Part;
@@ -52,15 +56,11 @@ use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
 use crate::processor::share::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
+use crate::request::{Request, Sink, Verb};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::Epoch;
-use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::flusher::{Flusher, Waiter};
-use crate::volume::geometry::Geometry;
-use crate::volume::origin::Origin;
-use crate::volume::request::{Request, Sink, Verb};
 
 /// Pending-free slots at which the share asks for a sync by itself, if they are also more than an eighth of the free slots:
 /// 256 MiB. Their freeing is not durable yet.

@@ -14,7 +14,7 @@
 
 use crate::processor::part::Part;
 use crate::processor::share::Share;
-use crate::volume::request::Verb;
+use crate::request::Verb;
 
 impl Share {
     /// What comes after a piece that has ended well; `None`: that was all.

@@ -11,13 +11,13 @@ use crate::block_map::tree::Map;
 use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::geometry::Partition;
+use crate::geometry::origin::{Origin, resolve};
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, count};
 use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::geometry::Partition;
-use crate::volume::origin::{Origin, resolve};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
 pub(in crate::processor) const INLINE_BYTES_MAX: u32 = 256 << 10;

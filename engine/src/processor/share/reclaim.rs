@@ -15,6 +15,7 @@ use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::Waiter;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
@@ -23,7 +24,6 @@ use crate::processor::share::{Context, Local, Share};
 use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
-use crate::volume::flusher::Waiter;
 
 /// Runs of freed base places that are punched by one job.
 const PUNCH_RUNS_MAX: usize = 16;

@@ -4,7 +4,7 @@
 //!                   others are redirected: to their base place if no version sees it, else to free slots; then a record
 //!                   is appended, then the map changes. Blocks in slots are always redirected, so a slot
 //!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
-//!                   what it shows there is its [origin](crate::volume::origin)'s, which it never writes.
+//!                   what it shows there is its [origin](crate::geometry::origin)'s, which it never writes.
 //! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
 //!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
 //!                   elsewhere back, which is not reused before (J4).
@@ -14,12 +14,12 @@ use std::sync::Arc;
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::error::Errno;
+use crate::geometry::origin::resolve;
 use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
 use crate::processor::part::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::origin::resolve;
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;

@@ -12,8 +12,8 @@ use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::part::Part;
 use crate::processor::share::write::{NoSpace, is_aligned};
 use crate::processor::share::{Context, Share};
+use crate::request::Verb;
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::request::Verb;
 
 /// How the complete blocks of a part are cleared.
 #[derive(Clone, Copy)]

@@ -6,9 +6,9 @@ use super::{drive, go_data, kinds, option_with, past_client_flags, queries, repl
 use crate::nbd::handshake::contexts::SELECTED_MAX;
 use crate::nbd::handshake::{LISTS_MAX, Step};
 use crate::nbd::wire::{option, option_reply};
+use crate::request::{Request, Target};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::export::ExportTable;
-use crate::volume::request::{Request, Target};
 
 struct At(VolumeId, Option<Epoch>);
 

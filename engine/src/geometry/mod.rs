@@ -1,6 +1,10 @@
-//! Geometry: the extents of a volume's partitions, and which processor owns each.
+//! Geometry: the extents of a volume's partitions, and which processor owns each; the [`origin`] of a clone, and the blocks
+//! that are [bad](bad_blocks).
 //!
 //! Owner and locks   immutable; shared by all threads.
+
+pub mod bad_blocks;
+pub mod origin;
 
 use std::sync::Arc;
 
