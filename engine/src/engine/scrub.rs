@@ -17,7 +17,7 @@ use crate::processor::messages::Control;
 use crate::processor::queue::{Queue, ask};
 use crate::processor::share::scrub::{Cursor, Question, SeenBy, SlotRun};
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, PartitionIndex, VolumeId};
+use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, LocalIndex, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -54,7 +54,7 @@ struct Scrub<'a> {
     volume: Arc<Volume>,
     queue: Arc<Queue>,
     partition: PartitionIndex,
-    local: u32,
+    local: LocalIndex,
     report: ScrubReport,
 }
 

@@ -35,7 +35,7 @@ use crate::processor::queue::ask;
 use crate::processor::share::{Local, Share, ShareConfig};
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex, ProcessorIndex, VolumeId};
 use crate::volume::export::Export;
 use crate::volume::{ShareRef, Volume};
 
@@ -117,13 +117,13 @@ impl Engine {
     }
 
     pub(super) fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
-        let mut next_local: HashMap<u32, u32> = HashMap::new();
+        let mut next_local: HashMap<ProcessorIndex, LocalIndex> = HashMap::new();
         let mut partitions = Vec::with_capacity(spec.partitions.len());
         for (processor, extents) in &spec.partitions {
-            let local = next_local.entry(*processor).or_insert(0);
+            let local = next_local.entry(*processor).or_default();
             let extents = self.extents(extents)?;
             partitions.push(Partition { processor: *processor, local: *local, extents });
-            *local += 1;
+            local.0 += 1;
         }
         let partition_shift = spec.partition_size.trailing_zeros();
         Ok(Geometry { size: spec.size, partition_shift, partitions })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::io::device::Device;
 use crate::io::extent::Extent;
-use crate::units::{PartitionIndex, ProcessorIndex};
+use crate::units::{LocalIndex, PartitionIndex, ProcessorIndex};
 
 /// One partition of a volume.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Partition {
     /// The processor that owns it.
     pub processor: ProcessorIndex,
     /// Its number among the volume's partitions on that processor.
-    pub local: u32,
+    pub local: LocalIndex,
     /// Its extents, in order.
     pub extents: Vec<Extent>,
 }

@@ -14,6 +14,7 @@ use crate::processor::runner::{Handler, Runner};
 use crate::request::{Request, Sink, Verb};
 use crate::sync::Mutex;
 use crate::system::Task;
+use crate::units::LocalIndex;
 
 /// An event that is known again: who pushed it, and which of its own it is.
 fn event(who: u32, number: u64) -> Event {
@@ -194,7 +195,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         request,
         view: 0,
         share: 0,
-        local: 0,
+        local: LocalIndex(0),
         offset: 0,
         length: 1,
         rest: 0,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::request::Request;
 use crate::system::ticks::Tick;
-use crate::units::{BLOCK_SHIFT, Epoch};
+use crate::units::{BLOCK_SHIFT, Epoch, LocalIndex};
 
 /// The part of a request that lies in one partition.
 pub struct Part {
@@ -17,7 +17,7 @@ pub struct Part {
     /// The volume's share on the processor.
     pub share: u32,
     /// The partition's number on the share.
-    pub local: u32,
+    pub local: LocalIndex,
     /// First byte within the partition.
     pub offset: u32,
     /// Length in bytes, at least 1.

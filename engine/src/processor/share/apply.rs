@@ -11,13 +11,13 @@ use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::io_job::NewPlace;
 use crate::processor::share::Share;
-use crate::units::Epoch;
+use crate::units::{Epoch, LocalIndex};
 
 impl Share {
     /// Records and maps what a job has written, or gives its slots back if it failed.
     pub(super) fn settle_changes(
         &mut self,
-        local: u32,
+        local: LocalIndex,
         epoch: Epoch,
         changes: &[NewPlace],
         mut result: Result<(), Errno>,
@@ -42,8 +42,8 @@ impl Share {
     }
 
     /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
-    fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
-        let partition = self.locals[local as usize].partition;
+    fn apply(&mut self, local: LocalIndex, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
+        let partition = self.locals[local.index()].partition;
         let sums = if change.place.is_slot() { change.count } else { 0 };
         assert!(change.sums.len() == sums as usize && sums <= RECORD_SUMS_MAX, "planned so");
         let seq = self.journal.append(Entry {
@@ -56,7 +56,7 @@ impl Share {
             checksums: &change.sums,
         })?;
         let (slots, bad) = (&mut self.slots, &self.bad);
-        let local = &mut self.locals[local as usize];
+        let local = &mut self.locals[local.index()];
         if change.place == Place::BASE {
             local.moved_back = seq;
         }

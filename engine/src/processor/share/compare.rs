@@ -17,7 +17,7 @@ use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::request::{ChangedRun, Contexts};
 use crate::system::System;
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, PartitionIndex};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, LocalIndex, PartitionIndex};
 
 /// Blocks that are compared before the clock is looked at, for all snapshots together.
 const LOOKED_AT: u32 = 2048;
@@ -67,8 +67,8 @@ impl Share {
             return None;
         }
         let pair = |(number, partition): (usize, PartitionIndex)| {
-            let (since, until) =
-                (self.map_of(number as u32, since), self.map_of(number as u32, until));
+            let local = LocalIndex(number as u32);
+            let (since, until) = (self.map_of(local, since), self.map_of(local, until));
             let same = since.same(until) && since.blocks() == until.blocks();
             (!same).then(|| Pair { partition, since: since.clone(), until: until.clone() })
         };

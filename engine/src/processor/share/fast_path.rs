@@ -74,7 +74,7 @@ impl Share {
     }
 
     fn write_fast(&self, part: &Part) -> Option<Result<(), Errno>> {
-        let versions = &self.locals[part.local as usize].versions;
+        let versions = &self.locals[part.local.index()].versions;
         let frozen = bug(Bug::NoFreeze)
             || versions.is_frozen_before(self.epoch, self.history.retained_epochs());
         if self.direct || self.stopped_at.is_some() || !frozen {

@@ -10,14 +10,14 @@ use std::sync::mpsc::Sender;
 use crate::block_map::versions::Versions;
 use crate::geometry::Geometry;
 use crate::processor::share::{Local, Share};
-use crate::units::PartitionIndex;
+use crate::units::{LocalIndex, PartitionIndex};
 
 /// What a share is told.
 pub struct Growth {
     /// The volume's shape from now on.
     pub geometry: Arc<Geometry>,
     /// One of its partitions, by its number on the share, and how many blocks that has from now on.
-    pub longer: Option<(u32, u32)>,
+    pub longer: Option<(LocalIndex, u32)>,
     /// Its new partitions, with their blocks, in order.
     pub added: Vec<(PartitionIndex, u32)>,
     /// Where the answer goes.
@@ -29,7 +29,7 @@ impl Share {
     pub fn grow(&mut self, growth: Growth) {
         self.geometry = growth.geometry;
         if let Some((local, blocks)) = growth.longer {
-            self.locals[local as usize].versions.grow(blocks, self.history.retained_epochs());
+            self.locals[local.index()].versions.grow(blocks, self.history.retained_epochs());
         }
         let newest = self.history.retained_epochs().last().copied().unwrap_or(0);
         for (partition, blocks) in growth.added {

@@ -30,7 +30,7 @@ use crate::processor::share::{Context, Share, count};
 use crate::request::{Request, Verb};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::{BLOCK_SIZE, Epoch};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex};
 
 /// A job, and the part that it is of, unless it is work of the share's own.
 pub(in crate::processor) type Content = (Option<Part>, Job);
@@ -123,7 +123,7 @@ impl Devices {
 /// The blocks of a job.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
-    pub(super) local: u32,
+    pub(super) local: LocalIndex,
     pub(super) first: u32,
     pub(super) last: u32,
     pub(super) write: bool,
@@ -270,7 +270,7 @@ impl Share {
         }
         let (first, last) = part.blocks();
         let write = part.request.verb.is_write();
-        let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
+        let hit = |local: LocalIndex, from: u32, to: u32, other_writes: bool| {
             local == part.local && from <= last && first <= to && (write || other_writes)
         };
         let reserved = |out: &Out| {

@@ -346,7 +346,7 @@ impl Share {
     }
 
     fn start(&mut self, part: Part, context: &mut Context<'_>) {
-        debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
+        debug_assert!(part.length > 0 && part.local.index() < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
             Verb::Write => self.write(part, context),

@@ -50,7 +50,7 @@ impl Share {
         let Self { geometry, locals, .. } = self;
         let shift = geometry.partition_shift;
         let (start, end) = (part.request.offset, part.request.offset + part.request.length);
-        let this = locals[part.local as usize].partition;
+        let this = locals[part.local.index()].partition;
         let processor = geometry.partitions[this as usize].processor;
         let last = ((end - 1) >> shift) as u32;
         let next = (this + 1..=last)

@@ -17,7 +17,7 @@ use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, count};
-use crate::units::{BLOCK_SIZE, Epoch};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex};
 
 /// Longer parts are read by a pool thread: the processor has others to serve.
 pub(in crate::processor) const INLINE_BYTES_MAX: u32 = 256 << 10;
@@ -46,14 +46,14 @@ impl Share {
     }
 
     /// The map that a part looks into.
-    pub(super) fn map_of(&self, local: u32, view: Epoch) -> &Map {
-        let versions = &self.locals[local as usize].versions;
+    pub(super) fn map_of(&self, local: LocalIndex, view: Epoch) -> &Map {
+        let versions = &self.locals[local.index()].versions;
         if view == 0 { &versions.live } else { versions.at(view).0 }
     }
 
     /// Reads what needs no waiting; `false` if some of it does.
     pub(super) fn read_now(&self, part: &Part) -> Result<bool, Errno> {
-        let number = self.locals[part.local as usize].partition;
+        let number = self.locals[part.local.index()].partition;
         let mut cached = true;
         self.for_each_run(part, |of, found, offset, length, at| {
             // SAFETY: B3: the part holds its range of the request's buffer alone.
@@ -121,7 +121,7 @@ impl Share {
         mut f: impl FnMut(Option<&Arc<Origin>>, Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
         let map = self.map_of(part.local, part.view);
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let (first, last) = part.blocks();
         let end = u64::from(part.offset) + u64::from(part.length);
         let mut block = first;

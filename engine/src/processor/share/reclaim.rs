@@ -23,7 +23,7 @@ use crate::processor::share::in_flight::Span;
 use crate::processor::share::{Context, Local, Share};
 use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, LocalIndex};
 
 /// Runs of freed base places that are punched by one job.
 const PUNCH_RUNS_MAX: usize = 16;
@@ -42,7 +42,7 @@ const DROP_NS_MAX: u64 = 1_000_000;
 pub struct Dropping {
     /// Those that are left, in reverse.
     epochs: Vec<Epoch>,
-    next_local: u32,
+    next_local: LocalIndex,
     freed_blocks: u64,
     /// The caller waits until what is freed can be used again.
     waits: bool,
@@ -59,7 +59,7 @@ pub(super) struct Dropped {
 /// Base places that no version sees any more, to be punched when that is durable.
 pub(super) struct FreedBase {
     pub(super) seq: u64,
-    pub(super) local: u32,
+    pub(super) local: LocalIndex,
     pub(super) first: u32,
     pub(super) count: u32,
 }
@@ -210,7 +210,7 @@ impl Share {
             }
             let job = Job {
                 geometry: Arc::clone(&self.geometry),
-                partition: self.locals[local as usize].partition,
+                partition: self.locals[local.index()].partition,
                 request: None,
                 steps,
                 changes: Vec::new(),
@@ -226,7 +226,7 @@ impl Share {
 
     /// The next freed base places of one partition, and their range: partition, first, last, how they are punched.
     /// `None` if there are none, or they have to wait.
-    fn take_freed_bases(&mut self) -> Option<(u32, u32, u32, Vec<Step>)> {
+    fn take_freed_bases(&mut self) -> Option<(LocalIndex, u32, u32, Vec<Step>)> {
         let shared = self.journal.shared();
         let committed = if bug(Bug::EarlyPunch) { shared.appended() } else { shared.committed() };
         let front = self.freed_bases.front()?;
@@ -251,7 +251,7 @@ impl Share {
         let can_punch = self.can_punch(local);
         let drained: Vec<FreedBase> = self.freed_bases.drain(..batch).collect();
         for freed in drained {
-            let Local { versions, moved_back, .. } = &self.locals[local as usize];
+            let Local { versions, moved_back, .. } = &self.locals[local.index()];
             if *moved_back > freed.seq && versions.live.write_seq > committed {
                 // It may have been seen again and freed again, which is not durable.
                 let seq = versions.live.write_seq;
@@ -284,7 +284,13 @@ impl Share {
         }
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
-        Dropping { epochs, next_local: 0, freed_blocks: 0, waits: rollback.is_none(), answer }
+        Dropping {
+            epochs,
+            next_local: LocalIndex(0),
+            freed_blocks: 0,
+            waits: rollback.is_none(),
+            answer,
+        }
     }
 
     /// Drops on for about a millisecond; gives back what is left to do.
@@ -296,17 +302,17 @@ impl Share {
         let began = context.system.monotonic_ns();
         let seq = self.journal.shared().appended();
         while let Some(epoch) = dropping.epochs.last().copied() {
-            if dropping.next_local as usize == self.locals.len() {
+            if dropping.next_local.index() == self.locals.len() {
                 dropping.epochs.pop();
-                dropping.next_local = 0;
+                dropping.next_local = LocalIndex(0);
                 continue;
             }
             if context.system.monotonic_ns() - began > DROP_NS_MAX {
                 return Some(dropping);
             }
             let number = dropping.next_local;
-            dropping.next_local += 1;
-            let local = &mut self.locals[number as usize];
+            dropping.next_local.0 += 1;
+            let local = &mut self.locals[number.index()];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.origin.is_none());
             local.versions.forget(epoch, &self.history, |first, count, place| {

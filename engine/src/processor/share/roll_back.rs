@@ -15,7 +15,7 @@ use crate::change_log::journal::Entry;
 use crate::error::Errno;
 use crate::processor::share::Share;
 use crate::processor::share::reclaim::FreedBase;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, LocalIndex};
 
 impl Share {
     /// Goes back to a snapshot, unless it has done so already. EINVAL: it does not have the snapshot or is in another
@@ -38,7 +38,12 @@ impl Share {
                     slots.give_later(seq, place, count);
                     bad.forget(place, count);
                 } else if has_base && place == Place::BASE {
-                    bases.push_back(FreedBase { seq, local: number as u32, first, count });
+                    bases.push_back(FreedBase {
+                        seq,
+                        local: LocalIndex(number as u32),
+                        first,
+                        count,
+                    });
                 }
             });
         }

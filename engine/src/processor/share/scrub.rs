@@ -15,7 +15,7 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, leaves};
 use crate::block_map::versions::Versions;
 use crate::processor::share::Share;
-use crate::units::{BlockIndex, Epoch};
+use crate::units::{BlockIndex, Epoch, LocalIndex};
 
 const LEAF_BLOCKS: u32 = crate::block_map::leaf::LEAF_BLOCKS;
 /// Leaves of versions that are looked at in one go.
@@ -55,7 +55,7 @@ pub enum Question {
     /// [`Share::slots_from`].
     SlotsFrom {
         /// The partition's number on the share.
-        local: u32,
+        local: LocalIndex,
         /// From here on.
         cursor: Cursor,
         /// How many are enough.
@@ -66,7 +66,7 @@ pub enum Question {
     /// [`Share::seen_by`].
     SeenBy {
         /// The partition's number on the share.
-        local: u32,
+        local: LocalIndex,
         /// The block.
         block: BlockIndex,
         /// The slot.
@@ -95,11 +95,11 @@ impl Share {
     /// when that was all.
     pub fn slots_from(
         &self,
-        local: u32,
+        local: LocalIndex,
         cursor: Cursor,
         blocks_min: u32,
     ) -> (Vec<SlotRun>, Option<Cursor>) {
-        let versions = &self.locals[local as usize].versions;
+        let versions = &self.locals[local.index()].versions;
         let (mut runs, mut blocks, mut looks) = (Vec::new(), 0, 0);
         let frozen = versions.frozen();
         for leaf in cursor.leaf..leaves(versions.live.blocks()) as u32 {
@@ -125,8 +125,14 @@ impl Share {
     }
 
     /// The versions that see this block in this slot with this checksum; `None` if none does.
-    pub fn seen_by(&self, local: u32, block: BlockIndex, place: Place, sum: u32) -> Option<SeenBy> {
-        let versions = &self.locals[local as usize].versions;
+    pub fn seen_by(
+        &self,
+        local: LocalIndex,
+        block: BlockIndex,
+        place: Place,
+        sum: u32,
+    ) -> Option<SeenBy> {
+        let versions = &self.locals[local.index()].versions;
         let sees = |map: &Map| {
             let found = map.find(block, 1);
             found.place == place && found.checksums.first() == Some(&sum)

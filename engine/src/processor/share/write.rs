@@ -19,7 +19,7 @@ use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
 use crate::processor::part::Part;
 use crate::processor::share::{Context, Local, Share, count};
-use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// Longer parts are written by a pool thread: the processor has others to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
@@ -53,7 +53,7 @@ pub(super) struct NoSpace {
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
         if !bug(Bug::NoFreeze) {
-            self.locals[part.local as usize]
+            self.locals[part.local.index()]
                 .versions
                 .freeze_before(self.epoch, self.history.retained_epochs());
         }
@@ -110,14 +110,14 @@ impl Share {
 
     /// The short way for complete blocks that are all overwritten in place.
     pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let partition = &self.geometry.partitions[partition as usize];
         write_base(partition, u64::from(part.offset), payload(part))
     }
 
     /// The same, if that needs no waiting; `false`: it would, and perhaps some of it is written.
     pub(super) fn overwrite_now(&self, part: &Part) -> Result<bool, Errno> {
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let partition = &self.geometry.partitions[partition as usize];
         let (bytes, mut now) = (payload(part), true);
         partition.pieces(
@@ -134,8 +134,8 @@ impl Share {
 
     /// The length of the run from `block` (at most `limit`) for which the answer is the same, and the answer: may these
     /// blocks be overwritten in place?
-    fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
-        let versions = &self.locals[local as usize].versions;
+    fn overwritable(&self, local: LocalIndex, block: BlockIndex, limit: u32) -> (u32, bool) {
+        let versions = &self.locals[local.index()].versions;
         let live = versions.live.find(block, limit);
         if live.place != Place::BASE || self.origin.is_some() {
             return (live.count, false); // OR3
@@ -231,7 +231,7 @@ impl Share {
     }
 
     /// How many slots a write of the bytes `from..to` of a partition takes.
-    pub(super) fn slots_for(&self, local: u32, from: u64, to: u64) -> u64 {
+    pub(super) fn slots_for(&self, local: LocalIndex, from: u64, to: u64) -> u64 {
         if from == to || self.goes_to_base(local) {
             return 0;
         }
@@ -249,7 +249,7 @@ impl Share {
     pub(super) fn new_job(&self, part: &Part, zeroes: bool) -> Job {
         Job {
             geometry: Arc::clone(&self.geometry),
-            partition: self.locals[part.local as usize].partition,
+            partition: self.locals[part.local.index()].partition,
             request: Some(Arc::clone(&part.request)),
             steps: Vec::new(),
             changes: Vec::new(),
@@ -292,7 +292,7 @@ impl Share {
     }
 
     /// How many blocks from `block`, at most `limit`, have to move.
-    fn moving(&self, local: u32, block: BlockIndex, limit: u32) -> u32 {
+    fn moving(&self, local: LocalIndex, block: BlockIndex, limit: u32) -> u32 {
         let mut count = 0;
         while count < limit {
             let (here, in_place) = self.overwritable(local, block + count, limit - count);
@@ -305,8 +305,8 @@ impl Share {
     }
 
     /// Whether all that is written may go to its base place, because neither a snapshot nor an origin has data there.
-    fn goes_to_base(&self, local: u32) -> bool {
-        self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+    fn goes_to_base(&self, local: LocalIndex) -> bool {
+        self.origin.is_none() && self.locals[local.index()].versions.frozen().is_empty()
     }
 
     /// Has up to `want` blocks from `block` on change their place: which of the job's changes that is, how many blocks
@@ -314,7 +314,7 @@ impl Share {
     fn plan_change(
         &mut self,
         job: &mut Job,
-        local: u32,
+        local: LocalIndex,
         block: BlockIndex,
         want: u32,
     ) -> (usize, u32, Target) {
@@ -324,7 +324,7 @@ impl Share {
     }
 
     /// Somewhere new for up to `want` blocks, and for how many.
-    fn take_place(&mut self, local: u32, want: u32) -> (Place, u32) {
+    fn take_place(&mut self, local: LocalIndex, want: u32) -> (Place, u32) {
         if self.goes_to_base(local) {
             return (Place::BASE, want);
         }
@@ -339,8 +339,8 @@ impl Share {
     }
 
     /// Where a block's contents are now.
-    fn old(&self, local: u32, block: BlockIndex) -> Old {
-        let Local { versions, partition, .. } = &self.locals[local as usize];
+    fn old(&self, local: LocalIndex, block: BlockIndex) -> Old {
+        let Local { versions, partition, .. } = &self.locals[local.index()];
         let own = versions.live.find(block, 1);
         let (of, found) = resolve(own, self.origin.as_ref(), *partition, block);
         match found.place {

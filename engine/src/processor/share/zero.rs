@@ -13,7 +13,7 @@ use crate::processor::part::Part;
 use crate::processor::share::write::{NoSpace, is_aligned};
 use crate::processor::share::{Context, Share};
 use crate::request::Verb;
-use crate::units::{BLOCK_SIZE, BlockIndex};
+use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// How the complete blocks of a part are cleared.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Share {
             Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
             _ => Manner { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize]
+        self.locals[part.local.index()]
             .versions
             .freeze_before(self.epoch, self.history.retained_epochs());
         let mut job = self.new_job(&part, true);
@@ -71,12 +71,12 @@ impl Share {
     fn plan_blocks(
         &self,
         job: &mut Job,
-        local: u32,
+        local: LocalIndex,
         first: BlockIndex,
         end: BlockIndex,
         manner: Manner,
     ) -> BlockIndex {
-        let versions = &self.locals[local as usize].versions;
+        let versions = &self.locals[local.index()].versions;
         let clearing = self.clearing(local, manner);
         let (mut block, mut left) = (first, RUNS_MAX);
         while block < end && left > 0 {
@@ -104,17 +104,17 @@ impl Share {
     }
 
     /// Whether all of a partition's devices give freed space back.
-    pub(super) fn can_punch(&self, local: u32) -> bool {
+    pub(super) fn can_punch(&self, local: LocalIndex) -> bool {
         self.clearing(local, Manner { trim: true, keep_allocated: false }) == Some(false)
     }
 
     /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
     /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
-    fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
+    fn clearing(&self, local: LocalIndex, manner: Manner) -> Option<bool> {
         if self.origin.is_some() {
             return None; // OR3
         }
-        let partition = self.locals[local as usize].partition;
+        let partition = self.locals[local.index()].partition;
         let extents = &self.geometry.partitions[partition as usize].extents;
         let all = |can: fn(&Device) -> bool| extents.iter().all(|extent| can(&extent.device));
         if !manner.keep_allocated && all(Device::can_punch) {
