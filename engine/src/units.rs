@@ -25,6 +25,18 @@ impl LocalIndex {
     }
 }
 
+/// A slot's number within its change log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct SlotIndex(pub u64);
+
+impl SlotIndex {
+    /// The slot that comes so many after it.
+    pub fn plus(self, slots: u64) -> SlotIndex {
+        SlotIndex(self.0 + slots)
+    }
+}
+
 /// A processor's number within the engine.
 pub type ProcessorIndex = u32;
 /// The number that a cut advances; the first epoch of a volume is 1.

@@ -17,6 +17,7 @@ use polyvol_engine::engine::check::{CheckReport, check_volume};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
+use polyvol_engine::units::SlotIndex;
 
 const MIB: u64 = 1 << 20;
 
@@ -102,8 +103,8 @@ impl Drop for World {
 #[test]
 fn a_slot_that_two_processors_use_is_found() {
     let world = World::new();
-    world.checkpoint(0, &[(0, Place::slot(1, 7)), (9, Place::slot(1, 8))]);
-    world.checkpoint(1, &[(3, Place::slot(1, 8))]);
+    world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(7))), (9, Place::slot(1, SlotIndex(8)))]);
+    world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(8)))]);
     let report = world.check(true);
     assert_eq!(report.problems, ["partition 1 block 3 is in slot 8 of change log 1, used twice"]);
     assert_eq!((report.slots, report.checked_bytes), (3, 3 * 4096));
@@ -112,8 +113,8 @@ fn a_slot_that_two_processors_use_is_found() {
 #[test]
 fn slots_that_are_not_there_are_found_and_not_read() {
     let world = World::new();
-    world.checkpoint(0, &[(0, Place::slot(1, 1023)), (1, Place::slot(2, 0))]);
-    world.checkpoint(1, &[(3, Place::slot(1, 1024))]);
+    world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(1023))), (1, Place::slot(2, SlotIndex(0)))]);
+    world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(1024)))]);
     let report = world.check(true);
     let expected = [
         "partition 0 block 1 is in change log 2, which does not exist",
@@ -126,7 +127,7 @@ fn slots_that_are_not_there_are_found_and_not_read() {
 #[test]
 fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let world = World::new();
-    world.checkpoint(0, &[(5, Place::slot(1, 2))]);
+    world.checkpoint(0, &[(5, Place::slot(1, SlotIndex(2)))]);
     std::fs::write(world.path.join("log"), vec![1; 4 * MIB as usize]).unwrap();
     assert!(world.check(false).problems.is_empty());
     let report = world.check(true);
@@ -144,7 +145,8 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
 #[test]
 fn more_problems_than_are_reported_are_counted() {
     let world = World::new();
-    let places: Vec<_> = (0..256).map(|block| (block, Place::slot(9, u64::from(block)))).collect();
+    let places: Vec<_> =
+        (0..256).map(|block| (block, Place::slot(9, SlotIndex(u64::from(block))))).collect();
     world.checkpoint(0, &places);
     world.checkpoint(1, &places);
     let report = world.check(false);

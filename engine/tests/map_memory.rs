@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use polyvol_engine::block_map::history::History;
 use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
+use polyvol_engine::units::SlotIndex;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 /// Tests that count take turns.
@@ -46,7 +47,7 @@ const PARTITIONS: usize = 16;
 
 fn put(versions: &mut Versions, epoch: u64, first: u32, count: u32, slot: u64, log: u16) {
     versions.freeze_before(epoch, &[1]);
-    let (sums, place) = (vec![first; count as usize], Place::slot(log, slot));
+    let (sums, place) = (vec![first; count as usize], Place::slot(log, SlotIndex(slot)));
     let change = Change { epoch, first, count, place, checksums: &sums, seq: slot + 1 };
     versions.apply(change, &History::line(&[1, 2]), |_, _, _| {});
 }

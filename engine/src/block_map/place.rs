@@ -10,6 +10,8 @@
 
 use std::fmt;
 
+use crate::units::SlotIndex;
+
 const KIND_SHIFT: u32 = 62;
 const LOG_SHIFT: u32 = 40;
 const SLOT_MASK: u64 = (1 << LOG_SHIFT) - 1;
@@ -29,10 +31,10 @@ impl Place {
     pub const ZERO: Place = Place(1 << KIND_SHIFT);
 
     /// In slot `slot` of change log `log`.
-    pub fn slot(log: u16, slot: u64) -> Place {
+    pub fn slot(log: u16, slot: SlotIndex) -> Place {
         assert!((1..=LOG_NUMBER_MAX).contains(&log), "a log's number is in 1..=4095");
-        assert!(slot <= SLOT_MASK, "a slot's number has 40 bits");
-        Place((2 << KIND_SHIFT) | (u64::from(log) << LOG_SHIFT) | slot)
+        assert!(slot.0 <= SLOT_MASK, "a slot's number has 40 bits");
+        Place((2 << KIND_SHIFT) | (u64::from(log) << LOG_SHIFT) | slot.0)
     }
 
     /// From its eight bytes; `None` if they are not a place.
@@ -68,14 +70,14 @@ impl Place {
     }
 
     /// The slot's number within its change log; meaningful for slots alone.
-    pub fn slot_number(self) -> u64 {
-        self.0 & SLOT_MASK
+    pub fn slot_number(self) -> SlotIndex {
+        SlotIndex(self.0 & SLOT_MASK)
     }
 
     /// The place of the block `blocks` further on in a run that starts here.
     pub fn step(self, blocks: u32) -> Place {
         if self.is_slot() {
-            Place::slot(self.log(), self.slot_number() + u64::from(blocks))
+            Place::slot(self.log(), self.slot_number().plus(u64::from(blocks)))
         } else {
             self
         }
@@ -92,7 +94,7 @@ impl Place {
 
     /// Whether a run of so many blocks can start here.
     pub fn fits(self, blocks: u32) -> bool {
-        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
+        !self.is_slot() || self.slot_number().plus(u64::from(blocks)).0 <= SLOT_MASK + 1
     }
 }
 
@@ -101,7 +103,7 @@ impl fmt::Debug for Place {
         match *self {
             Place::BASE => f.write_str("base"),
             Place::ZERO => f.write_str("zero"),
-            _ => write!(f, "slot {}:{}", self.log(), self.slot_number()),
+            _ => write!(f, "slot {}:{}", self.log(), self.slot_number().0),
         }
     }
 }

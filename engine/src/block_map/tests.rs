@@ -11,7 +11,7 @@ use super::usage::{Held, Measured, Memory, measure};
 use super::versions::{Change, Versions};
 use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
@@ -110,7 +110,7 @@ impl Twin {
     fn slots(&mut self, first: u32, count: u32, log: u16) {
         // Slots of the third log are about where the halves of a place meet.
         let base = if log == 3 { (1 << 32) - 300 } else { 0 };
-        let place = Place::slot(log, base + self.next_slot);
+        let place = Place::slot(log, SlotIndex(base + self.next_slot));
         self.next_slot += u64::from(count) + 1;
         self.set(first, count, place);
     }
@@ -295,7 +295,7 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
             epoch,
             first,
             count: 1,
-            place: Place::slot(1, slot),
+            place: Place::slot(1, SlotIndex(slot)),
             checksums: &[7],
             seq: slot,
         };
@@ -304,8 +304,8 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
     };
     put(&mut versions, 2, 10, 5); // freezes for the snapshot of epoch 1
     put(&mut versions, 1, 20, 6); // was started before the cut
-    assert_eq!(versions.at(1).0.place(20), Place::slot(1, 6));
-    assert_eq!(versions.live.place(20), Place::slot(1, 6));
+    assert_eq!(versions.at(1).0.place(20), Place::slot(1, SlotIndex(6)));
+    assert_eq!(versions.live.place(20), Place::slot(1, SlotIndex(6)));
     assert_eq!(versions.at(1).0.place(10), Place::BASE);
 }
 
@@ -313,7 +313,7 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
 fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
     let (mut versions, mut history) = (Versions::new(BLOCKS), History::default());
     let put = |versions: &mut Versions, history: &History, epoch: Epoch, first, slot| {
-        let place = Place::slot(1, slot);
+        let place = Place::slot(1, SlotIndex(slot));
         let change = Change { epoch, first, count: 1, place, checksums: &[7], seq: slot };
         versions.freeze_before(epoch, history.retained_epochs());
         versions.apply(change, history, |_, _, _| {});
@@ -339,7 +339,7 @@ fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
         versions.forget(epoch, &history, |_, _, place| freed.push(place));
     }
     freed.retain(|place| place.is_slot());
-    assert_eq!(versions.live.place(5), Place::slot(1, 1));
-    assert_eq!(freed, [Place::slot(1, 2)]);
+    assert_eq!(versions.live.place(5), Place::slot(1, SlotIndex(1)));
+    assert_eq!(freed, [Place::slot(1, SlotIndex(2))]);
     assert!(versions.frozen().is_empty());
 }

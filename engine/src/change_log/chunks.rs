@@ -12,7 +12,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, SlotIndex};
 
 /// Slots in a chunk: 4 MiB.
 pub const CHUNK_SLOTS: u64 = 1024;
@@ -20,6 +20,23 @@ pub const CHUNK_SLOTS: u64 = 1024;
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
+
+impl SlotIndex {
+    /// Slot `first` of a chunk.
+    pub fn in_chunk(chunk: u64, first: u32) -> SlotIndex {
+        SlotIndex(chunk * CHUNK_SLOTS + u64::from(first))
+    }
+
+    /// The chunk that it is in, and which of that chunk's slots it is.
+    pub fn chunk(self) -> (u64, u32) {
+        (self.0 / CHUNK_SLOTS, (self.0 % CHUNK_SLOTS) as u32)
+    }
+
+    /// Slots from it to the end of its chunk, at least 1. The next chunk may be in another extent.
+    pub fn left_in_chunk(self) -> u32 {
+        CHUNK_SLOTS as u32 - self.chunk().1
+    }
+}
 
 /// A bit for each slot of a chunk.
 pub type SlotBits = [u64; WORDS];

@@ -12,12 +12,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::chunks::CHUNK_SLOTS;
 use super::chunks::Chunks;
 use super::space::{EmptyChunk, Log};
 use super::used_slots::{LogUsedSlots, UsedSlots};
 use super::young::Young;
 use crate::block_map::place::Place;
+use crate::units::SlotIndex;
 
 /// Slots that are taken at a time from which on they had better follow each other: 32 KiB.
 const LONG_RUN: u32 = 8;
@@ -78,7 +78,7 @@ fn take_at(
 }
 
 fn slot(log: &Log, chunk: u64, first: u32) -> Place {
-    Place::slot(log.number, chunk * CHUNK_SLOTS + u64::from(first))
+    Place::slot(log.number, SlotIndex::in_chunk(chunk, first))
 }
 
 #[derive(Debug)]
@@ -155,7 +155,7 @@ impl Slots {
             let mut at = first;
             while at < first + count {
                 let (young, run) = self.young.take(place.log(), chunk, at, first + count - at);
-                let run_place = Place::slot(place.log(), chunk * CHUNK_SLOTS + u64::from(at));
+                let run_place = Place::slot(place.log(), SlotIndex::in_chunk(chunk, at));
                 if young {
                     self.give_now(run_place, run, &mut Vec::new());
                     given += u64::from(run);
@@ -226,15 +226,12 @@ impl Slots {
 
 /// A run of slots, chunk by chunk: the chunk, the first slot within it, and how many.
 fn by_chunk(place: Place, count: u32) -> impl Iterator<Item = (u64, u32, u32)> {
-    let (start, end) = (place.slot_number(), place.slot_number() + u64::from(count));
-    let mut at = start;
+    let (mut at, mut left) = (place.slot_number(), count);
     std::iter::from_fn(move || {
-        if at == end {
-            return None;
-        }
-        let (chunk, first) = (at / CHUNK_SLOTS, at % CHUNK_SLOTS);
-        let here = (end - at).min(CHUNK_SLOTS - first);
-        at += here;
-        Some((chunk, first as u32, here as u32))
+        let (chunk, first) = at.chunk();
+        let here = left.min(at.left_in_chunk());
+        at = at.plus(u64::from(here));
+        left -= here;
+        (here > 0).then_some((chunk, first, here))
     })
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::extent::Extent;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
-use crate::units::BLOCK_SHIFT;
+use crate::units::{BLOCK_SHIFT, SlotIndex};
 
 /// One change log of a volume.
 #[derive(Debug)]
@@ -47,8 +47,8 @@ impl Log {
     }
 
     /// The device and offset of a slot.
-    pub fn locate(&self, slot: u64) -> (&Arc<Device>, u64) {
-        let mut offset = slot << BLOCK_SHIFT;
+    pub fn locate(&self, slot: SlotIndex) -> (&Arc<Device>, u64) {
+        let mut offset = slot.0 << BLOCK_SHIFT;
         for extent in &self.extents {
             if offset < extent.length {
                 return (&extent.device, extent.offset + offset);
@@ -248,7 +248,7 @@ pub struct EmptyChunk {
 impl EmptyChunk {
     /// Its device.
     pub fn device(&self) -> &Arc<Device> {
-        self.log.locate(self.chunk * CHUNK_SLOTS).0
+        self.log.locate(SlotIndex::in_chunk(self.chunk, 0)).0
     }
 
     /// Whether its device can give its space back.
@@ -258,7 +258,7 @@ impl EmptyChunk {
 
     /// Punches it out of its device.
     pub fn punch(&self) {
-        let (device, offset) = self.log.locate(self.chunk * CHUNK_SLOTS);
+        let (device, offset) = self.log.locate(SlotIndex::in_chunk(self.chunk, 0));
         // What stays allocated for an error is only space; the chunk is free all the same.
         let _ = device.punch(offset, CHUNK_BYTES);
     }

@@ -22,7 +22,7 @@ use crate::block_map::versions::{Change, Versions};
 use crate::error::{ErrorKind, Result};
 use crate::limits;
 use crate::system::linux::Linux;
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 mod agreement;
 mod damage;
@@ -74,7 +74,7 @@ fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
         partition: 4,
         first,
         count: sums.len() as u32,
-        place: Place::slot(1, slot).raw(),
+        place: Place::slot(1, SlotIndex(slot)).raw(),
         checksums: sums,
     }
 }
@@ -120,10 +120,10 @@ fn after_a_kill_every_record_counts_and_after_a_power_loss_the_committed_ones() 
     ten_records(&scratch);
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (11, 10));
-    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 109));
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, SlotIndex(109)));
     let lost = back(&scratch, 2, &[]).unwrap();
     assert_eq!((lost.next_seq, lost.replayed), (6, 5));
-    assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, 104));
+    assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, SlotIndex(104)));
     assert_eq!(lost.partitions[&4].live.place(5), Place::BASE);
 }
 
@@ -137,7 +137,7 @@ fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_kille
     let killed = back(&scratch, 2, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (7, 6));
     assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
-    assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+    assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, SlotIndex(500)));
 }
 
 #[test]
@@ -195,8 +195,8 @@ fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
     drop(journal);
     let found = back(&scratch, 1, &[2]).unwrap();
     let versions = &found.partitions[&4];
-    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 102));
-    assert_eq!(versions.live.place(7), Place::slot(1, 103));
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, SlotIndex(102)));
+    assert_eq!(versions.live.place(7), Place::slot(1, SlotIndex(103)));
     assert_eq!(versions.frozen().len(), 1);
     assert_eq!(found.epoch, 3);
 }
@@ -211,11 +211,11 @@ fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapsho
     drop(journal);
     let found = back(&scratch, 1, &[1, 2]).unwrap();
     let versions = &found.partitions[&4];
-    assert_eq!(versions.at(1).0.place(7), Place::slot(1, 101));
+    assert_eq!(versions.at(1).0.place(7), Place::slot(1, SlotIndex(101)));
     assert_eq!(versions.at(1).0.place(8), Place::BASE);
-    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 103));
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, SlotIndex(103)));
     assert_eq!(versions.at(2).0.place(8), Place::BASE);
-    assert_eq!(versions.live.place(8), Place::slot(1, 102));
+    assert_eq!(versions.live.place(8), Place::slot(1, SlotIndex(102)));
 }
 
 /// The journal that a run begins after recovery.
@@ -241,7 +241,7 @@ fn what_a_power_loss_has_dropped_stays_dropped_although_the_lost_records_had_beg
         let killed = back(&scratch, 2, &[]).unwrap();
         assert_eq!((killed.next_seq, killed.replayed), (7, 6));
         assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
-        assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+        assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, SlotIndex(500)));
         drop(begin_again(&scratch, 2));
     }
 }
@@ -299,7 +299,7 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     drop(journal);
     let killed = back(&scratch, 2, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (10, 1));
-    assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, 107));
+    assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, SlotIndex(107)));
 }
 
 /// Puts a second commit mark into the first segment.
@@ -332,7 +332,7 @@ fn a_segment_that_could_not_be_followed_takes_no_more_records() {
     drop(journal);
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed as usize, fit + 1);
-    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 901));
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, SlotIndex(901)));
 }
 
 /// Makes a segment that was begun one of format version 1.
@@ -353,14 +353,15 @@ fn versions() -> Versions {
     for (epoch, first, slot) in [(1, 3, 0u64), (2, 600, 50), (3, 3, 70)] {
         versions.freeze_before(epoch, &[1, 2]);
         let sums = [slot as u32, 1, 2];
-        let place = Place::slot(1, slot);
+        let place = Place::slot(1, SlotIndex(slot));
         let change = Change { epoch, first, count: 3, place, checksums: &sums, seq: epoch };
         versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
     }
     // Scattered blocks, in one log and in several.
     for (first, logs) in [(100, 1), (700, 3)] {
         for i in 0..40 {
-            let place = Place::slot(1 + i % logs, 1000 + u64::from(first) - 2 * u64::from(i));
+            let place =
+                Place::slot(1 + i % logs, SlotIndex(1000 + u64::from(first) - 2 * u64::from(i)));
             let first = first + 3 * u32::from(i);
             let change = Change { epoch: 3, first, count: 1, place, checksums: &[first], seq: 5 };
             versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
@@ -408,7 +409,7 @@ proptest! {
         seq: u64, epoch: u64, partition: u32, first: u32, sums in prop::collection::vec(any::<u32>(), 0..9),
         incarnation: u64, flip in any::<prop::sample::Index>(), bit in 0..8u8,
     ) {
-        let place = Place::slot(3, 99).raw();
+        let place = Place::slot(3, SlotIndex(99)).raw();
         let count = sums.len() as u32;
         let record = Record { kind: RecordKind::Map, seq, epoch, partition, first, count, place };
         let mut bytes = vec![0; record_bytes(sums.len())];

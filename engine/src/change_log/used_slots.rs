@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::chunks::{CHUNK_SLOTS, SlotBits};
+use super::chunks::SlotBits;
 use super::space::{Log, Space};
 use crate::block_map::diff::slots_not_in;
 use crate::block_map::history::History;
@@ -53,12 +53,12 @@ impl UsedSlots {
             return false;
         };
         (0..u64::from(count)).all(|i| {
-            let slot = place.slot_number() + i;
-            let Some(chunk) = used.chunks.get_mut((slot / CHUNK_SLOTS) as usize) else {
+            let (chunk, slot) = place.slot_number().plus(i).chunk();
+            let Some(chunk) = used.chunks.get_mut(chunk as usize) else {
                 return false;
             };
             let bits = chunk.get_or_insert_default();
-            let (word, mask) = ((slot % CHUNK_SLOTS / 64) as usize, 1 << (slot % 64));
+            let (word, mask) = (slot as usize / 64, 1 << (slot % 64));
             let fresh = bits[word] & mask == 0;
             bits[word] |= mask;
             fresh

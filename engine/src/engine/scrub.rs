@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::checksum;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -93,8 +92,7 @@ impl Scrub<'_> {
         let mut done = 0;
         while done < run.sums.len() {
             let place = run.place.step(done as u32);
-            // The next chunk may be in another extent.
-            let left = (CHUNK_SLOTS - place.slot_number() % CHUNK_SLOTS) as usize;
+            let left = place.slot_number().left_in_chunk() as usize;
             let count = left.min(run.sums.len() - done);
             let sums = run.sums[done..done + count].to_vec();
             self.piece(&SlotRun { block: run.block + done as u32, place, sums })?;

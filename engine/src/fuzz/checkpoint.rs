@@ -21,7 +21,7 @@ use crate::change_log::format::{
     CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
 };
 use crate::checksum;
-use crate::units::{Epoch, PartitionIndex};
+use crate::units::{Epoch, PartitionIndex, SlotIndex};
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "checkpoint", run, seeds, bytes_max: 8192 };
@@ -156,16 +156,16 @@ fn change(versions: &mut Versions, epoch: Epoch, first: u32, count: u32, place: 
 pub fn rich() -> Contents {
     let mut first = Versions::new(256);
     for block in 0..140 {
-        let place = Place::slot(1 + block as u16 % 2, u64::from(block) * 3);
+        let place = Place::slot(1 + block as u16 % 2, SlotIndex(u64::from(block) * 3));
         change(&mut first, 1, block, 1, place, u64::from(block) + 1);
     }
     let mut second = Versions::new(1300);
     change(&mut second, 1, 0, 1300, Place::ZERO, 141);
-    change(&mut second, 1, 500, 40, Place::slot(1, 1 << 39), 142);
+    change(&mut second, 1, 500, 40, Place::slot(1, SlotIndex(1 << 39)), 142);
     second.freeze_before(2, &[1]);
-    change(&mut second, 2, 510, 4, Place::slot(4095, 7), 143);
+    change(&mut second, 2, 510, 4, Place::slot(4095, SlotIndex(7)), 143);
     second.freeze_before(3, &[1, 2]);
-    change(&mut second, 3, 1290, 10, Place::slot(1, 90), 144);
+    change(&mut second, 3, 1290, 10, Place::slot(1, SlotIndex(90)), 144);
     Contents { first_seq: 145, epoch: 3, partitions: vec![(0, first), (4, second)] }
 }
 
@@ -182,7 +182,7 @@ fn seeds() -> Vec<Vec<u8>> {
         some.push(Contents { partitions: vec![rich.partitions[index].clone()], ..rich.clone() });
     }
     let mut small = Versions::new(256);
-    change(&mut small, 1, 3, 2, Place::slot(1, 5), 1);
+    change(&mut small, 1, 3, 2, Place::slot(1, SlotIndex(5)), 1);
     small.freeze_before(2, &[1]);
     change(&mut small, 2, 4, 250, Place::ZERO, 2);
     some.push(Contents { first_seq: 3, epoch: 2, partitions: vec![(0, small)] });

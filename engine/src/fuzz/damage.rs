@@ -16,6 +16,7 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::format::{HEADER_BYTES, Record};
 use crate::change_log::manifest::State;
+use crate::units::SlotIndex;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "damage", run, seeds, bytes_max: 512 };
@@ -76,7 +77,7 @@ fn record(choices: &mut Choices<'_>, seq: u64) -> (Record, Vec<u32>) {
     let place = match kind % 4 {
         0 => Place::BASE,
         1 => Place::ZERO,
-        _ => Place::slot(1, seq * 1000),
+        _ => Place::slot(1, SlotIndex(seq * 1000)),
     };
     map_record(seq, 1, PARTITION, first, count, place)
 }

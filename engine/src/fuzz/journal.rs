@@ -28,7 +28,7 @@ use crate::change_log::manifest::{
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
 use crate::error::{ErrorKind, Result};
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "journal", run, seeds, bytes_max: 8192 };
@@ -254,23 +254,23 @@ fn input(
 
 fn seeds() -> Vec<Vec<u8>> {
     let first = [
-        map_record(1, 1, 4, 0, 4, Place::slot(1, 100)),
+        map_record(1, 1, 4, 0, 4, Place::slot(1, SlotIndex(100))),
         map_record(2, 1, 0, 250, 6, Place::ZERO),
         cut_record(3, 1),
         map_record(4, 2, 4, 2, 600, Place::ZERO),
-        map_record(5, 2, 4, 700, 3, Place::slot(2, (1 << 40) - 3)),
+        map_record(5, 2, 4, 700, 3, Place::slot(2, SlotIndex((1 << 40) - 3))),
     ];
     let second = [
         map_record(6, 2, 1, 0, 1024, Place::ZERO),
         cut_record(7, 2),
-        map_record(8, 1, 4, 1, 1, Place::slot(1, 500)),
+        map_record(8, 1, 4, 1, 1, Place::slot(1, SlotIndex(500))),
         map_record(9, 3, 4, 0, 1300, Place::BASE),
     ];
     let other_boot = [7; 16];
     let segments = |boot: [u8; 16]| {
         vec![write_segment(1, boot, 1, [2, 4], &first), write_segment(2, boot, 6, [6, 8], &second)]
     };
-    let behind = [map_record(145, 3, 4, 9, 1, Place::slot(1, 9))];
+    let behind = [map_record(145, 3, 4, 9, 1, Place::slot(1, SlotIndex(9)))];
     let rich = bytes_of(&rich(), 1);
     let mut seeds = Vec::new();
     for marks in [FIX, FIX | 4, FIX | 12, FIX | 28, 0] {

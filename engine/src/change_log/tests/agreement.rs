@@ -4,6 +4,7 @@ use super::*;
 use crate::block_map::history::Rollback;
 use crate::change_log::expected::Expect;
 use crate::change_log::format::{Begin, FORMAT_VERSION, HEADER_BYTES};
+use crate::units::SlotIndex;
 
 const S: Epoch = 1;
 const ROLLBACK: Rollback = Rollback { at: 3, to: S };
@@ -36,7 +37,7 @@ fn write(version: u32, records: &Records) -> Scratch {
     }
     for (seq, (kind, epoch, place)) in (1..).zip(records.iter().copied()) {
         let (place, sums, blocks) = match kind {
-            RecordKind::Map => (Place::slot(1, place).raw(), vec![0], 0),
+            RecordKind::Map => (Place::slot(1, SlotIndex(place)).raw(), vec![0], 0),
             RecordKind::Cut => (place, Vec::new(), 0),
             RecordKind::Rollback => (place, Vec::new(), BLOCKS),
         };
@@ -80,13 +81,19 @@ fn live(recovered: &Recovered) -> Place {
 fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
     let before = [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (CUT, 3, 0)];
     let recovered = read(&write(1, &before), &catalog(&[ROLLBACK], 0)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    assert_eq!(
+        (live(&recovered), recovered.redone, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 1, 4)
+    );
     let after: Vec<_> = before.into_iter().chain([(CUT, 4, 0)]).collect();
     let recovered = read(&write(1, &after), &catalog(&[ROLLBACK], 9)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 5));
+    assert_eq!(
+        (live(&recovered), recovered.redone, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 0, 5)
+    );
     // The catalog alone knew of it.
     let recovered = read(&write(1, &after), &catalog(&[], 0)).unwrap();
-    assert_eq!(live(&recovered), Place::slot(1, 20));
+    assert_eq!(live(&recovered), Place::slot(1, SlotIndex(20)));
 }
 
 #[test]
@@ -94,13 +101,19 @@ fn a_journal_says_where_the_volume_was_rolled_back_to() {
     let records =
         [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (BACK, 3, S), (MAP, 4, 40)];
     let recovered = read(&write(FORMAT_VERSION, &records[..5]), &catalog(&[ROLLBACK], 4)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 4));
+    assert_eq!(
+        (live(&recovered), recovered.redone, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 0, 4)
+    );
     let recovered = read(&write(FORMAT_VERSION, &records), &catalog(&[ROLLBACK], 4)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone), (Place::slot(1, 40), 0));
-    assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, 10));
+    assert_eq!((live(&recovered), recovered.redone), (Place::slot(1, SlotIndex(40)), 0));
+    assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, SlotIndex(10)));
     // Not told: it is done again.
     let recovered = read(&write(FORMAT_VERSION, &records[..4]), &catalog(&[ROLLBACK], 3)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    assert_eq!(
+        (live(&recovered), recovered.redone, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 1, 4)
+    );
     refused(FORMAT_VERSION, &records, &[], "does not have this rollback");
     let other = Rollback { to: 2, ..ROLLBACK };
     refused(FORMAT_VERSION, &records, &[other], "differently");

@@ -17,6 +17,7 @@ use crate::change_log::used_slots::UsedSlots;
 use crate::io::device::{Device, Mode};
 use crate::io::extent::Extent;
 use crate::system::linux::Linux;
+use crate::units::SlotIndex;
 
 fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
     let space = Space::default();
@@ -174,7 +175,7 @@ fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     space.give(1);
     let chunk = empty[0].chunk;
     let taken = take(&space, &mut slots, 1024).unwrap();
-    assert!(taken.iter().all(|(place, _)| place.slot_number() / CHUNK_SLOTS != chunk));
+    assert!(taken.iter().all(|(place, _)| place.slot_number().chunk().0 != chunk));
     space.revive(&empty[0]);
     assert_eq!((space.free(), space.returning()), (1024, 0));
     assert!(take(&space, &mut slots, 1024).is_some());
@@ -187,7 +188,7 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
     let log = space.log(1).unwrap();
     let take = |first: u64, count: u32| {
         let mut versions = Versions::new(2048);
-        let (place, sums) = (Place::slot(1, first), vec![0; count as usize]);
+        let (place, sums) = (Place::slot(1, SlotIndex(first)), vec![0; count as usize]);
         let change = Change { epoch: 1, first: 0, count, place, checksums: &sums, seq: 1 };
         versions.apply(change, &History::default(), |_, _, _| {});
         let mut used = UsedSlots::new(&space);
@@ -200,8 +201,8 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
     };
     assert_eq!(take(1000, 100), Ok(()));
     assert_eq!(take(1100, 100), Ok(()), "in the same chunk");
-    assert_eq!(take(1099, 1), Err(Place::slot(1, 1099)), "used twice");
-    assert_eq!(take(2047, 2), Err(Place::slot(1, 2047)), "outside");
+    assert_eq!(take(1099, 1), Err(Place::slot(1, SlotIndex(1099))), "used twice");
+    assert_eq!(take(2047, 2), Err(Place::slot(1, SlotIndex(2047))), "outside");
     assert_eq!(take(0, 1), Ok(()));
     assert_eq!(log.slots.used(), 201);
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
-use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
 use crate::geometry::Partition;
@@ -156,8 +155,7 @@ fn within_chunk(found: Found<'_>) -> Found<'_> {
     if !found.place.is_slot() {
         return found;
     }
-    let left = (CHUNK_SLOTS - found.place.slot_number() % CHUNK_SLOTS) as u32;
-    let count = found.count.min(left);
+    let count = found.count.min(found.place.slot_number().left_in_chunk());
     Found { count, checksums: &found.checksums[..count as usize], ..found }
 }
 
