@@ -15,7 +15,7 @@ pub struct SlotSet {
 }
 
 impl SlotSet {
-    /// Adds a run, unless it is none of slots.
+    /// Adds a run, if it is one of slots.
     pub fn add(&mut self, place: Place, count: u32) {
         let slots = if place.is_slot() { u64::from(count) } else { 0 };
         for (chunk, slot) in (0..slots).map(|i| place.slot_number().plus(i).chunk()) {
