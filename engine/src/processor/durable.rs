@@ -130,7 +130,7 @@ impl Durable {
             let seq = if bug(Bug::MarkTooFar) { journal.appended() } else { seq };
             let mut committed = journal.commit(seq);
             for _ in 0..RENEWALS {
-                if committed.is_err() && journal.lacks_a_file() && self.renew(queue, *share) {
+                if committed.is_err() && journal.has_missing_file() && self.renew(queue, *share) {
                     committed = journal.commit(seq);
                 }
             }
