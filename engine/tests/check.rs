@@ -1,6 +1,6 @@
-//! Check: slots that are used twice, lie outside their log, or hold something else than their checksums say.
+//! Check: slots that are used twice, are outside their log, or do not match their checksums.
 //!
-//! Strategy          Checkpoints are written by the test, with maps that no engine would leave.
+//! Strategy          The test writes checkpoints, with maps that no engine would write.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ impl Drop for World {
 }
 
 #[test]
-fn a_slot_that_two_processors_use_is_found() {
+fn a_slot_that_two_processors_use_is_detected() {
     let world = World::new();
     world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(7))), (9, Place::slot(1, SlotIndex(8)))]);
     world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(8)))]);
@@ -111,7 +111,7 @@ fn a_slot_that_two_processors_use_is_found() {
 }
 
 #[test]
-fn slots_that_are_not_there_are_found_and_not_read() {
+fn nonexistent_slots_are_detected_and_not_read() {
     let world = World::new();
     world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(1023))), (1, Place::slot(2, SlotIndex(0)))]);
     world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(1024)))]);
@@ -133,7 +133,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let report = world.check(true);
     let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
-    // A caller that leaves out its path has reported why; what cannot be opened is reported here.
+    // A caller that omits the path has reported why; a device that cannot be opened is reported here.
     let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();
     assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
     std::fs::remove_file(world.path.join("log")).unwrap();

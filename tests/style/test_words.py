@@ -3,8 +3,7 @@
 How it works      HABITS has each word with what to write instead. Every line of each file that a person
                   writes is searched, without regard to case. This file has the words, and docs/glossary.md
                   has those of other systems, so both are left out; CHANGELOG.md is history, and SQLite
-                  keeps the text of *.sql in catalogs that exist. In engine/ only
-                  the habits of EVERYWHERE are searched for.
+                  keeps the text of *.sql in catalogs that exist.
 Errors            A complaint names file and line, the word, and what to write instead.
 """
 
@@ -15,15 +14,13 @@ import pytest
 
 from tests.style.test_tidy import GLOSSARY, ROOT, repository_files, sources, texts, where
 
-# Archaic, or with a plainer word.
-EVERYWHERE = {
+HABITS = {
+    # Archaic, or with a plainer word.
     r"thereof|whereof|wherein|whereupon|thence|hitherto|forthwith": "a sentence of its own",
     r"lest|thus|hence|ere": "'so that ... not', 'so'",
     r"nought|naught|aught": "'nothing', 'anything'",
     r"thrice|oft|awry|amiss": "'three times', 'often', 'wrong'",
-}
-# Phrases for which the field has a term.
-HABITS = EVERYWHERE | {
+    # Phrases for which the field has a term.
     r"anew": "'again', or a verb with re-: 'reopen', 'rewrite'",
     r"who(so)?ever|whomever|whosever": "who it is: 'the caller', 'a process that'",
     r"go(es)? on with|went on with": "'resume' or 'continue'",
@@ -40,10 +37,10 @@ HABITS = EVERYWHERE | {
 }
 
 
-def habits(name: str, text: str, words: dict[str, str] = HABITS) -> list[str]:
+def habits(name: str, text: str) -> list[str]:
     """Complain of each word that has a plainer one."""
-    found = re.compile(r"\b(?:" + "|".join(f"({word})" for word in map(_flat, words)) + r")\b", re.IGNORECASE)
-    instead = list(words.values())
+    found = re.compile(r"\b(?:" + "|".join(f"({word})" for word in map(_flat, HABITS)) + r")\b", re.IGNORECASE)
+    instead = list(HABITS.values())
     return [
         f"{name}:{number}: says '{match[0]}': write {instead[(match.lastindex or 1) - 1]}"
         for number, line in enumerate(text.splitlines(), 1)
@@ -62,8 +59,7 @@ def test_plain_words() -> None:
     assert len(paths) > 100
     complaints = []
     for path, text in texts(path for path in paths if path.suffix != ".sql"):
-        engine = where(path).startswith("engine/")
-        complaints += habits(where(path), text, EVERYWHERE if engine else HABITS)
+        complaints += habits(where(path), text)
     assert complaints == []
 
 

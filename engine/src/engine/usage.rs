@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::block_map::usage::{Held, Measured, measure};
+use crate::block_map::usage::{Measured, VersionUse, measure};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::processor::messages::Control;
@@ -22,7 +22,7 @@ pub struct VolumeUse {
     /// Slots that the live volume refers to.
     pub live_slots: u64,
     /// What each snapshot refers to, by epoch.
-    pub snapshots: Vec<(Epoch, Held)>,
+    pub snapshots: Vec<(Epoch, VersionUse)>,
     /// How many maps were measured, rather than found in the memory.
     pub measured: u64,
 }
@@ -32,7 +32,7 @@ impl Engine {
     pub fn snapshot_use(&self, volume: VolumeId) -> Result<VolumeUse> {
         let volume = self.volume(volume)?;
         let mut memory = volume.usage.lock().expect("no holder panics");
-        let mut held: HashMap<Epoch, Held> = HashMap::new();
+        let mut held: HashMap<Epoch, VersionUse> = HashMap::new();
         let mut found = VolumeUse::default();
         let mut measured = Measured::default();
         for share in &volume.shares {

@@ -370,7 +370,7 @@ fn mark_slots(
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
-    slots.take_used(used).map_err(|place| bad(place, String::new()))?;
+    slots.allocate_used(used).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
 }
 
@@ -436,7 +436,8 @@ fn record_history(
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> std::result::Result<(), Errno> {
-    for (rollback, size) in &spec.rollbacks[spec.rollbacks.len() - recovered.redone..] {
+    for (rollback, size) in &spec.rollbacks[spec.rollbacks.len() - recovered.unrecorded_rollbacks..]
+    {
         journal.append(Entry::rollback(*rollback, size / BLOCK_SIZE))?;
     }
     if recovered.epoch < epoch {

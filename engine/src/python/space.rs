@@ -1,4 +1,4 @@
-//! Space: what Python gets to know of the space of change logs.
+//! Space: the use of change logs, and events, as Python dictionaries.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
