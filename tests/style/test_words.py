@@ -34,6 +34,10 @@ HABITS = {
     r"great(est)?": "'large'",
     r"look(s|ed)? after": "'supervise'",
     r"once more": "'again'",
+    r"(takes?|took) its leave": "'disconnects', 'ends'",
+    r"sees? to it": "'ensures'",
+    r"(comes?|came) to the disk": "'reaches the disk'",
+    r"hears? of|heard of": "'is notified of', 'gets an event'",
 }
 
 
@@ -73,6 +77,8 @@ def test_plain_words() -> None:
         "no loop device is to be had",
         "whatever becomes of it",
         "thus it ends",
+        "the peer took its leave",
+        "Python hears of it",
     ],
 )
 def test_a_habit_is_noticed(bad: str) -> None:

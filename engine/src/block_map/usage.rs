@@ -64,7 +64,7 @@ impl UsageMemory {
     }
 }
 
-/// How much was looked at, rather than remembered.
+/// Number of maps that were measured, rather than found in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured(pub u64);
 

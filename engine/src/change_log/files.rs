@@ -12,7 +12,7 @@ use crate::system::System;
 /// The identity of a journal: its writer and its paths.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// What has its files.
+    /// The system with its files.
     pub system: Arc<dyn System>,
     /// The volume's directory.
     pub directory: PathBuf,

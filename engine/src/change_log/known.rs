@@ -17,7 +17,7 @@ use crate::system::{FileStatus, System};
 pub struct Known {
     /// Its path.
     pub path: PathBuf,
-    /// `None`: it was not there when it was looked at for the first time.
+    /// `None`: it did not exist when it was first checked.
     status: Option<FileStatus>,
     /// Its bytes do not change any more.
     finished: bool,

@@ -5,8 +5,9 @@
 //!                   recovery needs: the last checkpoint, the newest segment that has commit marks, and the first
 //!                   record of this process's run. A mapped page has the number of the last record appended, stored
 //!                   after each append without a system call: it is exact as long as the host runs.
-//! When it is written once for each run, when the journal is started; once for each segment, when the first commit in
-//! it is durable; once for each checkpoint, when that has its final name and before it replaces any file.
+//! When it is written   once for each run, when the journal is started; once for each segment, when the first commit in
+//!                   it is durable; once for each checkpoint, when that has its final name and before it replaces any
+//!                   file.
 //! Invariants        MF1 a file that the manifest names is durable before, and is removed after the manifest does not
 //!                      name it any more, durably;
 //!                   MF2 `appended` is stored after the record, so there is at most one more record than it says;

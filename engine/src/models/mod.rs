@@ -4,8 +4,8 @@
 //!                   crate on loom's primitives (see [`crate::sync`]), so that a model runs the code that serves hosts,
 //!                   not a copy of it. Each model starts two to four threads; loom runs it repeatedly until all orders
 //!                   with up to [`PREEMPTIONS`] preemptions were tried, and detects deadlocks.
-//! What they cannot see orders that need more preemptions, and code that does not use these primitives: sockets, disks,
-//! time.
+//! What they cannot see   orders that need more preemptions, and code that does not use these primitives: sockets,
+//!                   disks, time.
 
 mod connection;
 mod cut;

@@ -8,10 +8,9 @@
 //!                   there, all reads if there is no ring, and everything that is not a read. There up to
 //!                   [`PARTS_PER_JOB`] small parts of one lane are one job, whose thread does one after the other. So a
 //!                   read costs no wake-up except the disk's, and a batch of writes one.
-//! A device that hangs delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and
-//! none of
-//!                   one that is silent; the pool has a lane for each device. Work that waits there can be taken back;
-//!                   reads in a ring are in the kernel.
+//! A device that hangs   delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and
+//!                   none of one that is silent; the pool has a lane for each device. Work that waits there can be taken
+//!                   back; reads in a ring are in the kernel.
 //! Owner and locks   the processor has the list, which is empty between batches.
 
 use std::sync::{Arc, OnceLock, Weak};

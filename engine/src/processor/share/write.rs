@@ -5,9 +5,9 @@
 //!                   record is appended, then the map changes. Blocks in slots are always redirected, so a slot is
 //!                   written once (J1), and its checksum and its record are of one age. A clone has no base places:
 //!                   what it shows there is its [origin](crate::geometry::origin)'s, which it never writes.
-//! Why moving back to the base place is safe with no frozen map, only the live map can see the base place, and it does
-//! not: it has the block in a slot. Until the record is durable, a power loss restores that slot, which is not reused
-//! before (J4).
+//! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and it
+//!                   does not: it has the block in a slot. Until the record is durable, a power loss restores that
+//!                   slot, which is not reused before (J4).
 
 use std::sync::Arc;
 
