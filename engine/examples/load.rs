@@ -1,14 +1,14 @@
-//! load: NBD requests against one export, with as little work of its own as can be.
+//! load: NBD requests against one export, with as little overhead of its own as possible.
 //!
 //! How it works      `load --socket PATH --export NAME --rw PATTERN ...` keeps `--depth` requests in flight on each of
-//!                   `--connections` unix-socket connections, one thread each: what was answered by one `recv` is
-//!                   asked for again by one `sendmsg`. It ends after `--seconds`, after `--requests` of them, or at the
+//!                   `--connections` unix-socket connections, one thread each: for the replies in one `recv` it sends
+//!                   new requests with one `sendmsg`. It ends after `--seconds`, after `--requests` requests, or at the
 //!                   end of its standard input with `--until-eof`, and prints one line of JSON: requests, bytes,
-//!                   seconds, latencies in ns, its own CPU time is the caller's to look at. Offsets are complete blocks: in
-//!                   order, or by a permutation in which none comes twice before all came once.
-//! Latency           from before the `sendmsg` to after the `recv` that held the whole reply. Kept in buckets less than
-//!                   2 % wide. Those of `--slow-us` or more are listed, with the time they ended at.
-//! Errors            one sentence on stderr and exit code 1, also when the server answered a request with an error.
+//!                   seconds, latencies in ns. The caller measures its CPU time. Offsets are complete blocks: in order,
+//!                   or by a permutation in which no block occurs twice before all occurred once.
+//! Latency           from before the `sendmsg` to after the `recv` with the complete reply. Stored in buckets less than
+//!                   2 % wide. Those of `--slow-us` or more are listed, with the time of their end.
+//! Errors            one sentence on stderr and exit code 1, also if the server answered a request with an error.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -49,7 +49,7 @@ struct Settings {
     until_eof: bool,
 }
 
-/// What one connection saw.
+/// Results of one connection.
 struct Seen {
     requests: u64,
     buckets: Vec<u64>,
@@ -121,7 +121,7 @@ fn run(settings: &Settings) -> Result<(), String> {
             stop.store(true, Ordering::Relaxed);
         });
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     let threads: Vec<_> = (0..settings.connections)
         .map(|number| {
             let (settings, stop) = (settings.clone(), Arc::clone(&stop));
@@ -133,7 +133,7 @@ fn run(settings: &Settings) -> Result<(), String> {
         let seen = thread.join().map_err(|_| "a connection's thread broke off")?;
         all.add(&seen.map_err(|error| format!("on {}: {error}", settings.socket))?);
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     let slow: Vec<String> = all.slow.iter().map(|(end, ns)| format!("[{end},{ns}]")).collect();
     println!(
         "{{\"requests\":{},\"bytes\":{},\"seconds\":{seconds:.6},\"p50_ns\":{},\"p99_ns\":{},\"p99_9_ns\":{},\
@@ -155,7 +155,7 @@ struct Connection {
     order: Order,
     /// One message for each request that can be in flight: its header, and the payload of a write.
     messages: Vec<Vec<u8>>,
-    begun: Vec<Instant>,
+    sent_at: Vec<Instant>,
     seen: Seen,
 }
 
@@ -178,7 +178,7 @@ impl Connection {
         Ok(Connection {
             order: Order::new(blocks, settings.random, settings.seed),
             messages: vec![message; settings.depth],
-            begun: vec![Instant::now(); settings.depth],
+            sent_at: vec![Instant::now(); settings.depth],
             seen: Seen::new(),
             settings,
             stream,
@@ -231,7 +231,7 @@ impl Connection {
             head[8..16].copy_from_slice(&(number as u64).to_be_bytes());
             head[16..24].copy_from_slice(&offset.to_be_bytes());
             head[24..28].copy_from_slice(&(block as u32).to_be_bytes());
-            self.begun[number] = now;
+            self.sent_at[number] = now;
         }
         let mut slices: Vec<_> =
             which.iter().map(|&number| IoSlice::new(&self.messages[number])).collect();
@@ -243,7 +243,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes every whole reply; how many bytes they were.
+    /// Handles every complete reply; returns their length, bytes.
     fn take_replies(
         &mut self,
         bytes: &[u8],
@@ -255,8 +255,8 @@ impl Connection {
         while bytes.len() - at >= REPLY_BYTES {
             let (magic, error) = (be32(bytes, at), be32(bytes, at + 4));
             let number = be64(bytes, at + 8) as usize;
-            if magic != REPLY_MAGIC || number >= self.begun.len() {
-                return Err(io::Error::other("the server's reply is not one"));
+            if magic != REPLY_MAGIC || number >= self.sent_at.len() {
+                return Err(io::Error::other("the server's reply is malformed"));
             }
             if error != 0 {
                 return Err(io::Error::other(format!("the server answered with error {error}")));
@@ -265,7 +265,7 @@ impl Connection {
                 break;
             }
             at += REPLY_BYTES + payload;
-            self.seen.note(now - self.begun[number], self.settings.slow);
+            self.seen.note(now - self.sent_at[number], self.settings.slow);
             free.push(number);
         }
         Ok(at)
@@ -278,7 +278,7 @@ struct Order {
     random: bool,
     seed: u64,
     next: u64,
-    /// A power of two, at least `blocks`, less one.
+    /// The next power of two from `blocks` on, minus one.
     mask: u64,
 }
 
@@ -294,7 +294,7 @@ impl Order {
             if !self.random {
                 return number % self.blocks;
             }
-            // Each step can be undone below the mask, so every number comes up once in each round.
+            // Each step is invertible below the mask, so every number occurs once in each round.
             let half = self.mask.count_ones().div_ceil(2);
             let mut mixed =
                 number.wrapping_add(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)) & self.mask;
@@ -335,7 +335,7 @@ impl Seen {
         }
     }
 
-    /// Nanoseconds that this share of the requests stayed within; 0 without requests.
+    /// The latency that this share of the requests did not exceed, nanoseconds; 0 without requests.
     fn percentile(&self, share: f64) -> u64 {
         let wanted = (self.requests as f64 * share).ceil() as u64;
         let mut sum = 0;
@@ -360,7 +360,7 @@ fn upper_end(bucket: usize) -> u64 {
     ((bucket - doubling * BUCKETS_PER_DOUBLING + 1) << doubling) - 1
 }
 
-/// Enters transmission by GO, with simple replies; the export's size.
+/// Enters transmission by GO, with simple replies; returns the export's size.
 fn handshake(stream: &mut UnixStream, export: &str) -> io::Result<u64> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting)?;

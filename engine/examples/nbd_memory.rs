@@ -1,5 +1,5 @@
-//! nbd_memory SOCKET BYTES [threads]: serves memory over a unix socket, to try and to measure the NBD server
-//! by itself. With `threads`, requests are finished by that many other threads instead of the reader's.
+//! nbd_memory SOCKET BYTES [threads]: serves memory over a unix socket, to test and measure the NBD server alone. With
+//! `threads`, requests are finished by that many other threads instead of the reader's.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -7,8 +7,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
 use polyvol_engine::nbd::Server;
+use polyvol_engine::request::{Request, Sink, StatusExtent, Target, Verb};
 use polyvol_engine::volume::export::ExportTable;
-use polyvol_engine::volume::request::{Request, Sink, StatusExtent, Target, Verb};
 
 /// Memory as a target.
 struct Memory {
@@ -23,7 +23,7 @@ impl Memory {
         match request.verb {
             Verb::Read => {
                 let bytes = self.bytes.read().expect("no holder panics");
-                // SAFETY: B3: this request is in one part, which this thread holds.
+                // SAFETY: B3: this request has one part, which this thread holds.
                 let to = unsafe { request.data.part_mut(0, length) };
                 to.copy_from_slice(&bytes[start..start + length]);
             }
@@ -77,7 +77,11 @@ impl Target for Memory {
         }
         for (queue, share) in self.queues.iter().zip(shares) {
             if !share.is_empty() {
-                queue.lock().expect("no holder panics").send(share).expect("the thread serves on");
+                queue
+                    .lock()
+                    .expect("no holder panics")
+                    .send(share)
+                    .expect("the thread still serves");
             }
         }
     }

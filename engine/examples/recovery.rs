@@ -1,12 +1,13 @@
-//! recovery: how long a volume with millions of redirected blocks takes to be served again, and what its maps weigh.
+//! recovery: measures how long a volume with millions of redirected blocks takes to be served again, and the memory of
+//! its maps.
 //!
-//! How it works      `recovery DIRECTORY [--blocks N] [--volume-gib N] [--sequential]` makes a volume over sparse files in
-//!                   DIRECTORY, cuts it, and redirects N blocks in single writes of 4 KiB, at random or in order, in a
-//!                   process of its own, which it then kills. It starts the volume again twice, each time in a process of
-//!                   its own: after the kill, and after the clean stop of that. Each prints what it took. The files are
-//!                   removed at the end.
-//! What is not real  the data: what is written to the change log is zeroes, and is left out; a sparse file reads as zeroes
-//!                   all the same, so all that is read back is right. Everything else goes the way of a host's writes.
+//! How it works      `recovery DIRECTORY [--blocks N] [--volume-gib N] [--sequential]` makes a volume over sparse files
+//!                   in DIRECTORY, cuts it, and redirects N blocks in single writes of 4 KiB, at random or in order, in
+//!                   a process of its own, which it then kills. It starts the volume again twice, each time in a new
+//!                   process: after the kill, and after a clean stop. Each prints its times. The files are removed at
+//!                   the end.
+//! What is not real  the data: the blocks written to the change log are zeroes, and are not written; a sparse file
+//!                   reads as zeroes, so all reads are right. Everything else is the same as for a host's writes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -32,7 +33,7 @@ const PARTITION: u64 = 64 << 20;
 const PROCESSORS: u64 = 2;
 const CHUNK: u64 = 4 << 20;
 
-/// What is asked for.
+/// The arguments.
 #[derive(Clone)]
 struct Wanted {
     directory: PathBuf,
@@ -73,9 +74,9 @@ fn main() {
     }
 }
 
-/// Runs the others, one after the other.
+/// Runs the child processes, one after the other.
 fn conduct(wanted: &Wanted, arguments: &[String]) {
-    fs::create_dir(&wanted.directory).expect("DIRECTORY is to be made");
+    fs::create_dir(&wanted.directory).expect("DIRECTORY must not exist");
     let log =
         (wanted.blocks * BLOCK + wanted.blocks * BLOCK / 10).next_multiple_of(CHUNK) + CHUNK * 16;
     for (name, size) in [("base", wanted.volume), ("log", log)] {
@@ -103,7 +104,7 @@ fn conduct(wanted: &Wanted, arguments: &[String]) {
     fs::remove_dir_all(&wanted.directory).expect("the files can be removed");
 }
 
-/// Prints what a child prints, to its end or until it is ready.
+/// Copies a child's output, to its end or until it is ready.
 fn follow(child: &mut Child, until_ready: bool) {
     let out = child.stdout.take().expect("it was piped");
     for line in BufReader::new(out).lines() {
@@ -226,7 +227,7 @@ fn start(wanted: &Wanted) {
         .map(|(_, state)| u64::from(state.blocks_mapped))
         .sum();
     assert_eq!(mapped, wanted.blocks, "every block that was redirected");
-    // Random reads, of which most is the look-up and the call.
+    // Random reads, whose cost is mostly the look-up and the call.
     let before = computed();
     let reads = 200_000;
     for block in blocks(wanted, 0).chain(blocks(wanted, 1)).take(reads) {
@@ -240,8 +241,8 @@ fn start(wanted: &Wanted) {
     println!("  state directory {}", mib(directory_bytes(&wanted.directory.join("volume"))));
 }
 
-/// Seconds that this process has computed so far, in all its threads and in the kernel: what elapses also tells how busy
-/// the machine is.
+/// CPU time of this process, in all its threads and in the kernel, seconds. Elapsed time would depend on other load of
+/// the machine.
 fn computed() -> f64 {
     let usage = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     usage.tv_sec as f64 + usage.tv_nsec as f64 / 1e9
@@ -256,7 +257,7 @@ fn directory_bytes(directory: &Path) -> u64 {
     entries.map(|entry| entry.and_then(|e| e.metadata()).map_or(0, |found| found.len())).sum()
 }
 
-/// Bytes of memory: of its own now, at most, and all that is resident.
+/// Bytes of memory: anonymous now, the peak, and all that is resident.
 fn memory() -> (u64, u64, u64) {
     let status = fs::read_to_string("/proc/self/status").expect("Linux says so");
     let field = |name: &str| {

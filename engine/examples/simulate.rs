@@ -1,10 +1,9 @@
-//! simulate: runs simulations from seeds, on as many threads as it is given, until one is wrong or time is up.
+//! simulate: runs simulations from seeds, on the given number of threads, until one fails or the time is over.
 //!
-//! How it works      `simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--kind K] [--keep-going] [--trace]`. Seeds are
-//!                   tried in order; without an upper end, until the minutes are over. A line of progress every five
-//!                   seconds; the last line says `seeds N failures M`.
-//! Errors            exit code 1 when a seed failed, with the seed and how to run it again; 2 for arguments that make no
-//!                   sense.
+//! How it works      `simulate [--seeds A..B] [--minutes M] [--jobs J] [--bug NAME] [--kind K] [--keep-going]
+//!                   [--trace]`. Seeds are run in order; without an upper end, until the minutes are over. It prints a
+//!                   line of progress every five seconds; the last line is `seeds N failures M`.
+//! Errors            exit code 1 if a seed failed, with the seed and how to run it again; 2 for invalid arguments.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -89,7 +88,7 @@ fn work(arguments: &Arguments, progress: &Progress, until: Option<Instant>) {
             Options { seed, trace: arguments.trace, bug: arguments.bug, kind: arguments.kind };
         let outcome = simulator::run(&options);
         progress.done.fetch_add(1, Ordering::Relaxed);
-        progress.counts.lock().expect("nobody panics with it").add(&outcome.counts);
+        progress.counts.lock().expect("no holder panics").add(&outcome.counts);
         if arguments.trace {
             println!("seed {seed}: trace {:016x}", outcome.trace);
         }
@@ -138,7 +137,7 @@ fn main() -> ExitCode {
         }
     });
     let failures = progress.failures.load(Ordering::Relaxed);
-    println!("{:?}", progress.counts.lock().expect("nobody panics with it"));
+    println!("{:?}", progress.counts.lock().expect("no holder panics"));
     println!("seeds {} failures {failures}", progress.done.load(Ordering::Relaxed));
     if failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

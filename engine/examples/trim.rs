@@ -1,11 +1,12 @@
-//! trim: how long a TRIM of a whole large volume takes when half of it is redirected, and what others feel of it.
+//! trim: measures how long a TRIM of a whole large volume takes when half of it is redirected, and its effect on other
+//! requests.
 //!
-//! How it works      `trim DIRECTORY [--volume-gib N]` makes a volume over sparse files in DIRECTORY, cuts it, and writes its
-//!                   first half with zeroes, 64 KiB at a time, which redirects it. Then one client trims all of it, 1 GiB
-//!                   with each request, while another reads single blocks of it. Prints one line of JSON: how long
-//!                   the TRIM took, how many reads were answered meanwhile, and the longest of them. The files are
-//!                   removed at the end.
-//! What is not real  the data: the change log is hollow, as in `recovery`. Everything else goes the way of a host's
+//! How it works      `trim DIRECTORY [--volume-gib N]` makes a volume over sparse files in DIRECTORY, cuts it, and
+//!                   writes its first half with zeroes, 64 KiB at a time, which redirects it. Then one client trims all
+//!                   of it, 1 GiB per request, while another reads single blocks of it. Prints one line of JSON: the
+//!                   duration of the TRIM, how many reads were answered during it, and the longest of them. The files
+//!                   are removed at the end.
+//! What is not real  the data: the change log is hollow, as in `recovery`. Everything else is the same as for a host's
 //!                   requests, from the export on.
 
 use std::fs;
@@ -22,9 +23,9 @@ use hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const BLOCK: u64 = 4096;
 const PARTITION: u64 = 64 << 20;
@@ -83,7 +84,7 @@ fn measure(directory: &Path, volume: u64) {
     engine.stop().expect("a clean stop");
 }
 
-/// Writes what one processor has of the first bytes.
+/// Writes one processor's part of the first bytes.
 fn redirect(client: &LocalClient, bytes: u64, processor: u64) {
     let zeroes = vec![0; WRITE_BYTES as usize];
     for offset in (0..bytes).step_by(WRITE_BYTES as usize) {
@@ -93,7 +94,7 @@ fn redirect(client: &LocalClient, bytes: u64, processor: u64) {
     }
 }
 
-/// Single reads until the end: how many, and the longest.
+/// Reads single blocks until the end; returns how many, and the longest.
 fn read(client: &LocalClient, blocks: u64, ended: &AtomicBool) -> (u64, Duration) {
     let bits = blocks.next_power_of_two().trailing_zeros();
     let (mut reads, mut longest) = (0, Duration::ZERO);
@@ -109,7 +110,7 @@ fn read(client: &LocalClient, blocks: u64, ended: &AtomicBool) -> (u64, Duration
 
 /// A volume that was cut, exported as `v`.
 fn serve(directory: &Path, volume: u64) -> Engine {
-    fs::create_dir(directory).expect("DIRECTORY is to be made");
+    fs::create_dir(directory).expect("DIRECTORY must not exist");
     let log = (volume / 2 + volume / 20).next_multiple_of(CHUNK) + CHUNK * 16;
     for (name, size) in [("base", volume), ("log", log)] {
         let file = fs::File::create(directory.join(name)).expect("a file can be made");

@@ -1,8 +1,10 @@
 //! polyvol's data plane. Python decides (volumes, devices, snapshots, schedules); this crate moves bytes.
 //!
-//! In the order in which a request passes them: [`nbd`] (connections), [`volume`] (exports, splitting),
-//! [`processor`] (queues, shares, verbs), [`block_map`] (where blocks are), [`change_log`] (where changed blocks
-//! go, and the records of that), [`io`] (devices), [`system`] (files, time, threads). [`engine`] connects them.
+//! In the order in which a [`request`] passes them: [`nbd`] (connections), [`volume`] (exports, splitting),
+//! [`processor`] (queues, shares, verbs, the flusher), [`block_map`] and [`geometry`] (where blocks are), [`change_log`]
+//! (where changed blocks go, and the records of that), [`io`] (devices), [`system`] (files, time, threads). [`engine`]
+//! connects them. No file imports one that imports it, directly or not, but for those that
+//! `tests/style/test_engine_rooms.py` names.
 
 pub mod block_map;
 pub mod buffer;
@@ -10,8 +12,10 @@ pub mod change_log;
 pub mod checksum;
 pub mod engine;
 pub mod error;
+pub mod events;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod geometry;
 pub mod io;
 pub mod limits;
 #[cfg(all(test, loom))]
@@ -21,6 +25,7 @@ pub mod nbd;
 pub mod processor;
 #[cfg(feature = "python")]
 mod python;
+pub mod request;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 pub mod sync;

@@ -1,4 +1,4 @@
-//! Units: the kinds of number that the engine handles, so that they cannot be mixed up.
+//! Units: the kinds of number that the engine handles. Those that could be mixed up unnoticed are types of their own.
 //!
 //! A block is [`BLOCK_SIZE`] bytes: the unit of mapping, of copy-on-write and of change tracking.
 
@@ -13,6 +13,30 @@ const _: () = assert!(1 << BLOCK_SHIFT == BLOCK_SIZE);
 pub type BlockIndex = u32;
 /// A partition's number within its volume.
 pub type PartitionIndex = u32;
+/// A partition's number on the share that has it, which counts only the volume's partitions on that processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct LocalIndex(pub u32);
+
+impl LocalIndex {
+    /// Its place in a list of the share's partitions.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A slot's number within its change log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct SlotIndex(pub u64);
+
+impl SlotIndex {
+    /// The slot that comes so many after it.
+    pub fn plus(self, slots: u64) -> SlotIndex {
+        SlotIndex(self.0 + slots)
+    }
+}
+
 /// A processor's number within the engine.
 pub type ProcessorIndex = u32;
 /// The number that a cut advances; the first epoch of a volume is 1.

@@ -1,21 +1,22 @@
-//! What changed: told exactly where a few blocks were written, page by page, and in time that follows the change.
+//! Changes: reported exactly where a few blocks were written, page by page, and in a time that depends on the amount of
+//! change.
 //!
-//! What snapshots hold is measured likewise.
+//! The use of snapshots is measured in the same way.
 //!
-//! Strategy          A sparse volume of 64 GiB over a file that never holds more than was written. That nothing is ever
-//!                   missed is the model test's.
+//! Strategy          A sparse volume of 64 GiB over a file with only the written blocks. The model test checks that no
+//!                   change is ever missed.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use polyvol_engine::block_map::usage::Held;
+use polyvol_engine::block_map::usage::VersionUse;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::compare::{ChangeTotal, Changes};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const PARTITION: u64 = 64 * MIB;
@@ -90,7 +91,7 @@ impl Drop for Served {
 }
 
 #[test]
-fn what_was_written_zeroed_and_trimmed_is_reported_and_nothing_else() {
+fn writes_zeroes_and_trims_are_reported_and_nothing_else() {
     let served = Served::new("exact");
     served.write(0, 8 * MIB);
     let first = served.cut();
@@ -104,7 +105,7 @@ fn what_was_written_zeroed_and_trimmed_is_reported_and_nothing_else() {
     assert_eq!(served.changes(first, Some(second)), between);
     assert_eq!(served.changes(second, None), []);
     client.range(Verb::Trim, 2 * MIB, 4096, false).unwrap();
-    served.write(5 * PARTITION, 4096); // moved before, and moved again
+    served.write(5 * PARTITION, 4096); // redirected before, and redirected again
     assert_eq!(served.changes(second, None), [(2 * MIB, 4096), (5 * PARTITION, 4096)]);
     assert_eq!(served.changes(first, Some(second)), between);
     let since_first = [&[between[0], (2 * MIB, 4096)], &between[1..]].concat();
@@ -122,19 +123,19 @@ fn pages_follow_each_other_without_a_gap() {
     }
     let whole = served.changes(since, None);
     assert_eq!(whole.len(), 50);
-    let (mut from, mut told) = (Some(0), Vec::new());
+    let (mut from, mut found) = (Some(0), Vec::new());
     while let Some(at) = from {
         let page = served.engine.changes(1, since, None, at, 8).unwrap();
         let Changes { extents, next } = page;
         assert!(extents.len() <= 8);
-        told.extend(extents);
+        found.extend(extents);
         from = next;
     }
-    assert_eq!(told, whole);
+    assert_eq!(found, whole);
 }
 
 #[test]
-fn a_snapshot_that_is_gone_is_not_compared_with_a_later_one_in_its_stead() {
+fn a_deleted_snapshot_is_not_replaced_by_a_later_one_in_a_comparison() {
     let served = Served::new("gone");
     let first = served.cut();
     served.write(0, 4096);
@@ -147,7 +148,7 @@ fn a_snapshot_that_is_gone_is_not_compared_with_a_later_one_in_its_stead() {
 }
 
 #[test]
-fn the_time_follows_the_change() {
+fn the_time_depends_on_the_amount_of_change() {
     let served = Served::new("time");
     // A map in every partition, a change in a few.
     for n in 0..SIZE / PARTITION {
@@ -165,24 +166,24 @@ fn the_time_follows_the_change() {
         let mut best = u128::MAX;
         for _ in 0..60 {
             let began = Instant::now();
-            let told = served.changes(since, None).len();
+            let found = served.changes(since, None).len();
             best = best.min(began.elapsed().as_nanos());
-            assert_eq!(told as u64, if since == second { 10 } else { SIZE / PARTITION });
+            assert_eq!(found as u64, if since == second { 10 } else { SIZE / PARTITION });
         }
         best
     };
     let (few, many) = (measure(second), measure(first));
-    // Both ask the processors, which takes as long as other programs let it.
+    // Both query the processors, whose time depends on the load of the machine.
     assert!(few < many, "10 of 1024 partitions took {few} ns, all took {many} ns");
 }
 
 #[test]
-fn what_a_snapshot_holds_is_what_deleting_it_frees() {
+fn the_use_of_a_snapshot_is_what_deleting_it_frees() {
     let served = Served::new("usage");
     served.write(0, 40 * 4096);
     let epochs: Vec<u64> = (0..6)
         .map(|n| {
-            // Every snapshot has 10 blocks of its own, and some that the others have too.
+            // Every snapshot has 10 exclusive blocks, and some shared ones.
             served.write(0, 10 * 4096);
             served.write((3 + n) * PARTITION, 4096);
             served.cut()
@@ -196,7 +197,7 @@ fn what_a_snapshot_holds_is_what_deleting_it_frees() {
     assert!(before.measured > 0 && again.measured == 0, "frozen maps are measured once");
     for epoch in [epochs[2], epochs[0], epochs[5], epochs[1]] {
         let found = served.engine.snapshot_use(1).unwrap();
-        let Held { only_slots, only_bases, .. } =
+        let VersionUse { only_slots, only_bases, .. } =
             found.snapshots.iter().find(|(one, _)| *one == epoch).unwrap().1;
         assert!(only_slots + only_bases >= 10);
         let used = served.engine.volume(1).unwrap().space.usage().used;
@@ -204,7 +205,7 @@ fn what_a_snapshot_holds_is_what_deleting_it_frees() {
         assert_eq!(freed, (only_slots + only_bases) * 4096);
         assert_eq!(used - served.engine.volume(1).unwrap().space.usage().used, only_slots);
     }
-    // The rest at once: then the live volume alone holds slots.
+    // The rest at once: then only the live volume refers to slots.
     let live = served.engine.snapshot_use(1).unwrap().live_slots;
     served.engine.drop_snapshots(1, &epochs).unwrap();
     let after = served.engine.snapshot_use(1).unwrap();

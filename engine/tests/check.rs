@@ -1,6 +1,6 @@
-//! Check: slots that are used twice, lie outside their log, or hold something else than their checksums say.
+//! Check: slots that are used twice, are outside their log, or do not match their checksums.
 //!
-//! Strategy          Checkpoints are written by the test, with maps that no engine would leave.
+//! Strategy          The test writes checkpoints, with maps that no engine would write.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +17,7 @@ use polyvol_engine::engine::check::{CheckReport, check_volume};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
+use polyvol_engine::units::SlotIndex;
 
 const MIB: u64 = 1 << 20;
 
@@ -100,20 +101,20 @@ impl Drop for World {
 }
 
 #[test]
-fn a_slot_that_two_processors_use_is_found() {
+fn a_slot_that_two_processors_use_is_detected() {
     let world = World::new();
-    world.checkpoint(0, &[(0, Place::slot(1, 7)), (9, Place::slot(1, 8))]);
-    world.checkpoint(1, &[(3, Place::slot(1, 8))]);
+    world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(7))), (9, Place::slot(1, SlotIndex(8)))]);
+    world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(8)))]);
     let report = world.check(true);
     assert_eq!(report.problems, ["partition 1 block 3 is in slot 8 of change log 1, used twice"]);
     assert_eq!((report.slots, report.checked_bytes), (3, 3 * 4096));
 }
 
 #[test]
-fn slots_that_are_not_there_are_found_and_not_read() {
+fn nonexistent_slots_are_detected_and_not_read() {
     let world = World::new();
-    world.checkpoint(0, &[(0, Place::slot(1, 1023)), (1, Place::slot(2, 0))]);
-    world.checkpoint(1, &[(3, Place::slot(1, 1024))]);
+    world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(1023))), (1, Place::slot(2, SlotIndex(0)))]);
+    world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(1024)))]);
     let report = world.check(true);
     let expected = [
         "partition 0 block 1 is in change log 2, which does not exist",
@@ -126,13 +127,13 @@ fn slots_that_are_not_there_are_found_and_not_read() {
 #[test]
 fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     let world = World::new();
-    world.checkpoint(0, &[(5, Place::slot(1, 2))]);
+    world.checkpoint(0, &[(5, Place::slot(1, SlotIndex(2)))]);
     std::fs::write(world.path.join("log"), vec![1; 4 * MIB as usize]).unwrap();
     assert!(world.check(false).problems.is_empty());
     let report = world.check(true);
     let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
-    // A caller that leaves out its path has reported why; what cannot be opened is reported here.
+    // A caller that omits the path has reported why; a device that cannot be opened is reported here.
     let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();
     assert_eq!((report.problems.len(), report.checked_bytes), (0, 0));
     std::fs::remove_file(world.path.join("log")).unwrap();
@@ -144,7 +145,8 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
 #[test]
 fn more_problems_than_are_reported_are_counted() {
     let world = World::new();
-    let places: Vec<_> = (0..256).map(|block| (block, Place::slot(9, u64::from(block)))).collect();
+    let places: Vec<_> =
+        (0..256).map(|block| (block, Place::slot(9, SlotIndex(u64::from(block))))).collect();
     world.checkpoint(0, &places);
     world.checkpoint(1, &places);
     let report = world.check(false);

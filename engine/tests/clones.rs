@@ -1,10 +1,10 @@
-//! Clones: random operations on a volume and what is cloned from it, and from that, against plain arrays.
+//! Clones: random operations on a volume, its clones and their clones, compared with arrays.
 //!
-//! Strategy          Writes, trims, zeroes, cuts, clones, rollbacks and growth of any of the volumes; deletions of snapshots
-//!                   and of volumes as the catalog does them: what a clone needs is kept, seen by nobody, until the last
-//!                   clone goes. Restarts, clean and by kill.
-//! Invariants        after each operation what it is about is compared; after each that is more than a write, every
-//!                   volume and every snapshot is, whole. At the end no slot is used twice or for nothing.
+//! Strategy          Writes, trims, zeroes, cuts, clones, rollbacks and growth of any of the volumes; deletions of
+//!                   snapshots and of volumes as in the catalog: what a clone needs is kept, hidden, until the last
+//!                   clone is deleted. Restarts, clean and by kill.
+//! Invariants        after each operation its range is compared; after each one that is more than a write, every volume
+//!                   and every snapshot is compared completely. At the end no slot is used twice or leaked.
 
 mod cloned;
 
@@ -14,7 +14,7 @@ use cloned::{LOG, MIB, SIZE, Twin, World};
 use polyvol_engine::engine::spec::ExtentSpec;
 use polyvol_engine::error::{Errno, ErrorKind};
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::request::Verb;
+use polyvol_engine::request::Verb;
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ proptest! {
 }
 
 #[test]
-fn a_source_outlives_its_snapshots_name_and_its_volume() {
+fn an_origin_outlives_its_snapshots_name_and_its_volume() {
     let mut world = World::new();
     world.write(0, 5000, 300_000, None, 3);
     let epoch = world.cut(1);

@@ -1,4 +1,4 @@
-//! Devices that fail, that are missing, and that come back: what fails with them, and what does not.
+//! Devices that fail, are missing, or are reopened: what fails with them, and what does not.
 //!
 //! Strategy          Volumes over three devices, two of them change logs, on a system whose files fail on demand.
 
@@ -15,8 +15,8 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
@@ -34,7 +34,7 @@ impl Drop for Scratch {
 
 const DEVICES: [(u64, &str); 4] = [(1, "base-a"), (2, "base-b"), (3, "log-a"), (4, "log-b")];
 
-/// Makes a directory and four devices in it, and an engine that has them open but for `missing`.
+/// Makes a directory and four devices in it, and an engine that has them open except `missing`.
 fn begin(missing: &[u64], clean: bool) -> (Scratch, Engine) {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -114,7 +114,7 @@ fn reopen(engine: &Engine, scratch: &Scratch, device: u64) {
     engine.reopen_device(device, &scratch.path.join(name)).unwrap();
 }
 
-/// The name of the call that marked a device, if one did.
+/// The name of the call that made a device faulty, if one did.
 fn mark(engine: &Engine, device: u64) -> Option<&'static str> {
     engine.device_fault(device).unwrap().map(|fault| fault.call.name())
 }
@@ -141,7 +141,7 @@ fn a_device_that_fails_fails_the_requests_that_touch_it_until_it_works_again() {
     let fault = engine.device_fault(2).unwrap().unwrap();
     assert!(fault.times >= 3 && fault.first_ns <= fault.last_ns && fault.errno == EIO);
     allow_all(&scratch);
-    // It is still tried, and still marked.
+    // Calls are still made, and it is still faulty.
     assert_eq!(read(&client, MIB, 4096).unwrap(), [1; 4096]);
     assert_eq!(mark(&engine, 2), Some("writing"));
     reopen(&engine, &scratch, 2);
@@ -169,7 +169,7 @@ fn a_failed_sync_stays_failed_until_the_device_is_reopened() {
 }
 
 #[test]
-fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten() {
+fn a_failed_sync_outlives_the_process_until_it_is_reported_to_hosts() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let first = client(&engine);
@@ -189,7 +189,7 @@ fn a_failed_sync_outlives_the_process_and_hosts_are_told_before_it_is_forgotten(
             assert_eq!(mark(&engine, 1), None);
             engine.flush(1).unwrap();
         }
-        std::mem::forget((engine, client)); // no host was told
+        std::mem::forget((engine, client)); // it was not reported to a host
     }
     let engine = start(&scratch, &[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
@@ -230,7 +230,7 @@ fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
     let second = client(&engine);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while second.flush().is_err() {
-        assert!(std::time::Instant::now() < deadline, "it heals by itself");
+        assert!(std::time::Instant::now() < deadline, "it recovers without a restart");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     assert!(checkpoints() > 0, "J8");
@@ -240,21 +240,21 @@ fn a_journal_whose_sync_failed_before_a_kill_commits_after_a_checkpoint() {
 }
 
 #[test]
-fn hosts_are_told_of_a_loss_also_if_the_device_was_reopened_before_they_flush() {
+fn a_loss_is_reported_to_hosts_also_if_the_device_was_reopened_before_they_flush() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);
     client.flush().unwrap();
     client.write(0, &[1; 4096], false).unwrap();
     forbid(&scratch, "base-a", "sync");
-    // A sync of the engine's own meets it; no host hears of that.
+    // A sync of the engine itself fails; that is not reported to a host.
     assert!(engine.flush(1).is_err());
     allow_all(&scratch);
     reopen(&engine, &scratch, 1);
     engine.flush(1).unwrap();
     assert_eq!(client.flush(), Err(EIO), "F2");
     client.flush().unwrap();
-    // Written, never synced, and lost as the file is changed.
+    // Written, never synced, and lost when the file is replaced.
     client.write(0, &[2; 4096], false).unwrap();
     let other = scratch.path.join("other");
     std::fs::copy(scratch.path.join("base-a"), &other).unwrap();
@@ -266,13 +266,13 @@ fn hosts_are_told_of_a_loss_also_if_the_device_was_reopened_before_they_flush() 
 }
 
 #[test]
-fn what_cannot_be_asked_about_holes_is_an_error_and_no_hole() {
+fn a_failed_query_of_holes_is_an_error_and_not_a_hole() {
     let (scratch, engine) = begin(&[2], true);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);
-    let told = client.block_status(0, 2 * MIB).unwrap();
-    let found: Vec<_> = told.iter().map(|one| (one.offset, one.length, one.zero)).collect();
-    // Of what is missing nothing is known: that is data, which can only be read to be known.
+    let status = client.block_status(0, 2 * MIB).unwrap();
+    let found: Vec<_> = status.iter().map(|one| (one.offset, one.length, one.zero)).collect();
+    // Nothing is known of a missing device: its range is data, whose contents only a read can tell.
     assert_eq!(found, [(0, MIB, true), (MIB, MIB, false)]);
     forbid(&scratch, "base-a", "status");
     assert_eq!(client.block_status(0, 4096), Err(EIO));
@@ -283,7 +283,7 @@ fn what_cannot_be_asked_about_holes_is_an_error_and_no_hole() {
 }
 
 #[test]
-fn a_retry_says_what_is_still_wrong() {
+fn a_reopen_reports_what_is_still_wrong() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);
@@ -307,7 +307,7 @@ fn a_log_that_cannot_be_written_leaves_writes_to_another_one() {
     cut(&engine);
     for log in ["log-a", "log-b"] {
         forbid(&scratch, log, "write");
-        // Small ones are written by the processor, large and partial ones by a pool thread.
+        // The processor writes small ones, a pool thread large and partial ones.
         for (offset, length) in [(0, 4096), (MIB, 4096), (8192, 100), (MIB / 2, MIB as usize)] {
             client.write(offset, &vec![7; length], false).unwrap();
             assert_eq!(read(&client, offset, length as u64).unwrap(), vec![7; length]);
@@ -328,7 +328,7 @@ fn a_log_that_cannot_be_written_leaves_writes_to_another_one() {
 }
 
 #[test]
-fn one_bad_sector_does_not_take_a_log_down() {
+fn one_bad_sector_does_not_disable_a_log() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = client(&engine);
@@ -342,7 +342,7 @@ fn one_bad_sector_does_not_take_a_log_down() {
     assert_eq!(engine.device_fault(3).unwrap().unwrap().times, 1, "it was not tried again");
     allow_all(&scratch);
     reopen(&engine, &scratch, 3);
-    // What was quarantined can be used: the log's 2048 slots are all there.
+    // The quarantined slots can be used again: all 2048 slots of the log are available.
     for round in 0..3 {
         client.write(0, &vec![round; 2 * MIB as usize], true).unwrap();
     }
@@ -350,7 +350,7 @@ fn one_bad_sector_does_not_take_a_log_down() {
 }
 
 #[test]
-fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use() {
+fn a_missing_device_degrades_its_partitions_and_is_reopened_while_they_are_in_use() {
     let (scratch, engine) = begin(&[], false);
     engine.add_volume(spec(&scratch, &[3, 4], &[])).unwrap();
     let host = client(&engine);
@@ -364,8 +364,8 @@ fn a_missing_device_degrades_its_partitions_and_comes_back_while_they_are_in_use
     assert_eq!(read(&host, MIB, 4096), Err(EIO));
     assert_eq!(host.write(MIB, &[2; 4096], false), Err(EIO));
     host.write(0, &[2; 4096], true).unwrap();
-    // A cut is made, new slots are the other log's, and complete blocks can be written even where their old
-    // contents are not available.
+    // A cut is made, new slots are in the other log, and complete blocks can be written even if their old contents are
+    // not available.
     let epoch = cut(&engine);
     host.write(4096, &[3; 4096], true).unwrap();
     host.write(MIB, &[3; 4096], true).unwrap();
@@ -428,7 +428,7 @@ fn a_flush_is_honest_about_what_an_earlier_run_wrote_to_a_missing_device() {
     reopen(&engine, &scratch, 2);
     host.flush().unwrap();
     end(engine, host);
-    // Nobody flushed while it was missing: then the first one tells.
+    // There was no flush while it was missing: then the first one reports the loss.
     let engine = start(&scratch, &[2], false);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let host = client(&engine);
@@ -445,7 +445,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     let host = client(&engine);
     let epoch = cut(&engine);
     host.write(0, &[1; 4096], true).unwrap();
-    // Not flushed: a power loss gives the block in slot 0 back.
+    // Not flushed: a power loss restores the block in slot 0.
     host.write(0, &[2; 4096], false).unwrap();
     let volume = scratch.path.join("volume");
     let saved = scratch.path.join("saved");
@@ -469,7 +469,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
 }
 
 #[test]
-fn a_slow_file_in_pieces_smaller_than_a_block_is_cleared_block_by_block() {
+fn a_slow_file_with_fragments_smaller_than_a_block_is_cleared_block_by_block() {
     let (scratch, engine) = begin(&[], true);
     engine.add_volume(spec(&scratch, &[3], &[])).unwrap();
     let client = Arc::new(client(&engine));
@@ -481,7 +481,7 @@ fn a_slow_file_in_pieces_smaller_than_a_block_is_cleared_block_by_block() {
         drop(clearing);
         sender.send(result)
     });
-    ended.recv_timeout(Duration::from_secs(60)).expect("the processor goes on").unwrap();
+    ended.recv_timeout(Duration::from_secs(60)).expect("the processor continues").unwrap();
     let whole = [vec![7; 4096], vec![0; 3 * 4096], vec![7; 4096]].concat();
     assert!(read(&client, 0, 5 * 4096).unwrap() == whole);
     end(engine, Arc::into_inner(client).unwrap());

@@ -1,8 +1,8 @@
-//! A request that is done is its sink's alone, so that its buffer can be used for the next one.
+//! Only the sink refers to a finished request, so that its buffer can be reused for the next one.
 //!
-//! Strategy          Requests that go each way through the engine: by the thread that submits them, by their processor,
-//!                   by the pool; in place and redirected. The sink counts who else has what it is given. With a
-//!                   processor that kept large writes until they were settled, each cost 256 new pages.
+//! Strategy          Requests on each path through the engine: on the submitting thread, on their processor, on the
+//!                   pool; in place and redirected. The sink counts other references to a request. When a processor
+//!                   held large writes until they were settled, each cost 256 new pages.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use polyvol_engine::buffer::Buffer;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
-use polyvol_engine::volume::request::{Request, Sink, Verb};
+use polyvol_engine::request::{Request, Sink, Verb};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -72,7 +72,7 @@ fn engine(scratch: &Scratch) -> Engine {
     engine
 }
 
-/// How many others have a request of `length` bytes when its sink gets it.
+/// The number of other references to a request of `length` bytes when its sink gets it.
 fn others(engine: &Engine, verb: Verb, length: u64) -> usize {
     let (done, finished) = mpsc::sync_channel(1);
     let counter = Arc::new(Counter { others: AtomicUsize::new(usize::MAX), done });
@@ -89,7 +89,7 @@ fn others(engine: &Engine, verb: Verb, length: u64) -> usize {
 }
 
 #[test]
-fn nobody_else_has_a_request_that_is_done() {
+fn a_finished_request_has_no_other_reference() {
     let name = format!("polyvol-done-{}", std::process::id());
     let scratch = Scratch(std::env::temp_dir().join(name));
     let engine = engine(&scratch);

@@ -1,6 +1,6 @@
-//! A volume that grows while it is in use: what a model of random operations does not see.
+//! A volume that grows while it is in use: cases that the model of random operations does not cover.
 //!
-//! Strategy          A volume whose last partition is short, over sparse files. Each test says what would be lost.
+//! Strategy          A volume whose last partition is short, over sparse files. Each test states what would be lost.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const SMALL: u64 = 3 * MIB + 5 * 4096;
@@ -114,7 +114,7 @@ fn used(engine: &Engine) -> u64 {
 }
 
 #[test]
-fn what_is_new_is_written_in_place_although_there_are_older_snapshots() {
+fn new_blocks_are_written_in_place_although_there_are_older_snapshots() {
     let scratch = scratch();
     let engine_one = engine(&scratch);
     engine_one.add_volume(spec(&scratch, SMALL, &[])).unwrap();
@@ -137,7 +137,7 @@ fn what_is_new_is_written_in_place_although_there_are_older_snapshots() {
     assert_eq!((snapshot.size(), read(&snapshot) == vec![1; SMALL as usize]), (SMALL, true));
     let later = cut(&engine_two);
     attach(&engine_two, "v").write(SMALL, &new, true).unwrap();
-    assert_eq!(used(&engine_two), (LARGE - SMALL) / 4096); // that one shows what is new
+    assert_eq!(used(&engine_two), (LARGE - SMALL) / 4096); // that one shows the new blocks
     drop(snapshot);
     engine_two.exports.remove("v@1").unwrap();
     assert_eq!(engine_two.drop_snapshot(1, epoch).unwrap(), 0);
@@ -146,7 +146,7 @@ fn what_is_new_is_written_in_place_although_there_are_older_snapshots() {
 }
 
 #[test]
-fn a_kill_after_the_catalog_knows_and_before_the_engine_does_loses_nothing() {
+fn a_kill_between_the_catalogs_growth_and_the_engines_loses_nothing() {
     let scratch = scratch();
     let first = engine(&scratch);
     first.add_volume(spec(&scratch, SMALL, &[])).unwrap();
@@ -167,7 +167,7 @@ fn a_kill_after_the_catalog_knows_and_before_the_engine_does_loses_nothing() {
     second.stop().unwrap();
 }
 
-/// A partition of 8 MiB has four nodes, what there is of it at first has two.
+/// A partition of 8 MiB has four nodes; its part before the growth has two.
 #[test]
 fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     let scratch = scratch();
@@ -178,7 +178,7 @@ fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     first.add_volume(old.clone()).unwrap();
     first.export("v", "", 1, None).unwrap();
     whole(&first).write(0, &vec![1; short as usize], true).unwrap();
-    whole(&first).range(Verb::Trim, 0, short, false).unwrap(); // the map is nothing but zero
+    whole(&first).range(Verb::Trim, 0, short, false).unwrap(); // the whole map is zero
     let epoch = cut(&first);
     whole(&first).write(5 * 4096, &[2; 4096], true).unwrap();
     first.stop().unwrap(); // with a checkpoint
@@ -190,7 +190,7 @@ fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     before = spec_of(&scratch, LARGE, &[(epoch, short)], 8 * MIB);
     second.grow_volume(before.clone()).unwrap();
     let new = vec![3; (LARGE - short) as usize];
-    whole(&second).write(short, &new, true).unwrap(); // in place: no record speaks of it
+    whole(&second).write(short, &new, true).unwrap(); // in place: there is no record of it
     let (volume, saved) = (scratch.0.join("volume"), scratch.0.join("saved"));
     std::fs::create_dir(&saved).unwrap();
     for entry in std::fs::read_dir(&volume).unwrap() {
@@ -256,7 +256,7 @@ fn hosts_write_and_cuts_are_made_while_it_grows() {
 }
 
 #[test]
-fn what_is_no_growth_is_refused_and_changes_nothing() {
+fn an_invalid_growth_is_refused_and_changes_nothing() {
     let scratch = scratch();
     let engine = engine(&scratch);
     engine.add_volume(spec(&scratch, SMALL, &[])).unwrap();

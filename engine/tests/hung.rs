@@ -1,7 +1,7 @@
-//! Devices that hang: who is held, for how long, and what becomes of writes that were given up.
+//! Devices that hang: which requests wait, for how long, and the fate of writes that were given up.
 //!
-//! Strategy          Two volumes on the same two processors, each on a device and a change log of its own, on a system whose files
-//!                   hang on demand. Nothing is timed but by generous bounds.
+//! Strategy          Two volumes on the same two processors, each on a device and a change log of its own, on a system
+//!                   whose files hang on demand. All time limits are generous.
 
 mod faulty;
 
@@ -16,14 +16,14 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const EIO: Errno = Errno::EIO;
 const BLOCK: usize = 4096;
-/// What is asked of a volume that does not hang takes less, on any machine.
-const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
+/// Requests to a volume that does not hang take less time, on any machine.
+const PROMPT_MAX: Duration = Duration::from_secs(20);
 const ROUNDS: usize = 40;
 
 struct Scratch {
@@ -89,22 +89,22 @@ fn hang(scratch: &Scratch, name: &'static str) {
     scratch.rules.lock().unwrap().insert((name, "hang"));
 }
 
-fn comes_back(scratch: &Scratch) {
+fn end_hang(scratch: &Scratch) {
     scratch.rules.lock().unwrap().clear();
 }
 
 fn within<T>(what: &str, f: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let found = f();
-    assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what} took {:?}", began.elapsed());
+    assert!(began.elapsed() < PROMPT_MAX, "{what} took {:?}", began.elapsed());
     found
 }
 
-/// Waits until it is so.
+/// Waits until the condition is true.
 fn until(what: &str, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < BUSY_POLL_SOCKET, "{what}");
+        assert!(began.elapsed() < PROMPT_MAX, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -115,7 +115,7 @@ fn read(client: &LocalClient, offset: u64, length: u64) -> Result<Vec<u8>, Errno
 
 type Ends = Arc<Mutex<Vec<Result<(), Errno>>>>;
 
-/// Many requests of each kind, to volume 1, at the same time; how they end.
+/// Submits many requests of each kind to volume 1 at the same time; returns their results.
 fn flood(engine: &Arc<Engine>) -> (Vec<JoinHandle<()>>, Ends) {
     let ends = Ends::default();
     let threads = (0..ROUNDS as u64).map(|number| {
@@ -140,7 +140,7 @@ fn flood(engine: &Arc<Engine>) -> (Vec<JoinHandle<()>>, Ends) {
 }
 
 #[test]
-fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_volume() {
+fn requests_to_a_device_that_hangs_end_with_eio_and_block_no_other_volume() {
     let (scratch, engine) = begin();
     client(&engine, 1).write(0, &[9; 4 * MIB as usize], true).unwrap();
     hang(&scratch, "base1");
@@ -157,16 +157,16 @@ fn whatever_is_asked_of_a_device_that_hangs_ends_with_eio_and_holds_no_other_vol
     within("statuses", || other.block_status(0, MIB).unwrap());
     within("states", || engine.device_states());
     for thread in threads {
-        within("a request to what hangs", || thread.join().unwrap());
+        within("a request to a device that hangs", || thread.join().unwrap());
     }
     let ends = ends.lock().unwrap();
     assert_eq!(ends.len(), ROUNDS);
     assert!(ends.iter().all(|end| *end == Err(EIO)), "{ends:?}");
-    until("it is told that it hangs", || {
+    until("there is an event that it hangs", || {
         engine.device_states().iter().any(|state| state.device.id == 1 && state.silent.is_some())
     });
-    comes_back(&scratch);
-    until("it is told that it answers", || {
+    end_hang(&scratch);
+    until("there is an event that it answers", || {
         engine.device_states().iter().all(|state| state.silent.is_none())
     });
     let one = client(&engine, 1);
@@ -190,7 +190,7 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
     let asked = Arc::clone(&engine);
     let settled = std::thread::spawn(move || asked.settle(1, epoch));
     within("a write after the cut", || one.write(MIB, &[3; BLOCK], false).unwrap());
-    comes_back(&scratch);
+    end_hang(&scratch);
     slow.join().unwrap().unwrap();
     settled.join().unwrap().unwrap();
     engine.export("v1@s", "", 1, Some(epoch)).unwrap();
@@ -202,7 +202,7 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
 }
 
 #[test]
-fn a_volume_whose_device_is_slow_is_closed_when_it_has_ended() {
+fn a_volume_whose_device_is_slow_is_closed_when_its_calls_have_ended() {
     let (scratch, engine) = begin();
     engine.set_io_timeout(Duration::from_secs(30));
     hang(&scratch, "base1");
@@ -211,7 +211,7 @@ fn a_volume_whose_device_is_slow_is_closed_when_it_has_ended() {
     until("it does not answer", || engine.device_states()[0].silent.is_some());
     let back = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(500));
-        comes_back(&scratch);
+        end_hang(&scratch);
         scratch
     });
     slow.join().unwrap().unwrap();
@@ -222,7 +222,7 @@ fn a_volume_whose_device_is_slow_is_closed_when_it_has_ended() {
 }
 
 #[test]
-fn a_write_that_was_given_up_never_lands_over_a_later_one() {
+fn a_write_that_was_given_up_never_overwrites_a_later_one() {
     let (scratch, engine) = begin();
     let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
@@ -230,7 +230,7 @@ fn a_write_that_was_given_up_never_lands_over_a_later_one() {
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
     let stuck = || engine.device_states()[0].device.silence.stuck();
     assert_eq!(stuck(), 1);
-    // What overlaps it is refused as long as the kernel has it, and so is all that would rely on it.
+    // Overlapping requests are refused as long as the kernel has the write, and so are calls that rely on it.
     let later = one.write(0, &[3; 2 * BLOCK], false);
     assert_eq!(later, Err(EIO));
     assert_eq!(one.flush(), Err(EIO));
@@ -238,17 +238,21 @@ fn a_write_that_was_given_up_never_lands_over_a_later_one() {
     assert!(within("a cut of a group", || engine.cut(&[(2, None), (1, None)])).is_err());
     let two = client(&engine, 2);
     within("the other of the group", || two.write(0, &[5; BLOCK], true).unwrap());
-    comes_back(&scratch);
+    end_hang(&scratch);
     until("it ends", || stuck() == 0);
     until("later ones are made", || one.write(0, &[4; BLOCK], false).is_ok());
     within("a flush", || one.flush().unwrap());
-    assert_eq!(read(&one, 0, 8192), Ok([[4; BLOCK], [1; BLOCK]].concat()), "only what was asked");
+    assert_eq!(
+        read(&one, 0, 8192),
+        Ok([[4; BLOCK], [1; BLOCK]].concat()),
+        "only the requested blocks"
+    );
     drop((one, two));
     engine.stop().unwrap();
 }
 
 #[test]
-fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
+fn a_slot_is_not_reused_before_the_write_to_it_has_ended() {
     let (scratch, engine) = begin();
     let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
@@ -259,11 +263,11 @@ fn a_slot_is_not_used_again_before_the_write_to_it_has_ended() {
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
     let held = used();
     assert!(held > 0, "its slot is free");
-    assert_eq!(read(&one, 8192, 4096), Ok(vec![1; BLOCK]), "reads of other devices go on");
-    comes_back(&scratch);
+    assert_eq!(read(&one, 8192, 4096), Ok(vec![1; BLOCK]), "reads of other devices continue");
+    end_hang(&scratch);
     until("its slot is free", || used() < held);
-    assert_eq!(read(&one, 0, 4096), Ok(vec![1; BLOCK]), "what was given up is dropped");
-    until("writes go on", || one.write(0, &[3; BLOCK], true).is_ok());
+    assert_eq!(read(&one, 0, 4096), Ok(vec![1; BLOCK]), "the given-up write is dropped");
+    until("writes continue", || one.write(0, &[3; BLOCK], true).is_ok());
     assert_eq!(read(&one, 0, 4096), Ok(vec![3; BLOCK]));
     drop(one);
     engine.stop().unwrap();
@@ -277,12 +281,12 @@ fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_closed_and_its_spa
     assert_eq!(one.write(0, &[2; BLOCK], false), Err(EIO));
     drop(one);
     engine.exports.remove("v1").unwrap();
-    assert!(within("letting it go", || engine.remove_volume(1)).is_err());
+    assert!(within("closing it", || engine.remove_volume(1)).is_err());
     let mut third = spec(&scratch.path, 3);
     third.partitions = vec![(0, vec![ExtentSpec { device: 1, offset: 4 * MIB, length: MIB }])];
     (third.size, third.logs, third.default_logs) = (MIB, Vec::new(), Vec::new());
     assert!(within("another volume there", || engine.add_volume(third)).is_err());
-    comes_back(&scratch);
+    end_hang(&scratch);
     until("it is closed", || engine.remove_volume(1).is_ok());
     engine.stop().unwrap();
 }
@@ -296,7 +300,7 @@ fn a_stop_ends_while_a_device_hangs() {
     drop(one);
     client(&engine, 2).write(0, &[8; BLOCK], false).unwrap();
     assert!(within("the stop", || engine.stop()).is_err());
-    comes_back(&scratch);
+    end_hang(&scratch);
 }
 
 #[test]
@@ -313,7 +317,7 @@ fn a_scrub_and_reads_of_a_snapshot_end() {
     assert_eq!(snapshot.read(0, 4096).err(), Some(EIO));
     let report = within("a scrub", || engine.scrub(1, 0, Default::default(), MIB)).unwrap();
     assert_eq!(report.bad[0].errno, Some(EIO));
-    comes_back(&scratch);
+    end_hang(&scratch);
     until("it is read", || read(&snapshot, 0, 4096) == Ok(vec![1; BLOCK]));
     drop((one, snapshot));
     engine.stop().unwrap();

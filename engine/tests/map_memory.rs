@@ -1,7 +1,7 @@
-//! What maps weigh: bytes that are allocated for each redirected block, as an allocator would round them.
+//! Memory of maps: bytes allocated for each redirected block, with an allocator's rounding.
 //!
-//! Strategy          A counting allocator, and versions that are changed block by block in an order that looks random, as
-//!                   hosts do, at several densities. What is written in order has to stay far below.
+//! Strategy          A counting allocator, and versions that are changed block by block in a pseudo-random order at
+//!                   several densities. Sequential writes must take far less.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use polyvol_engine::block_map::history::History;
 use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
+use polyvol_engine::units::SlotIndex;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 /// Tests that count take turns.
@@ -17,22 +18,22 @@ static TURN: Mutex<()> = Mutex::new(());
 
 struct Counting;
 
-/// As glibc does it: 8 bytes of its own, a multiple of 16, at least 32.
+/// As in glibc: 8 bytes of overhead, a multiple of 16, at least 32.
 fn taken(layout: Layout) -> usize {
     (layout.size() + 8).next_multiple_of(16).max(32)
 }
 
-// SAFETY: the system's allocator does it all; this only counts.
+// SAFETY: the system's allocator does the work; this only counts.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(taken(layout), Ordering::Relaxed);
-        // SAFETY: as the client promises.
+        // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(taken(layout), Ordering::Relaxed);
-        // SAFETY: as the client promises.
+        // SAFETY: the caller's promise.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -46,12 +47,12 @@ const PARTITIONS: usize = 16;
 
 fn put(versions: &mut Versions, epoch: u64, first: u32, count: u32, slot: u64, log: u16) {
     versions.freeze_before(epoch, &[1]);
-    let (sums, place) = (vec![first; count as usize], Place::slot(log, slot));
+    let (sums, place) = (vec![first; count as usize], Place::slot(log, SlotIndex(slot)));
     let change = Change { epoch, first, count, place, checksums: &sums, seq: slot + 1 };
     versions.apply(change, &History::line(&[1, 2]), |_, _, _| {});
 }
 
-/// Every block of `PARTITIONS` partitions, in an order that looks random.
+/// Every block of `PARTITIONS` partitions, in a pseudo-random order.
 fn scattered() -> impl Iterator<Item = (usize, u32)> {
     let all = PARTITIONS as u64 * u64::from(BLOCKS);
     (0..all).map(move |n| {
@@ -65,7 +66,7 @@ fn partitions() -> Vec<Versions> {
     (0..PARTITIONS).map(|_| Versions::new(BLOCKS)).collect()
 }
 
-/// Bytes for each block, when this share of all blocks was redirected one by one.
+/// Bytes for each block, after this percentage of all blocks was redirected one by one.
 fn scattered_bytes(percent: usize, logs: u16) -> f64 {
     let count = PARTITIONS * BLOCKS as usize * percent / 100;
     let before = LIVE.load(Ordering::Relaxed);
@@ -84,7 +85,7 @@ fn scattered_blocks_take_twelve_bytes_each_at_every_density() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for percent in [10, 20, 30, 50, 75, 100] {
         let bytes = scattered_bytes(percent, 1);
-        // What a leaf itself takes tells where it has few blocks.
+        // The size of the leaf itself matters if it has few blocks.
         let most = if percent < 20 { 12.5 } else { 12.0 };
         println!("{bytes:.2} bytes for each block at {percent} %");
         assert!(bytes <= most, "{bytes:.2} bytes for each block at {percent} %");
@@ -102,7 +103,7 @@ fn blocks_in_several_change_logs_take_little_more() {
 }
 
 #[test]
-fn what_is_written_in_order_takes_five_bytes_a_block() {
+fn sequential_writes_take_five_bytes_per_block() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for count in [1, 8, 256] {
         let before = LIVE.load(Ordering::Relaxed);

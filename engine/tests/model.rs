@@ -1,14 +1,14 @@
-//! The model test: random operations on a volume of several partitions and processors against plain arrays.
+//! The model test: random operations on a volume of several partitions and processors, compared with arrays.
 //!
 //! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops and restarts, with two devices and a
-//!                   small change log, so that slots are used again and run out.
-//!                   Rollbacks are forgotten as the daemon does it: checkpoints are written at one time, and what they
-//!                   cover is forgotten at another, with anything in between. With `POLYVOL_BUG=EarlyForget` (and the
-//!                   feature `simulator`) that is done wrong, which must be seen.
+//!                   small change log, so that slots are reused and run out. Rollbacks are forgotten as in the daemon:
+//!                   checkpoints are written at one time, and rollbacks that they cover are forgotten at another, with
+//!                   any operations in between. With `POLYVOL_BUG=EarlyForget` (and the feature `simulator`) this is
+//!                   done wrongly, which the test must detect.
 //! Invariants        after each operation that changes something, a part of it is read back; after each cut, drop
-//!                   and restart, the live volume and every snapshot are compared whole. A write may fail only with
-//!                   ENOSPC, and then only its own blocks are unknown. Between every two of these, what differs is
-//!                   told to have changed.
+//!                   and restart, the live volume and every snapshot are compared completely. A write may fail only
+//!                   with ENOSPC, and then only its own blocks are unknown. Between every two of these, all differences
+//!                   are reported as changes.
 
 mod copied;
 
@@ -20,14 +20,14 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
 const PARTITION: u64 = MIB;
 const SIZE: u64 = 5 * MIB + 3 * 4096;
-/// Sizes that it grows to: within its last partition, to that one's end, beyond it, by a processor more.
+/// Sizes to which it grows: within its last partition, to the end of that, beyond it, with one more processor.
 const SIZES: [u64; 5] = [SIZE, 5 * MIB + MIB / 2 + 4096, 6 * MIB, 7 * MIB + 9 * 4096, WIDEST];
 const WIDEST: u64 = 9 * MIB;
 const LOG: u64 = 12 * MIB;
@@ -135,7 +135,7 @@ impl Twin {
         for (id, name) in [(1, "a"), (2, "b"), (3, "log"), (4, "more"), (5, "wide")] {
             let path = self.directory.join(name);
             if engine.open_device(id, &path, self.mode).is_err() {
-                // Not every file system can be used past the page cache.
+                // Not every file system supports O_DIRECT.
                 engine.open_device(id, &path, Mode { direct: false, ..self.mode }).unwrap();
             }
         }
@@ -148,7 +148,7 @@ impl Twin {
         self.engine = Some(engine);
     }
 
-    /// Partition 1 lies on two devices.
+    /// Partition 1 is on two devices.
     fn spec(&self, directory: &Path) -> VolumeSpec {
         let extent = |device, offset, length| ExtentSpec { device, offset, length };
         let mut partitions = vec![
@@ -200,7 +200,7 @@ impl Twin {
         }
     }
 
-    /// The volume grows; who is connected continues with the size that it knows.
+    /// Grows the volume; connected clients continue with the size that they know.
     fn extend(&mut self) {
         if self.size + 1 == SIZES.len() {
             return;
@@ -224,7 +224,7 @@ impl Twin {
         self.client.as_ref().unwrap()
     }
 
-    /// What was asked may have been done in part where slots ran out; anything else is wrong.
+    /// A request may have been done in part if slots ran out; anything else is an error.
     fn ended(&mut self, result: Result<(), Errno>, offset: u64, length: u64, new: &[u8]) {
         let range = offset as usize..(offset + length) as usize;
         match result {
@@ -242,7 +242,7 @@ impl Twin {
         }
     }
 
-    /// A range as it lies in the volume now.
+    /// A range, limited to the volume's present size.
     fn within(&self, offset: u64, length: u64) -> (u64, u64) {
         let size = SIZES[self.size];
         (offset % size, length.min(size - offset % size))
@@ -317,7 +317,7 @@ impl Twin {
         self.check();
     }
 
-    /// As the catalog has it done, perhaps by the next engine.
+    /// Rolls back as the catalog does, perhaps in the next engine.
     fn roll_back(&mut self, to: u64, safety: bool, killed: bool) {
         self.client = None;
         self.engine().exports.remove("v").unwrap();
@@ -347,7 +347,7 @@ impl Twin {
         self.client = Some(LocalClient::new(self.engine().exports.attach("v").unwrap()));
     }
 
-    /// Perhaps with a kill between the catalog and the engine.
+    /// Forgets rollbacks, perhaps with a kill between the catalog and the engine.
     fn forget_rollbacks(&mut self, killed: bool) {
         while let Some(at) = self.engine().unneeded_rollback(VOLUME).unwrap() {
             self.rollbacks.retain(|(rollback, _, _)| rollback.at != at);
@@ -408,7 +408,7 @@ impl Twin {
         self.check_changes();
     }
 
-    /// Between every two instants, whatever differs is told to have changed.
+    /// Between every two instants, all differences are reported as changes.
     fn check_changes(&self) {
         for (since, before) in &self.snapshots {
             let later =
@@ -416,16 +416,16 @@ impl Twin {
             for (until, after) in later.chain([(None, &self.live)]) {
                 let size = after.len() as u64;
                 let mut before = before.clone();
-                before.resize(after.len(), 0); // where it has grown since, there was nothing
-                let told = self.engine().changes(VOLUME, *since, until, 0, usize::MAX).unwrap();
-                assert_eq!(told.next, None);
+                before.resize(after.len(), 0); // blocks added by growth did not exist before
+                let changes = self.engine().changes(VOLUME, *since, until, 0, usize::MAX).unwrap();
+                assert_eq!(changes.next, None);
                 let mut at = 0;
-                for (offset, length) in told.extents.into_iter().chain([(size, 0)]) {
+                for (offset, length) in changes.extents.into_iter().chain([(size, 0)]) {
                     assert!(offset >= at && offset + length <= size, "in order, and inside");
                     let unchanged = at as usize..offset as usize;
                     assert!(
                         before[unchanged.clone()] == after[unchanged],
-                        "a change from {since} to {until:?} between {at} and {offset} is not told"
+                        "a change from {since} to {until:?} between {at} and {offset} is not reported"
                     );
                     at = offset + length;
                 }
@@ -434,7 +434,7 @@ impl Twin {
     }
 }
 
-/// The first log's, or the nth added one's.
+/// The extent of the first log, or of the nth added one.
 fn log_extent(n: u16) -> ExtentSpec {
     match n {
         0 => ExtentSpec { device: 3, offset: 0, length: LOG },
@@ -476,7 +476,7 @@ proptest! {
 }
 
 #[test]
-fn what_was_written_behind_a_growth_after_a_rollback_survives_a_kill() {
+fn writes_to_new_blocks_after_a_rollback_and_growth_survive_a_kill() {
     let mut twin = Twin::new(Mode::default());
     let write = |offset, length| Op::Write { offset, length, seed: 1, fua: false };
     for op in [

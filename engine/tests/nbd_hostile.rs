@@ -1,4 +1,4 @@
-//! What other servers got wrong: peers that lie about lengths, leave early, never finish, never read.
+//! Known weaknesses of NBD servers: peers that send wrong lengths, leave early, never finish, or never read.
 
 mod nbd_support;
 
@@ -17,7 +17,7 @@ const ERR_UNKNOWN: u32 = (1 << 31) + 6;
 const ERR_TOO_BIG: u32 = (1 << 31) + 9;
 
 #[test]
-fn lengths_without_end_are_refused_before_anything_is_allocated() {
+fn huge_lengths_are_refused_before_anything_is_allocated() {
     let served = serve(Memory::new(MIB, 0, Way::Inline));
     for number in 0..14 {
         for length in [u32::MAX, 1 << 31, (1 << 20) + 1] {
@@ -34,7 +34,7 @@ fn lengths_without_end_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
-fn error_texts_are_short_whatever_the_name_was() {
+fn error_texts_are_short_for_any_name() {
     let served = serve(Memory::new(MIB, 0, Way::Inline));
     let mut client = served.client();
     for name in ["x".repeat(4096), "ä".repeat(2048), "v@nothing".to_owned(), "%s%n".to_owned()] {
@@ -77,7 +77,7 @@ fn commands_before_the_handshake_is_done_reach_no_target() {
     assert_eq!(served.exports.find("v").unwrap().connections(), 0);
 }
 
-/// Everything that a whole session sends.
+/// All bytes that a complete session sends.
 fn session() -> Vec<u8> {
     [
         3_u32.to_be_bytes().to_vec(),
@@ -119,7 +119,7 @@ fn a_peer_may_leave_at_any_byte() {
 }
 
 #[test]
-fn a_peer_may_send_anything_instead_of_requests() {
+fn a_peer_may_send_any_bytes_instead_of_requests() {
     let served = serve(Memory::new(MIB, 1 << 20, Way::Later));
     let mut seed = 0x1234_5678_9abc_def1_u64;
     let mut next = || {
@@ -153,7 +153,7 @@ fn a_peer_may_send_anything_instead_of_requests() {
 }
 
 #[test]
-fn a_handshake_has_ten_seconds_and_idle_sockets_hold_up_nobody() {
+fn a_handshake_has_ten_seconds_and_idle_sockets_delay_no_other() {
     let served = serve(Memory::new(MIB, 0, Way::Inline));
     // Both ends are in this process: as many as its limit of open files allows.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -192,7 +192,7 @@ fn there_are_at_most_1024_connections_and_the_next_is_refused() {
 }
 
 #[test]
-fn a_peer_that_never_reads_its_handshake_is_given_up() {
+fn a_peer_that_never_reads_its_handshake_is_closed() {
     let served = serve(Memory::new(MIB, 0, Way::Inline));
     let mut client = served.client();
     client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();

@@ -1,5 +1,5 @@
-//! Memory under attack: many peers ask for as much as they can and read none of it. Alone in its process,
-//! because it looks at the process's memory.
+//! Memory under attack: many peers request as much as they can and read none of it. Alone in its process, because it
+//! measures the process's memory.
 
 mod nbd_support;
 
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use nbd_support::{Client, MIB, Memory, READ, Served, WRITE, Way, request_bytes, serve};
 
-/// How many attack.
+/// Number of attackers.
 const PEERS: usize = 400;
-/// What a good peer's request may take on an idle machine.
+/// How long a good peer's request may take on an idle machine.
 const PROMPTLY: Duration = Duration::from_millis(100);
 /// The largest request.
 const LARGE: u32 = 32 << 20;
@@ -21,7 +21,7 @@ fn resident_mib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
 }
 
-/// Reads of so many bytes, one by one, for a while: the slowest tenth's fastest, the slowest, and how many there were.
+/// Reads of `bytes` bytes, one by one, for `time`: the 90th percentile, the slowest, and the number of reads.
 fn good_reads(good: &mut Client, bytes: u32, time: Duration) -> (Duration, Duration, usize) {
     let mut times = Vec::new();
     let until = Instant::now() + time;
@@ -43,7 +43,7 @@ fn large_read(good: &mut Client) -> Duration {
     start.elapsed()
 }
 
-/// How long one read and one write of 1 MiB take a client that has just come.
+/// How long one read and one write of 1 MiB take a new client.
 fn newcomer(served: &Served) -> [Duration; 2] {
     let mut client = served.go(true);
     let start = Instant::now();
@@ -59,13 +59,13 @@ fn newcomer(served: &Served) -> [Duration; 2] {
 fn memory_stays_bounded_and_a_good_peer_is_served() {
     let served = serve(Memory::new(1 << 40, 0, Way::Later));
     let mut good = served.go(true);
-    // Large requests of attackers come first, whose bytes this machine has to fill: several at a time.
+    // Several large requests of attackers come first, whose buffers this machine has to fill.
     let promptly = PROMPTLY.max(2 * large_read(&mut good));
-    // Until those who hold all memory were closed.
+    // Until the peers that hold all memory were closed.
     let in_turn = (20 * PROMPTLY).max(4 * promptly);
     let before = resident_mib();
     let mut attackers: Vec<Client> = (0..PEERS).map(|_| served.go(true)).collect();
-    // Some earn what proven peers are trusted with, to abuse it.
+    // Some become proven peers, to abuse that.
     let earned = vec![7; 5 << 20];
     for attacker in attackers.iter_mut().step_by(4).take(PEERS / 40) {
         attacker.write(0, 999, 0, &earned);
@@ -101,9 +101,9 @@ fn memory_stays_bounded_and_a_good_peer_is_served() {
     news.sort();
     println!("1 MiB for a newcomer: read and write {new:?}, then {:?} to {:?}", news[0], news[8]);
     assert!(news[4].iter().all(|took| *took < promptly), "{news:?}");
-    // The very first finds all memory taken by proven attackers, and comes before the large requests of the others.
+    // The very first one finds all memory reserved by proven attackers, and precedes the large requests of the others.
     assert!(new.iter().all(|took| *took < in_turn), "{new:?}");
-    // A large request gets its turn as well, because this peer has shown that it reads.
+    // A large request is served too, because this peer is proven.
     let large = large_read(&mut good);
     assert!(large < in_turn, "{large:?}");
     println!("held {held} MiB; 32 MiB after {large:?}; promptly is {promptly:?}");

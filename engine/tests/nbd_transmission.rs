@@ -12,7 +12,7 @@ use nbd_support::{
     go_data, option_bytes, request_bytes, serve, wait_until,
 };
 use polyvol_engine::error::Errno;
-use polyvol_engine::volume::request::Verb;
+use polyvol_engine::request::Verb;
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
@@ -69,7 +69,7 @@ fn many_requests_at_once_are_each_answered_once_in_any_order() {
         let served = serve(Memory::new(32 * MIB, 32 << 20, way));
         let mut client = served.go(true);
         let mut writer = client.stream.try_clone().unwrap();
-        // Payloads below and above what shares the inbox, and more than the inbox holds at once.
+        // Payloads below and above the limit of the inbox, and more than the inbox holds at once.
         let length_of = |slot: u64| {
             if slot.is_multiple_of(3) { SLOT } else { 1 + (slot as usize * 97) % 20_000 }
         };
@@ -105,7 +105,7 @@ fn many_requests_at_once_are_each_answered_once_in_any_order() {
     }
 }
 
-/// Sends a request that must be refused, then one that must not, and gives the first one's error.
+/// Sends a request that must be refused, then one that must not, and returns the first one's error.
 fn refused(client: &mut Client, flags: u16, command: u16, offset: u64, length: u32) -> u32 {
     client.request(flags, command, 5, offset, length);
     if command == WRITE {
@@ -172,7 +172,7 @@ fn a_large_write_is_refused_after_others_of_its_length_and_before_more() {
             let expected = if offset == 0 { 0 } else { ENOSPC };
             assert_eq!((reply.cookie, reply.error), (cookie as u64, expected), "{length}");
         }
-        // All at once, so that what follows is there when the refused one is looked at.
+        // All at once, so that the next ones are received when the refused one is parsed.
         let all: Vec<u8> = [0, 0, 0, MIB, 0, 0]
             .into_iter()
             .enumerate()
@@ -209,7 +209,7 @@ fn a_read_only_export_refuses_every_write() {
 }
 
 #[test]
-fn a_targets_error_reaches_the_host_as_the_protocol_says_it() {
+fn a_targets_error_reaches_the_host_as_the_protocols_error() {
     let memory = Memory::new(MIB, 1 << 20, Way::Inline);
     let served = serve(memory.clone());
     for structured in [true, false] {
@@ -301,7 +301,7 @@ fn the_largest_request_works_and_a_larger_one_ends_the_connection() {
 }
 
 #[test]
-fn disc_sends_out_what_is_pending() {
+fn a_disconnect_sends_pending_replies() {
     let memory = Memory::new(64 * MIB, 0, Way::Gated);
     let served = serve(memory.clone());
     let mut client = served.go(true);
@@ -385,7 +385,7 @@ fn stopping_is_bounded_and_may_be_repeated() {
 }
 
 #[test]
-fn it_listens_on_several_sockets_and_refuses_what_does_not_listen() {
+fn it_listens_on_several_sockets_and_refuses_one_that_does_not_listen() {
     let served = serve(Memory::new(MIB, 1 << 20, Way::Later));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -414,7 +414,7 @@ fn it_listens_on_several_sockets_and_refuses_what_does_not_listen() {
 }
 
 #[test]
-fn a_peer_that_does_not_read_holds_up_nobody_else() {
+fn a_peer_that_does_not_read_delays_no_other() {
     let served = serve(Memory::new(64 * MIB, 0, Way::Later));
     let mut lazy = served.go(true);
     for cookie in 0..60 {

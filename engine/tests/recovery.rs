@@ -1,8 +1,9 @@
-//! Recovery of many redirected blocks: how long it takes, and that the journal behind it stays small.
+//! Recovery of many redirected blocks: how long it takes, and that the journal stays small.
 //!
-//! Strategy          A volume over sparse files, its change log hollow; hosts' writes in order and at random. A kill is an
-//!                   engine that is forgotten: what it has stored is in the page cache, as after SIGKILL. The same with 25
-//!                   million blocks: `cargo run --release --no-default-features --example recovery -- DIRECTORY`.
+//! Strategy          A volume over sparse files, its change log hollow; hosts' writes in order and at random. A kill is
+//!                   an engine that is leaked (`mem::forget`): what it has stored is in the page cache, as after
+//!                   SIGKILL. The same with 25 million blocks: `cargo run --release --no-default-features --example
+//!                   recovery -- DIRECTORY`.
 
 mod hollow;
 
@@ -22,7 +23,7 @@ use polyvol_engine::volume::local_client::LocalClient;
 const BLOCK: u64 = 4096;
 const PARTITION: u64 = 4 << 20;
 const PROCESSORS: u64 = 2;
-/// Lower than in service, so that both are reached many times.
+/// Lower than in production, so that both are reached many times.
 const CHECKPOINT: u64 = 256 << 10;
 const SEGMENT: u64 = 128 << 10;
 
@@ -135,8 +136,8 @@ fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log(
     let world = World::new("busy", 32 << 20, slots * BLOCK);
     let (engine, client) = world.serve(&[]);
     world.cut(&engine);
-    // For each processor: the newest checkpoint and the next one, which are small here; what is appended until that is
-    // begun, and while it is written; and the segment that is prepared.
+    // For each processor: the newest checkpoint and the next one, which are small here; records appended until the next
+    // one begins, and while it is written; and the prepared segment.
     let each = 2 * (hot * 16 + (64 << 10)) + 4 * CHECKPOINT + 4 * SEGMENT;
     let most = PROCESSORS * each;
     let mut highest = 0;
@@ -149,7 +150,7 @@ fn the_journal_of_a_busy_volume_with_a_snapshot_stays_small_and_so_does_its_log(
             assert!(space.used <= hot + 1, "{space:?}");
         }
     }
-    // Each record is 56 bytes: the journal was written over and over.
+    // Each record is 56 bytes: the journal was rewritten many times.
     assert!(400_000 * 56 > 4 * most);
     assert!(highest <= most, "{highest} bytes in the state directory, more than {most}");
     drop(client);

@@ -1,7 +1,7 @@
-//! Rollbacks: what the engine refuses of its callers, and of a catalog that does not fit the journals.
+//! Rollbacks: invalid calls, and catalogs that contradict the journals, which the engine refuses.
 //!
-//! Strategy          A volume with a partition on each of two processors. A kill is a copy of the journals that is put back.
-//!                   Each test says what would be lost.
+//! Strategy          A volume with a partition on each of two processors. A kill is a copy of the journals that is
+//!                   restored. Each test states what would be lost.
 
 mod faulty;
 
@@ -21,10 +21,10 @@ use polyvol_engine::volume::local_client::LocalClient;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const V: u64 = 1;
-/// Some ninety records.
+/// About ninety records.
 const SEGMENT: usize = 12 << 10;
 
-/// A state directory with its catalog, and what serves it.
+/// A state directory with its catalog, and the engine that serves it.
 struct World {
     directory: PathBuf,
     rules: Rules,
@@ -102,21 +102,21 @@ impl World {
         self.engine.as_ref().unwrap()
     }
 
-    /// The process ends as after SIGKILL: journals and checkpoints are what they are now.
+    /// The process ends as after SIGKILL: journals and checkpoints stay as they are now.
     fn kill(&mut self) {
         let saved = self.directory.join("saved");
         copy(&self.volume(), &saved);
         self.put_back(&saved);
     }
 
-    /// The process ends, and this is in the place of the volume's directory.
+    /// The process ends, and `saved` replaces the volume's directory.
     fn put_back(&mut self, saved: &Path) {
         self.engine.take().unwrap().stop().unwrap();
         std::fs::remove_dir_all(self.volume()).unwrap();
         std::fs::rename(saved, self.volume()).unwrap();
     }
 
-    /// What the next start says: it must refuse.
+    /// The error of the next start, which must refuse.
     fn refused(&mut self) -> String {
         let error = self.start().unwrap_err();
         assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
@@ -135,7 +135,7 @@ impl World {
         engine.exports.remove("v").unwrap();
     }
 
-    /// The byte that both partitions hold, live or in a snapshot.
+    /// The byte in both partitions, live or in a snapshot.
     fn read(&self, epoch: Option<u64>) -> u8 {
         let engine = self.engine();
         engine.export("r", "", V, epoch).unwrap();
@@ -152,7 +152,7 @@ impl World {
         bytes[0]
     }
 
-    /// A cut that is durable and in no catalog.
+    /// A durable cut that the catalog does not have.
     fn cut(&mut self) -> u64 {
         let epoch = self.engine().cut(&[(V, None)]).unwrap().epochs[0].1;
         self.engine().settle(V, epoch).unwrap();
@@ -175,7 +175,7 @@ impl World {
         rollback
     }
 
-    /// All of a rollback, without a snapshot of what was left.
+    /// A complete rollback, without a snapshot of the line that was left.
     fn roll_back(&mut self, to: u64) -> Rollback {
         let rollback = self.commit_rollback(to);
         self.engine().roll_back(V, rollback).unwrap();
@@ -228,7 +228,7 @@ fn a_rollback_that_no_checkpoint_covers_is_neither_offered_nor_forgotten() {
 }
 
 #[test]
-fn a_checkpoint_covers_what_was_before_its_contents_and_not_before_its_name() {
+fn a_checkpoint_covers_a_rollback_only_after_its_rename() {
     let mut world = World::new();
     world.write(1);
     let s = world.snapshot();
@@ -252,7 +252,7 @@ fn a_checkpoint_covers_what_was_before_its_contents_and_not_before_its_name() {
         engine.settle(V, epoch).unwrap();
         engine.flush(V).unwrap();
         let two = Rollback { at: epoch + 1, to: s };
-        // Shares go back as soon as their checkpoint is done, before anybody is told of that.
+        // Shares roll back as soon as their checkpoint is done, before that is reported.
         let shared = &engine;
         let rolling = scope.spawn(move || shared.roll_back(V, two));
         world.rules.lock().unwrap().clear();
@@ -285,13 +285,13 @@ fn a_rollback_that_a_snapshot_needs_is_not_forgotten() {
 }
 
 #[test]
-fn what_a_call_needs_of_its_caller_is_checked() {
+fn the_preconditions_of_a_call_are_checked() {
     let mut world = World::new();
     world.write(1);
     let s = world.snapshot();
     let rollback = world.commit_rollback(s);
     let engine = world.engine();
-    // Nobody may see a volume that goes back.
+    // A volume that is rolled back must not be exported.
     engine.export("other", "", V, None).unwrap();
     assert_eq!(kind(engine.roll_back(V, rollback)), ErrorKind::Busy);
     assert_eq!(kind(engine.remove_volume(V)), ErrorKind::Busy);
@@ -307,12 +307,12 @@ fn what_a_call_needs_of_its_caller_is_checked() {
     assert_eq!(kind(engine.settle(V, rollback.at + 1)), ErrorKind::Invalid);
     assert_eq!(kind(engine.export("x", "", V, Some(s + 7))), ErrorKind::NotFound);
     assert_eq!(kind(engine.partition_states(V, Some(s + 7))), ErrorKind::NotFound);
-    // What somebody may read does not go.
+    // An exported snapshot is not dropped.
     engine.export("x", "", V, Some(s)).unwrap();
     assert_eq!(kind(engine.drop_snapshots(V, &[s - 1, s])), ErrorKind::Busy);
     assert_eq!(kind(engine.remove_volume(V)), ErrorKind::Busy);
     engine.exports.remove("x").unwrap();
-    // A volume grows with the history that it has.
+    // A volume grows only with its own history.
     let mut larger = world.spec();
     let extent = ExtentSpec { device: 1, offset: 2 * MIB, length: MIB };
     (larger.size, larger.next_epoch) = (3 * MIB, larger.next_epoch + 5);
@@ -341,10 +341,10 @@ fn a_catalog_that_does_not_have_a_rollback_of_the_journal_is_refused() {
     let said = world.refused();
     assert!(said.contains("does not have this rollback"), "{said}");
     assert!(said.contains("p000-0000000001.journal") || said.contains("p001-0000000001.journal"));
-    // Another place, another size.
+    // Another target, another size.
     world.rollbacks = vec![Rollback { to: older, ..rollback }];
     assert!(world.refused().contains("has this rollback differently"));
-    // One more, where the journal has a cut.
+    // One more rollback, where the journal has a cut.
     world.rollbacks = vec![Rollback { at: s, to: older }, rollback];
     assert!(world.refused().contains("but the catalog says that a rollback did"));
     world.rollbacks = right;
@@ -369,10 +369,10 @@ fn a_rollback_that_only_the_catalog_has_is_done_once_and_recorded() {
     world.kill();
     world.forget_in_catalog(rollback.at);
     assert!(world.refused().contains("does not have this rollback"));
-    // A rollback that the journal has written past is none.
+    // A rollback before later records of the journal is invalid.
     world.rollbacks = vec![rollback, Rollback { at: rollback.at + 1, to: s }];
     world.next_epoch = rollback.at + 2;
-    world.start().unwrap(); // it may have come now
+    world.start().unwrap(); // it may be done now
     world.write(5);
     world.kill();
     world.rollbacks = vec![rollback];
@@ -381,7 +381,7 @@ fn a_rollback_that_only_the_catalog_has_is_done_once_and_recorded() {
 }
 
 #[test]
-fn a_directory_of_before_the_last_snapshot_is_refused() {
+fn a_directory_from_before_the_last_snapshot_is_refused() {
     let mut world = World::new();
     world.write(1);
     let s = world.snapshot();
@@ -400,7 +400,7 @@ fn a_directory_of_before_the_last_snapshot_is_refused() {
     assert_eq!((world.read(None), world.read(Some(t)), world.read(Some(s))), (2, 2, 1));
 }
 
-/// Fills the journals' segments, of which there can be no more.
+/// Fills the journals' segments; no further ones can be made.
 fn fill(world: &World) {
     world.rules.lock().unwrap().insert((".journal", "create"));
     let engine = world.engine();
@@ -414,7 +414,7 @@ fn fill(world: &World) {
     engine.exports.remove("v").unwrap();
 }
 
-/// Asks until it is done: a journal that had no space tries again only after a while.
+/// Repeats a call until it succeeds: a journal that had no space tries again only after a while.
 fn once_there_is_space<T>(ask: impl Fn() -> polyvol_engine::error::Result<T>) -> T {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
     loop {
@@ -457,7 +457,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
         world.rollbacks.push(rollback);
         world.next_epoch = rollback.at + 1;
         assert_eq!(kind(world.engine().roll_back(V, rollback)), ErrorKind::Io);
-        // Nobody sees it, and no epoch ends.
+        // It is not exported, and no epoch ends.
         assert_eq!(kind(world.engine().export("v", "", V, None)), ErrorKind::Busy);
         assert_eq!(kind(world.engine().cut(&[(V, None)])), ErrorKind::Busy);
         assert_eq!(kind(world.engine().unneeded_rollback(V)), ErrorKind::Busy);

@@ -1,7 +1,7 @@
-//! Checksums that do not match: what hosts get, what is told, and what a scrub finds.
+//! Checksums that do not match: the errors for hosts, the reports, and the result of a scrub.
 //!
-//! Strategy          One volume whose change log is a file that the tests change behind the engine. Its slots are taken
-//!                   in order, so that a test knows where a block is.
+//! Strategy          One volume whose change log is a file that the tests change without the engine. Its slots are
+//!                   allocated in order, so that a test knows the slot of a block.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -122,7 +122,7 @@ impl Drop for World {
 }
 
 #[test]
-fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_all_of_it() {
+fn only_a_block_that_does_not_match_is_eio_and_overwriting_it_completely_repairs_it() {
     let world = World::new(4 * MIB);
     world.cut();
     world.write(0, &[1; 65536]).unwrap();
@@ -144,12 +144,12 @@ fn a_block_that_does_not_match_is_eio_alone_and_is_healed_by_overwriting_all_of_
 }
 
 #[test]
-fn a_scrub_reads_each_slot_once_and_says_who_sees_what_is_bad() {
+fn a_scrub_reads_each_slot_once_and_reports_the_versions_that_see_a_bad_one() {
     let world = World::new(8 * MIB);
     let first = world.cut();
     world.write(0, &[1; 65536]).unwrap(); // slots 0 to 15
     let second = world.cut();
-    world.write(0, &[2; 4096]).unwrap(); // slot 1024: single ones are taken elsewhere
+    world.write(0, &[2; 4096]).unwrap(); // slot 1024: single slots are allocated in another chunk
     let third = world.cut();
     world.write(4096, &[3; 8192]).unwrap(); // slots 1025 and 1026
     let clean = world.scrub(0);
@@ -173,7 +173,7 @@ fn a_scrub_reads_each_slot_once_and_says_who_sees_what_is_bad() {
     ];
     assert_eq!(found, expected);
     assert_eq!(world.bad().len(), 5);
-    // It is what a snapshot sees that goes with it.
+    // The slots that only a snapshot sees are freed with it.
     world.engine.drop_snapshot(1, second).unwrap();
     world.engine.drop_snapshot(1, first).unwrap();
     assert_eq!(world.bad(), [(0, 0), (0, 1), (0, 2), (0, 5)]);
@@ -181,7 +181,7 @@ fn a_scrub_reads_each_slot_once_and_says_who_sees_what_is_bad() {
         world.flip(slot);
     }
     assert_eq!(world.scrub(0).bad.len(), 0);
-    assert_eq!(world.bad(), [], "read right again");
+    assert_eq!(world.bad(), [], "they match again");
     assert!(world.engine.scrub(1, 9, Cursor::default(), 1).is_err());
 }
 
@@ -209,12 +209,12 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn slots_that_are_freed_and_used_again_under_a_scrub_are_never_reported() {
+fn slots_that_are_freed_and_reused_during_a_scrub_are_never_reported() {
     let world = World::new(4 * MIB);
     let stop = AtomicBool::new(false);
     let stop = &stop;
     std::thread::scope(|scope| {
-        // Also if an assertion fails, or the other thread would never end.
+        // Also if an assertion fails: otherwise the other thread would never end.
         let _stop = StopOnDrop(stop);
         let world = &world;
         scope.spawn(move || {

@@ -1,8 +1,8 @@
-//! Devices that become shorter while they are in use: what lay beyond their end is an error for every verb, never zeroes,
-//! and no write makes them long again.
+//! Devices that become shorter while they are in use: the range beyond their end is an error for every verb, never
+//! zeroes, and no write makes them long again.
 //!
-//! Strategy          Real files, cut behind the engine's back, through the page cache and past it. Each verb is the first to
-//!                   meet the shorter file once.
+//! Strategy          Real files, truncated without the engine, through the page cache and with O_DIRECT. Each verb is
+//!                   once the first to find the shorter file.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -14,15 +14,15 @@ use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
 use polyvol_engine::processor::share::scrub::Cursor;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const EIO: Errno = Errno::EIO;
-/// Of the base device, and of the volume.
+/// Size of the base device and of the volume.
 const SIZE: u64 = 4 * MIB;
-/// Where the file is cut: in the middle of a block of the third partition.
+/// Length after the truncation: in the middle of a block of the third partition.
 const CUT: u64 = 2 * MIB + MIB / 2 + 100;
 const LOG: u64 = 8 * MIB;
 
@@ -57,7 +57,7 @@ impl World {
         let engine = Engine::new(2).unwrap();
         let world = World { directory, engine, contents };
         if world.engine.open_device(1, &world.path("base"), mode).is_err() {
-            // There is no O_DIRECT here.
+            // O_DIRECT is not supported here.
             let mode = Mode { direct: false, ..mode };
             world.engine.open_device(1, &world.path("base"), mode).unwrap();
         }
@@ -132,7 +132,7 @@ impl World {
         self.engine.device_fault(device).unwrap().and_then(|fault| fault.short)
     }
 
-    /// What is left can be read, what is not cannot, and nothing is told to be zeroes.
+    /// The remaining range can be read, the rest cannot, and nothing is reported as zeroes.
     fn shows_no_zeroes(&self, client: &LocalClient) {
         let whole = CUT / BLOCK * BLOCK;
         for (offset, length) in [(0, 4096), (0, whole), (whole - 512, 512), (whole, 100)] {
@@ -153,13 +153,13 @@ impl World {
             assert_eq!(client.block_status(offset, SIZE - offset), Err(EIO), "{offset}");
         }
         for offset in [0, MIB, whole] {
-            let told = client.block_status(offset, SIZE - offset).unwrap();
-            assert_eq!(told[0].offset, offset);
-            let far = |end: u64, one: &polyvol_engine::volume::request::StatusExtent| {
+            let status = client.block_status(offset, SIZE - offset).unwrap();
+            assert_eq!(status[0].offset, offset);
+            let far = |end: u64, one: &polyvol_engine::request::StatusExtent| {
                 assert!(!one.zero && !one.hole && one.offset == end);
                 end + one.length
             };
-            assert_eq!(told.iter().fold(offset, far), CUT);
+            assert_eq!(status.iter().fold(offset, far), CUT);
         }
     }
 }
@@ -170,7 +170,7 @@ fn read(client: &LocalClient, offset: u64, length: u64) -> Result<Vec<u8>, Errno
 
 type Act = (&'static str, fn(&LocalClient) -> Result<(), Errno>);
 
-/// What changes bytes at their base place, or needs the old ones; at the end, in the middle, and before the end.
+/// Requests that change bytes at their base place, or need the old ones; beyond the end, across it, and before it.
 const CHANGES: [Act; 12] = [
     ("write the last block", |host| host.write(SIZE - BLOCK, &[9; 4096], false)),
     ("write beyond", |host| host.write(3 * MIB, &[9; 65536], false)),
@@ -222,12 +222,12 @@ fn reads_and_status_are_errors_in_the_volume_its_snapshots_and_clones() {
             world.shows_no_zeroes(view);
         }
         assert_eq!(world.short(1), Some((CUT, SIZE)));
-        // A part of a block needs the rest of it.
+        // A partial block needs the rest of the block.
         for writer in [&host, &clone] {
             assert_eq!(writer.write(3 * MIB + 5, &[7; 10], false), Err(EIO));
             assert_eq!(writer.range(ZERO, CUT - 1, 2, false), Err(EIO));
             assert_eq!(read(writer, 3 * MIB, BLOCK), Err(EIO));
-            // A whole one lies in a change log.
+            // A complete block is in a change log.
             writer.write(3 * MIB, &[8; 4096], false).unwrap();
             assert_eq!(read(writer, 3 * MIB, BLOCK).unwrap(), [8; 4096]);
         }
@@ -238,13 +238,13 @@ fn reads_and_status_are_errors_in_the_volume_its_snapshots_and_clones() {
 }
 
 #[test]
-fn a_device_that_was_short_stays_so_until_it_is_reopened_however_long_it_is() {
+fn a_device_that_was_short_counts_as_short_until_it_is_reopened() {
     for mode in modes() {
         let world = World::new(mode);
         let host = world.live();
         host.flush().unwrap();
         world.set_length("base", CUT);
-        assert_eq!(world.short(1), Some((CUT, SIZE)), "who asks is told");
+        assert_eq!(world.short(1), Some((CUT, SIZE)), "a query reports it");
         let refused = world.engine.reopen_device(1, &world.path("base")).unwrap_err();
         assert!(refused.what.contains(&format!("is {CUT} bytes and must be {SIZE}")), "{refused}");
         world.set_length("base", SIZE);
@@ -262,14 +262,14 @@ fn a_device_that_was_short_stays_so_until_it_is_reopened_however_long_it_is() {
         world.engine.reopen_device(1, &world.path("base")).unwrap();
         assert_eq!(world.short(1), None);
         assert!(read(&host, 0, SIZE).unwrap() == world.contents);
-        assert_eq!(host.flush(), Err(EIO), "a loss is told once");
+        assert_eq!(host.flush(), Err(EIO), "a loss is reported once");
         host.write(SIZE - BLOCK, &[9; 4096], true).unwrap();
         host.flush().unwrap();
     }
 }
 
 #[test]
-fn a_sync_finds_that_the_file_was_cut_after_the_last_write() {
+fn a_sync_detects_that_the_file_was_truncated_after_the_last_write() {
     for mode in modes() {
         let world = World::new(mode);
         let host = world.live();
@@ -282,7 +282,7 @@ fn a_sync_finds_that_the_file_was_cut_after_the_last_write() {
 }
 
 #[test]
-fn a_change_log_that_is_short_is_not_written_and_a_scrub_tells_of_what_it_lacks() {
+fn a_short_change_log_is_not_written_and_a_scrub_reports_the_lost_slots() {
     let world = World::new(modes()[0]);
     let host = world.live();
     world.snapshot();
@@ -310,14 +310,14 @@ fn a_hole_at_the_end_of_a_file_that_is_long_enough_is_a_hole() {
     let host = world.live();
     let file = OpenOptions::new().write(true).open(world.path("base")).unwrap();
     file.set_len(MIB).unwrap();
-    file.set_len(SIZE).unwrap(); // before anybody has looked
+    file.set_len(SIZE).unwrap(); // before the first check of the size
     file.write_all_at(&[1; 4096], 2 * MIB).unwrap();
-    let told = host.block_status(0, SIZE).unwrap();
-    let found: Vec<_> = told.iter().map(|one| (one.offset, one.hole)).collect();
+    let status = host.block_status(0, SIZE).unwrap();
+    let found: Vec<_> = status.iter().map(|one| (one.offset, one.hole)).collect();
     let written = 2 * MIB;
     let all = [(0, false), (MIB, true), (written, false), (written + BLOCK, true)];
     assert_eq!(found, all);
-    assert_eq!(told.last().map(|last| last.offset + last.length), Some(SIZE));
+    assert_eq!(status.last().map(|last| last.offset + last.length), Some(SIZE));
     assert_eq!(world.short(1), None);
 }
 

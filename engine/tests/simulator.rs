@@ -1,17 +1,17 @@
-//! Simulator: a bounded number of simulated machines, the seeds that once found something, and the deliberate bugs that
-//! are seen soonest. More of it: `examples/simulate.rs`, docs/decisions/0011-the-simulator.md.
+//! Simulator: a bounded number of simulated machines, the seeds that once found a bug, and the mutants that are
+//! detected soonest. More: `examples/simulate.rs`, docs/decisions/0011-the-simulator.md.
 
 use polyvol_engine::mutants::Bug;
 use polyvol_engine::simulator::{Options, run};
 
-/// Seeds that found something once, with what it was.
+/// Seeds that once found a bug, with a description.
 const REGRESSIONS: [(u64, &str); 4] = [
-    (100_216, "a segment's mark came to the disk without its header, and the volume was refused"),
+    (100_216, "a segment's mark reached the disk without its header, and the volume was refused"),
     (
         304,
-        "slots set aside after a failed write counted as under way: who wanted slots waited forever",
+        "slots quarantined after a failed write counted as in flight: waiters for slots waited forever",
     ),
-    (461, "as 304"),
+    (461, "the same as 304"),
     (11, "an older manifest after a clean stop and a power loss: the last checkpoint was left out"),
 ];
 
@@ -27,7 +27,7 @@ fn nothing_is_lost_in_a_hundred_simulated_lives() {
 }
 
 #[test]
-fn what_was_found_once_stays_found() {
+fn seeds_that_once_failed_pass() {
     for (seed, what) in REGRESSIONS {
         assert_eq!(wrong(seed, None), None, "seed {seed}: {what}");
     }
@@ -43,9 +43,9 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// What is left out here is seen too, but takes longer: see docs/decisions/0011-the-simulator.md.
+/// The other mutants are detected too, but take longer: see docs/decisions/0011-the-simulator.md.
 #[test]
-fn deliberate_bugs_are_seen() {
+fn mutants_are_detected() {
     let soon = [
         Bug::NoDeviceSync,
         Bug::EarlyReuse,
@@ -62,6 +62,6 @@ fn deliberate_bugs_are_seen() {
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());
-        assert!(seen, "{bug:?} is not seen");
+        assert!(seen, "{bug:?} is not detected");
     }
 }

@@ -1,7 +1,7 @@
-//! Full change logs: who waits, who is refused, and that nothing else is hurt.
+//! Full change logs: which writes wait, which are refused, and that nothing else is affected.
 //!
-//! Strategy          A volume on 3 processors whose log has room for fewer blocks than it has itself. Writers that wait
-//!                   are threads; each test is bounded in time and says what would be lost or hang.
+//! Strategy          A volume on 3 processors whose log has fewer slots than the volume has blocks. Writers that wait
+//!                   are threads; each test is bounded in time and states what would be lost or hang.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::events::Event;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
+use polyvol_engine::events::Event;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 12 * MIB;
 const BLOCKS: u64 = SIZE / 4096;
 const LOG_BLOCKS: u64 = 1024;
-const BUSY_POLL_SOCKET: Duration = Duration::from_secs(20);
+const PROMPT_MAX: Duration = Duration::from_secs(20);
 
 struct Scratch(PathBuf);
 
@@ -113,7 +113,7 @@ impl Full {
         assert_eq!(self.engine.volume(1).unwrap().space.free(), 0);
     }
 
-    /// Writes these blocks, each by a thread of its own, which wait.
+    /// Writes these blocks, each on a thread of its own; they wait.
     fn wait_for_space(
         &mut self,
         numbers: std::ops::Range<u64>,
@@ -124,7 +124,7 @@ impl Full {
             std::thread::spawn(move || client.write(number * 4096, &bytes, false))
         };
         let writers: Vec<_> = numbers.map(begin).collect();
-        assert_eq!(self.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
+        assert_eq!(self.engine.events.next(PROMPT_MAX), Some(Event::LogFull(1)));
         writers
     }
 
@@ -150,14 +150,14 @@ fn ends(writers: Vec<JoinHandle<Result<(), Errno>>>) -> Vec<Result<(), Errno>> {
 }
 
 #[test]
-fn every_slot_is_used_by_whichever_processor_needs_it_and_then_writes_are_refused() {
+fn every_slot_is_used_by_the_processor_that_needs_it_and_then_writes_are_refused() {
     let mut full = Full::new();
     full.cut();
     full.fill();
     for number in LOG_BLOCKS..LOG_BLOCKS + 12 {
         assert_eq!(full.write(number, 1), Err(Errno::ENOSPC));
     }
-    // All of one processor's blocks, which it alone redirects.
+    // All of one processor's blocks, so that only it redirects.
     full.check();
     full.stop();
     let mut full = Full::new();
@@ -197,7 +197,7 @@ fn while_writes_wait_everything_else_continues_and_without_space_they_are_refuse
     full.fill();
     let before = full.live.clone();
     let writers = full.wait_for_space(2000..2006);
-    // A cut with everything that belongs to it, reads, a trim, a flush; a delete that frees nothing.
+    // A complete cut, reads, a trim, a flush; a deletion that frees nothing.
     let second = full.cut();
     full.client.read(0, MIB).unwrap();
     full.client.range(Verb::Trim, 2500 * 4096, 4096, false).unwrap();
@@ -219,7 +219,7 @@ fn while_writes_wait_everything_else_continues_and_without_space_they_are_refuse
 }
 
 #[test]
-fn space_that_is_freed_in_steps_is_asked_for_until_it_is_enough() {
+fn space_that_is_freed_in_steps_is_requested_until_it_is_enough() {
     let mut full = Full::new();
     full.engine.ask_when_full(1, true).unwrap();
     let first = full.cut();
@@ -231,9 +231,9 @@ fn space_that_is_freed_in_steps_is_asked_for_until_it_is_enough() {
         full.write(number, number + 80).unwrap();
     }
     let writers = full.wait_for_space(1500..1501);
-    full.drop_snapshot(first); // the second one sees all that it saw, but for ten base blocks
+    full.drop_snapshot(first); // the second one sees all that it saw, except ten base blocks
     full.engine.try_again(1).unwrap();
-    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
+    assert_eq!(full.engine.events.next(PROMPT_MAX), Some(Event::LogFull(1)));
     assert!(writers.iter().all(|writer| !writer.is_finished()));
     full.drop_snapshot(second);
     assert!(ends(writers).iter().all(Result::is_ok));
@@ -253,7 +253,7 @@ fn a_stop_ends_the_writes_that_wait() {
     let engine = Arc::clone(&full.engine);
     std::thread::spawn(move || engine.stop()).join().unwrap().unwrap();
     assert!(ends(writers).iter().all(Result::is_err));
-    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), None);
+    assert_eq!(full.engine.events.next(PROMPT_MAX), None);
     full.stop();
 }
 
@@ -265,14 +265,14 @@ fn large_writes_that_wait_together_leave_no_slot_unused() {
     for number in 0..LOG_BLOCKS - 200 {
         full.write(number, number + 5).unwrap();
     }
-    // Each wants more than the 200 slots that are left.
+    // Each needs more than the 200 slots that are left.
     let large = |number: u64| {
         let (client, bytes) = (Arc::clone(&full.client), vec![number as u8; MIB as usize]);
         std::thread::spawn(move || client.write(number * MIB, &bytes, false))
     };
     let writers: Vec<_> = [6, 7, 8].map(large).into();
-    assert_eq!(full.engine.events.next(BUSY_POLL_SOCKET), Some(Event::LogFull(1)));
-    // Small ones still fit.
+    assert_eq!(full.engine.events.next(PROMPT_MAX), Some(Event::LogFull(1)));
+    // Small writes still fit.
     let bytes = block(3);
     full.client.write(11 * MIB, &bytes, false).unwrap();
     full.drop_snapshot(epoch);
@@ -288,7 +288,7 @@ fn large_writes_that_wait_together_leave_no_slot_unused() {
     full.stop();
 }
 
-/// Overwrites blocks of its own, `rounds` times one to forty of them.
+/// Overwrites blocks of its own range, `rounds` times one to forty of them.
 fn overwrite(client: &LocalClient, blocks: std::ops::Range<u64>, rounds: u64) -> Vec<u64> {
     let count = blocks.end - blocks.start;
     let mut seeds = vec![u64::MAX; count as usize];
@@ -309,7 +309,7 @@ fn writers_that_always_lack_slots_all_get_through() {
     full.engine.ask_when_full(1, true).unwrap();
     full.cut();
     let ended = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    // They hold 744 slots at most, and 280 are left for what they move: room is always on its way.
+    // They use 744 slots at most, and 280 are left for redirected blocks: slots always become free.
     let asked = {
         let (engine, ended) = (Arc::clone(&full.engine), Arc::clone(&ended));
         std::thread::spawn(move || {
@@ -337,7 +337,7 @@ fn writers_that_always_lack_slots_all_get_through() {
     }
     ended.store(true, Ordering::Release);
     let asked = asked.join().unwrap();
-    assert!(asked < 20, "asked {asked} times, though room was on its way");
+    assert!(asked < 20, "{asked} events, although slots were about to become free");
     full.check();
     full.stop();
 }

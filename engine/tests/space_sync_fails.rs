@@ -1,4 +1,4 @@
-//! A write that waits for slots which wait for a sync, when that sync fails: it is told of that, not that space ran out.
+//! A write that waits for slots that need a sync, when that sync fails: it gets that error, not ENOSPC.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const MIB: u64 = 1 << 20;
 
-/// The real system, whose syncs fail when told to.
+/// The real system, whose syncs fail on demand.
 #[derive(Debug)]
 struct Failing {
     fails: Arc<AtomicBool>,
@@ -158,13 +158,17 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
     client.write(0, &vec![1; 3 * MIB as usize], false).unwrap();
-    client.flush().unwrap(); // else what is freed of these could be used again at once
+    client.flush().unwrap(); // otherwise slots freed of these could be reused at once
     client.write(3 * MIB, &vec![1; MIB as usize], false).unwrap();
     // A hundred slots wait for a sync, which will fail.
     client.range(Verb::Trim, 0, 100 * 4096, false).unwrap();
     fails.store(true, Ordering::Release);
     assert_eq!(client.write(6 * MIB, &[2; 4096], false), Err(Errno::EIO));
-    assert_eq!(engine.events.next(std::time::Duration::ZERO), None, "nobody is to make room");
+    assert_eq!(
+        engine.events.next(std::time::Duration::ZERO),
+        None,
+        "there is no event for more space"
+    );
     assert_eq!(client.read(MIB, 4096).unwrap().data.as_slice(), [1; 4096]);
     drop(client);
     let _ = engine.stop();

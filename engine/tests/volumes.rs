@@ -1,6 +1,6 @@
-//! Promises of served volumes, one by one: what a model of random operations does not reach.
+//! Promises of served volumes, one by one: cases that the model of random operations does not cover.
 //!
-//! Strategy          A small engine over files in a scratch directory; what is large is sparse. Each test says what
+//! Strategy          A small engine over files in a scratch directory; large files are sparse. Each test states what
 //!                   would be lost or wrong, and is bounded in time.
 
 mod copied;
@@ -14,8 +14,8 @@ use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -124,7 +124,7 @@ fn pattern(length: u64, seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn slots_of_two_chunks_that_follow_each_other_by_number_but_not_on_the_device_read_back() {
+fn slots_of_two_chunks_with_consecutive_numbers_on_different_extents_read_back() {
     let scratch = Scratch::new();
     let engine = scratch.engine(8 * MIB, 8 * MIB, true);
     let log = vec![extent(2, 4 * MIB, 4 * MIB), extent(2, 0, 4 * MIB)];
@@ -143,7 +143,7 @@ fn slots_of_two_chunks_that_follow_each_other_by_number_but_not_on_the_device_re
 }
 
 #[test]
-fn slots_that_wait_for_a_sync_are_found_again_by_the_write_that_needs_them() {
+fn slots_that_wait_for_a_sync_are_allocated_by_the_write_that_needs_them() {
     let scratch = Scratch::new();
     let engine = scratch.engine(8 * MIB, 4 * MIB, true);
     let volume = spec(&scratch, 1, 0, 4 * MIB, 4 * MIB, 1);
@@ -154,7 +154,7 @@ fn slots_that_wait_for_a_sync_are_found_again_by_the_write_that_needs_them() {
         client.write(0, &pattern(4 * MIB, round), false).unwrap();
         client.range(Verb::Trim, 0, 4 * MIB, false).unwrap();
         if round % 3 == 2 {
-            // The empty chunk may be on its way back to the log.
+            // The empty chunk may still be returning to the log.
             client.flush().unwrap();
         }
     }
@@ -240,13 +240,13 @@ fn partitions_of_a_gibibyte_and_requests_beyond_four_are_served() {
         let zeroed = (MIB).min(size - 100 - edge) as usize;
         assert!(read(&client, edge, MIB)[..zeroed].iter().all(|byte| *byte == 0));
     }
-    // The last two bytes were overwritten by nobody after the cut.
+    // The last two bytes were not overwritten after the cut.
     assert!(read(&client, size - 2, 2) == pattern(MIB, size - MIB)[MIB as usize - 2..]);
     drop(client);
     engine.stop().unwrap();
 }
 
-/// Waits until no checkpoint is being written or removes what it has made unnecessary.
+/// Waits until no checkpoint is being written or removes the files that it replaced.
 fn quiet(directory: &Path) {
     let list = || {
         let entries = std::fs::read_dir(directory).unwrap();
@@ -266,7 +266,7 @@ fn quiet(directory: &Path) {
     panic!("{} is never quiet", directory.display());
 }
 
-/// The files of a volume as they were at a kill: the engine's last checkpoints are taken back.
+/// The files of volumes as they were at a kill: the engine's last checkpoints are removed.
 fn kill(engine: Engine, directories: &[PathBuf]) {
     directories.iter().for_each(|directory| quiet(directory));
     let saved = |directory: &Path| directory.with_extension("saved");
@@ -281,7 +281,7 @@ fn kill(engine: Engine, directories: &[PathBuf]) {
 }
 
 #[test]
-fn what_a_killed_run_left_is_made_durable_once_it_is_served_again() {
+fn records_of_a_killed_run_are_made_durable_when_the_volume_is_served_again() {
     let scratch = Scratch::new();
     let volume = || with_log(spec(&scratch, 1, 0, 4 * MIB, MIB, 2), vec![extent(2, 0, 16 * MIB)]);
     let engine = scratch.engine(4 * MIB, 16 * MIB, true);
@@ -305,7 +305,7 @@ fn what_a_killed_run_left_is_made_durable_once_it_is_served_again() {
     engine.stop().unwrap();
 }
 
-/// A region of each writer: large writes of one number to volume 1, then a small one to volume 2.
+/// The region of each writer: large writes of one number to volume 1, then a small one to volume 2.
 const LARGE: u64 = 640 * KIB;
 const WRITERS: u64 = 3;
 
@@ -324,7 +324,7 @@ fn numbered(length: u64, number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes until told to stop, each write after the one before was acknowledged.
+/// Writes until `stop` is set, each write after the one before was acknowledged.
 fn writer(number: u64, both: [&LocalClient; 2], stop: &AtomicBool, start: u64) -> u64 {
     let [first, second] = both;
     let mut round = start;
@@ -336,7 +336,7 @@ fn writer(number: u64, both: [&LocalClient; 2], stop: &AtomicBool, start: u64) -
     round
 }
 
-/// Checks that no later write is in a snapshot without the one before; gives the snapshot's contents.
+/// Checks that no later write is in a snapshot without the one before; returns the snapshot's contents.
 fn check_order(first: &LocalClient, second: &LocalClient) -> (Vec<u8>, Vec<u8>) {
     let (one, two) = (read(first, 0, 4 * MIB), read(second, 0, 4 * MIB));
     for number in 0..WRITERS {
@@ -367,8 +367,8 @@ fn two_volumes(scratch: &Scratch, epochs: &[u64]) -> (Engine, LocalClient, Local
 }
 
 #[test]
-fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_kills() {
-    // Checkpoints are written all the while.
+fn cuts_of_two_volumes_under_load_are_one_instant_and_do_not_change_after_kills() {
+    // Checkpoints are written the whole time.
     polyvol_engine::limits::CHECKPOINT_BYTES_MIN.store(20_000, Ordering::Relaxed);
     let scratch = Scratch::new();
     let mut kept: BTreeMap<u64, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
@@ -425,7 +425,7 @@ fn cuts_of_two_volumes_under_load_are_one_instant_and_stay_as_they_are_through_k
     }
 }
 
-/// Makes what is left look as if another boot had written it: records behind the newest mark do not count.
+/// Makes the files look as if another boot had written them: records after the newest mark do not count.
 fn lose_power(directory: &Path) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

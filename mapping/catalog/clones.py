@@ -3,7 +3,7 @@
 How it works      A snapshot that a clone was made from is kept when it is deleted: marked, under a name that
                   nobody can give, for nobody but the engine. So is a volume with such snapshots. When the
                   last clone has gone, what was kept for it goes: the `unneeded` ones are those.
-Invariants        RM1 a snapshot that a clone was made from exists (a foreign key sees to it); RM2 a volume
+Invariants        RM1 a snapshot that a clone was made from exists (a foreign key ensures it); RM2 a volume
                   that is kept has such a snapshot, or is about to go.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.

@@ -380,7 +380,7 @@ def test_what_cannot_be_understood_closes_all_connections(
 
 
 def test_connections_are_taken_over_once(manager: Manager) -> None:
-    """A polyvold that is killed after it has taken them over, before the manager has heard of that."""
+    """A polyvold that is killed after it has taken them over, before the manager is notified of that."""
     with Peer(manager.nbd_socket) as peer:
         peer.enter("v")
         kept = {name: os.dup(number) for name, number in manager.stop_and_keep().items()}

@@ -15,7 +15,6 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -25,6 +24,7 @@ from polyvol.daemon.client.attach.address import Address, parse_uri
 from polyvol.daemon.client.attach.errors import AlreadyAttached, AnotherExport, KernelRefused
 from polyvol.daemon.client.attach.handshake import Export
 from polyvol.daemon.client.attach.records import Attached, Places, Wanted
+from polyvol.daemon.client.attach.settings import Settings
 from polyvol.mapping.sizes import exact_size
 
 if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
@@ -35,20 +35,6 @@ ARRIVAL_S = 20.0
 END_S = 20.0
 FORCED_S = 3.0
 _DEVICE = re.compile(r"(?:/dev/)?nbd(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Of a block device: `size` and `block_size` in bytes; `flags` are NBD's transmission flags; `backend` is
-    shown in sysfs; how long, in seconds, a request may go unanswered and a device be without a connection
-    before I/O fails."""
-
-    size: int
-    flags: int
-    block_size: int
-    backend: str
-    timeout_s: int
-    dead_timeout_s: int
 
 
 def device_number(device: str) -> int | None:

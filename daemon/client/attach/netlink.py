@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
@@ -21,10 +21,8 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from polyvol.daemon.client.attach.disks import load_nbd
 from polyvol.daemon.client.attach.errors import KernelRefused, NeedsRoot, NoNbdModule
+from polyvol.daemon.client.attach.settings import Settings
 from polyvol.mapping.os_errors import reason, reason_of
-
-if TYPE_CHECKING:
-    from polyvol.daemon.client.attach.nbd_device import Settings
 
 FAMILY = "nbd"
 NOTICES = "nbd_mc_group"
@@ -72,7 +70,7 @@ class NbdMessage(genlmsg):  # type: ignore[misc] # pyroute2 has no types
             nla_map = (("NBD_SOCK_ITEM_UNSPEC", "none"), ("NBD_SOCK_FD", "uint32"))
 
 
-def connect_message(settings: "Settings", sockets: Sequence[int], index: int | None) -> NbdMessage:
+def connect_message(settings: Settings, sockets: Sequence[int], index: int | None) -> NbdMessage:
     """Make a block device of these sockets' descriptors; `index` None: the kernel takes a free one."""
     attributes: list[tuple[str, object]] = [] if index is None else [("NBD_ATTR_INDEX", index)]
     return _message(
@@ -89,7 +87,7 @@ def connect_message(settings: "Settings", sockets: Sequence[int], index: int | N
 
 
 def reconfigure_message(
-    index: int, settings: "Settings", sockets: Sequence[int], *, backend_known: bool
+    index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
 ) -> NbdMessage:
     """Replace connections that are dead by these; grow to the size. `backend_known`: by the kernel, which
     then wants to be told it."""
@@ -131,7 +129,7 @@ class Kernel:
         """The multicast group of the kernel's notices."""
         return int(self._netlink.mcast_groups[NOTICES])
 
-    def connect(self, settings: "Settings", sockets: Sequence[int], index: int | None) -> int:
+    def connect(self, settings: Settings, sockets: Sequence[int], index: int | None) -> int:
         """Make a block device; its number."""
         answers = self._ask(connect_message(settings, sockets, index), "a block device for it")
         for answer in answers:
@@ -143,7 +141,7 @@ class Kernel:
         return index
 
     def reconfigure(
-        self, index: int, settings: "Settings", sockets: Sequence[int], *, backend_known: bool
+        self, index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
     ) -> None:
         """Give a block device new connections in the place of dead ones, and its size."""
         message = reconfigure_message(index, settings, sockets, backend_known=backend_known)
@@ -235,7 +233,7 @@ def _message(command: int, attributes: list[tuple[str, object]]) -> NbdMessage:
     return message
 
 
-def _common(settings: "Settings") -> list[tuple[str, object]]:
+def _common(settings: Settings) -> list[tuple[str, object]]:
     return [
         ("NBD_ATTR_TIMEOUT", settings.timeout_s),
         ("NBD_ATTR_DEAD_CONN_TIMEOUT", settings.dead_timeout_s),

@@ -2,13 +2,12 @@
 //!
 //! How it works      `limit SOCKET FILE` serves FILE under any export name on a unix socket until it is killed. One
 //!                   thread for each connection: one `recv` takes many requests, each is one `pread` or `pwrite`,
-//!                   one `send` carries all the replies. `limit SOCKET FILE direct` serves reads past the page cache
-//!                   ([`direct`]). `limit SOCKET FILE redirect LOG` never overwrites a block ([`redirect`]), and serves one
+//!                   one `send` carries all the replies. `limit SOCKET FILE direct` serves O_DIRECT reads ([`direct`]).
+//!                   `limit SOCKET FILE redirect LOG` never overwrites a block ([`redirect`]), and serves one
 //!                   connection at a time.
-//! What it is not    A server to use. It maps nothing, has no snapshots, hands nothing over to another thread,
-//!                   lets one slow read hold up all that follow, and believes whatever the peer says. What it
-//!                   reaches is the price of the protocol and of the page cache alone: nobody can be faster by much
-//!                   on this machine and with these system calls.
+//! What it is not    A server to use. It maps nothing, has no snapshots, passes nothing to another thread, lets one
+//!                   slow read delay all later ones, and trusts the peer. Its speed shows the cost of the protocol and
+//!                   of the page cache only: no server can be much faster on this machine with these system calls.
 //! Errors            a failed I/O is answered with its errno; a broken stream ends its connection.
 
 mod direct;
@@ -33,13 +32,13 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
-/// Has flags, takes FLUSH, several connections see the same.
+/// NBD_FLAG_HAS_FLAGS, SEND_FLUSH, CAN_MULTI_CONN.
 const EXPORT_FLAGS: u16 = 1 | 1 << 2 | 1 << 8;
 const REQUEST_BYTES: usize = 28;
 const REPLY_BYTES: usize = 16;
 const OPTION_BYTES_MAX: usize = 64 << 10;
 const PAYLOAD_BYTES_MAX: usize = 32 << 20;
-/// Requests are taken, and replies gathered, up to about this much at a time.
+/// Requests are received, and replies gathered, up to about this size at a time.
 const BATCH_BYTES: usize = 256 << 10;
 const EINVAL: u32 = 22;
 const EIO: u32 = 5;
@@ -78,7 +77,7 @@ fn listen(
     for stream in UnixListener::bind(socket)?.incoming() {
         let (mut stream, served) = (stream?, served.clone());
         std::thread::spawn(move || {
-            // However a connection ends, the others continue.
+            // After any end of a connection, the others continue.
             if let Ok(true) = handshake(&mut stream, size) {
                 let _ = served(stream);
             }
@@ -87,7 +86,7 @@ fn listen(
     Ok(())
 }
 
-/// Where the bytes are.
+/// The storage of the bytes.
 trait Store {
     fn read(&mut self, out: &mut [u8], offset: u64) -> io::Result<()>;
     fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -133,7 +132,7 @@ fn serve(mut stream: UnixStream, store: &mut impl Store) -> io::Result<()> {
     }
 }
 
-/// Answers the first request of `bytes`; how long it was, `None` if it is not all there. An error ends it all.
+/// Answers the first request of `bytes`; returns its length, `None` if it is incomplete. An error ends the connection.
 fn answer(bytes: &[u8], store: &mut impl Store, out: &mut Vec<u8>) -> io::Result<Option<usize>> {
     if bytes.len() < REQUEST_BYTES {
         return Ok(None);
@@ -170,7 +169,7 @@ fn answer(bytes: &[u8], store: &mut impl Store, out: &mut Vec<u8>) -> io::Result
     Ok(Some(taken))
 }
 
-/// Fixed newstyle, without TLS, structured replies or metadata contexts. Whether transmission follows.
+/// Fixed newstyle, without TLS, structured replies or metadata contexts. Returns whether transmission follows.
 fn handshake(stream: &mut UnixStream, size: u64) -> io::Result<bool> {
     stream.write_all(b"NBDMAGIC")?;
     stream.write_all(&OPTION_MAGIC.to_be_bytes())?;

@@ -1,11 +1,11 @@
-//! Redirect: what a server has to do at least that never overwrites a block: write it elsewhere, with a checksum, tell a
-//! journal, and find it again.
+//! Redirect: the least work of a server that never overwrites a block: write it to another place, with a checksum and a
+//! journal record, and find it again.
 //!
-//! How it works      Blocks of 4 KiB. A write takes slots of a log that nobody uses, computes a CRC-32C of each block, writes
-//!                   them with one call, appends one record to a mapped journal, which has a checksum as well, and puts the
-//!                   slots into a flat map; what the blocks had before can be used again. A read asks the map. One thread
-//!                   for all of it, no locks, and no snapshots: a map of one version.
-//! What it is not    Safe: slots are used again at once, and the journal begins again when it is full.
+//! How it works      Blocks of 4 KiB. A write allocates free slots of a log, computes a CRC-32C of each block, writes
+//!                   them with one call, appends one record to a mapped journal, which has a checksum too, and stores
+//!                   the slots in a flat map; the blocks' previous slots become free. A read uses the map. One thread,
+//!                   no locks, and no snapshots: a map of one version.
+//! What it is not    Safe: slots are reused at once, and the journal is overwritten when it is full.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,7 @@ const RECORD_BYTES: usize = 48;
 const SLOTS_PER_BLOCK: u64 = 2;
 /// The longest request, blocks.
 const RUN_MAX: usize = PAYLOAD_BYTES_MAX / BLOCK;
-/// A block that is where it was at first.
+/// A block in its original place.
 const BASE: u32 = u32::MAX;
 
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub struct Redirect {
     map: Vec<Entry>,
     /// Slots from this one on were never used.
     fresh: u64,
-    /// Runs of slots that can be used again, by their length.
+    /// Free runs of slots, by their length.
     free: Vec<Vec<u32>>,
     journal: &'static mut [u8],
     at: usize,
@@ -49,7 +49,7 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// Serves `file`, and creates `path` and what lies beside it.
+    /// Serves `file`, and creates `path` and its journal.
     pub fn new(file: Arc<File>, path: &str) -> io::Result<Redirect> {
         let blocks = file.metadata()?.len() / BLOCK as u64;
         let create = |path: &str, length: u64| {
@@ -60,7 +60,7 @@ impl Redirect {
         };
         let log = create(path, blocks * SLOTS_PER_BLOCK * BLOCK as u64)?;
         let journal = create(&format!("{path}.journal"), JOURNAL_BYTES as u64)?;
-        // SAFETY: a new mapping of a file that has as many bytes; it stays for as long as the process does.
+        // SAFETY: a new mapping of a file of that length; it stays until the process ends.
         let journal = unsafe {
             let (protection, flags) =
                 (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
@@ -115,7 +115,7 @@ impl Redirect {
         self.at += length;
     }
 
-    /// Puts the slots of blocks that were written into the map, and gives those back that they had.
+    /// Stores the slots of written blocks in the map, and frees their previous ones.
     fn map(&mut self, first: usize, slot: u32, sums: &[u32]) {
         let mut run: Option<(u32, u32)> = None;
         for (entry, (number, sum)) in self.map[first..].iter_mut().zip((slot..).zip(sums)) {

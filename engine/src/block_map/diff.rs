@@ -1,4 +1,4 @@
-//! Diff: what one map refers to and others do not, found by walking only the leaves that they do not share.
+//! Diff: the places to which one map refers and others do not, found by walking only the leaves that they do not share.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -38,8 +38,9 @@ pub fn only_in(map: &Map, others: &[&Map], mut f: impl FnMut(BlockIndex, u32, Pl
 }
 
 /// Calls `f(first, count)`, in order, for every run of blocks of `range` that have another place in one map than in the
-/// other. Blocks that only one of them has, because the partition grew between them, differ. What has the same place has the
-/// same contents: both maps read it from there. What has another place may have equal contents all the same.
+/// other. Blocks that only one of them has, because the partition grew between them, differ. Blocks with the same place
+/// have the same contents, because both maps read that place. Blocks with different places may still have equal
+/// contents.
 pub fn differing(a: &Map, b: &Map, range: Range<BlockIndex>, mut f: impl FnMut(BlockIndex, u32)) {
     let common = a.blocks().min(b.blocks());
     let end = if a.same(b) { range.start } else { range.end.min(common) };
@@ -54,7 +55,7 @@ pub fn differing(a: &Map, b: &Map, range: Range<BlockIndex>, mut f: impl FnMut(B
         while block < leaf_end {
             let mine = a.find(block, leaf_end - block);
             let theirs = b.find(block, mine.count);
-            // Of two runs, either every block is at the same place in both or none is.
+            // Of two runs, either all blocks are at the same place in both or none is.
             if mine.place != theirs.place {
                 f(block, theirs.count);
             }
@@ -67,7 +68,7 @@ pub fn differing(a: &Map, b: &Map, range: Range<BlockIndex>, mut f: impl FnMut(B
     }
 }
 
-/// Calls `f(count, place)` for every run of slots that `map` refers to, and `previous` does not at the same blocks.
+/// Calls `f(count, place)` for every run of slots to which `map` refers, and `previous` does not at the same blocks.
 pub fn slots_not_in(map: &Map, previous: Option<&Map>, mut f: impl FnMut(u32, Place)) {
     if previous.is_some_and(|previous| map.same(previous)) {
         return;

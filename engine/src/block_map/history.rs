@@ -1,20 +1,21 @@
 //! History: which snapshots a volume has, and how they descend from one another.
 //!
-//! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the newest.
-//!                   A rollback ends a line: what is written in epochs above `at` descends from the snapshot of epoch `to`.
-//!                   So epochs say which line a snapshot is of, and nothing else needs to be kept.
-//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 the epoch that a rollback went back to
-//!                   stays retained, that is, keeps its map, also when its snapshot is deleted: other lines end there.
-//! Owner and locks   each share has its own; the catalog says what it is.
+//! How it works      Without rollbacks each snapshot descends from the one before it, and the live volume from the
+//!                   newest. A rollback ends a line: writes in epochs above `at` descend from the snapshot of epoch
+//!                   `to`. So a snapshot's epoch determines its line, and nothing else needs to be stored.
+//! Invariants        RB1 rollbacks are in order of `at`, and `to` is not above `at`; RB2 the target epoch of a rollback
+//!                   stays retained, that is, its map is kept, also when its snapshot is deleted: other lines end
+//!                   there.
+//! Owner and locks   each share has its own copy; the catalog is authoritative.
 
 use crate::units::Epoch;
 
-/// A rollback: epochs above `at` continue from what the snapshot of epoch `to` shows.
+/// A rollback: epochs above `at` continue from the snapshot of epoch `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rollback {
-    /// The last epoch of what was left.
+    /// The last epoch of the line that was left.
     pub at: Epoch,
-    /// The snapshot's epoch; 0 when what it descends from has no snapshot any more.
+    /// The snapshot's epoch; 0 if its target has no snapshot any more.
     pub to: Epoch,
 }
 
@@ -27,7 +28,7 @@ pub struct History {
 }
 
 impl History {
-    /// Of snapshots and rollbacks; `None` if they are not in order (RB1).
+    /// A history of snapshots and rollbacks; `None` if they are not in order (RB1).
     pub fn new(snapshots: Vec<Epoch>, rollbacks: Vec<Rollback>) -> Option<History> {
         let in_order = snapshots.windows(2).all(|pair| pair[0] < pair[1])
             && rollbacks.windows(2).all(|pair| pair[0].at < pair[1].at)
@@ -37,9 +38,9 @@ impl History {
         in_order.then_some(history)
     }
 
-    /// Of snapshots alone, in order.
+    /// A history of snapshots only, in order.
     pub fn line(snapshots: &[Epoch]) -> History {
-        History::new(snapshots.to_vec(), Vec::new()).expect("its caller has them in order")
+        History::new(snapshots.to_vec(), Vec::new()).expect("the caller passes them in order")
     }
 
     fn find_retained(&mut self) {
@@ -70,15 +71,15 @@ impl History {
         self.snapshots.binary_search(&epoch).is_ok()
     }
 
-    /// The rollback that the line of an epoch begins with, if it does with one.
+    /// The rollback that began the line of an epoch, if one did.
     pub fn rollback_before(&self, epoch: Epoch) -> Option<Rollback> {
         let index = self.rollbacks.partition_point(|rollback| rollback.at < epoch);
         index.checked_sub(1).map(|index| self.rollbacks[index])
     }
 
-    /// Whether the rollback at this epoch can be garbage-collected, because the descent of all versions is known without
-    /// it: its line has no retained epoch, or continues where the previous line ended. Rollbacks are forgotten one by
-    /// one, because the next one may be needed until the maps that this one retains are gone.
+    /// Whether the rollback at this epoch can be garbage-collected, because the descent of all versions is known
+    /// without it: its line has no retained epoch, or continues where the previous line ended. Rollbacks are forgotten
+    /// one by one, because the next one may be needed until the maps that this one retains are gone.
     pub fn is_unneeded(&self, at: Epoch) -> bool {
         let rollbacks = &self.rollbacks;
         let none_in = |after: Epoch, last: Epoch| {
@@ -99,33 +100,33 @@ impl History {
         self.rollbacks.iter().map(|rollback| rollback.at).find(|at| self.is_unneeded(*at))
     }
 
-    /// As it was before the rollback of this number, with what is a mark now.
+    /// The history before the rollback of this number, with the epochs that are retained now.
     pub fn before_rollback(&self, number: usize) -> History {
         let mut history = self.clone();
         history.rollbacks.truncate(number);
         history
     }
 
-    /// There is one more snapshot, the newest.
-    pub fn take(&mut self, epoch: Epoch) {
+    /// Adds a snapshot, the newest.
+    pub fn add_snapshot(&mut self, epoch: Epoch) {
         debug_assert!(self.retained.last().is_none_or(|newest| *newest < epoch));
         self.snapshots.push(epoch);
         self.retained.push(epoch);
     }
 
-    /// The volume was rolled back.
+    /// Adds a rollback.
     pub fn roll_back(&mut self, rollback: Rollback) {
         self.rollbacks.push(rollback);
         self.find_retained();
     }
 
-    /// These snapshots are gone; returns the epochs that are no marks any more.
-    pub fn forget(&mut self, gone: &[Epoch]) -> Vec<Epoch> {
+    /// Removes snapshots; returns the epochs that are no longer retained.
+    pub fn remove_snapshots(&mut self, gone: &[Epoch]) -> Vec<Epoch> {
         self.snapshots.retain(|epoch| !gone.contains(epoch));
         self.ended()
     }
 
-    /// The rollback at this epoch makes no difference any more; returns the epochs that are no marks any more.
+    /// Removes the rollback at this epoch, which is unneeded; returns the epochs that are no longer retained.
     pub fn forget_rollback(&mut self, at: Epoch) -> Vec<Epoch> {
         self.rollbacks.retain(|rollback| rollback.at != at);
         self.ended()

@@ -1,10 +1,10 @@
-//! Leaf: the places and checksums of [`LEAF_BLOCKS`] neighbouring blocks.
+//! Leaf: the places and checksums of [`LEAF_BLOCKS`] consecutive blocks.
 //!
-//! How it works      Two forms: [`runs`] for places that follow each other, [`packed`] for those that do not. A leaf takes
-//!                   the other form when that is smaller: packed as soon as it is, runs when it is half as large, and
-//!                   then only after so many blocks were set that looking costs little. What is in neither is at its
-//!                   base place, and costs nothing but its bit.
-//! Memory            runs: 16 bytes for each, and 4 for each block in a slot. Packed: 8 bytes for each block, 2 more where
+//! How it works      Two forms: [`runs`] for consecutive places, [`packed`] for scattered ones. A leaf changes to the
+//!                   other form when that is smaller: to packed as soon as it is smaller, to runs when it is half as
+//!                   large, and then only after enough blocks were set at once that the check is cheap. A block in
+//!                   neither is at its base place, and costs only its bit.
+//! Memory            runs: 16 bytes for each, and 4 for each block in a slot. Packed: 8 bytes for each block, 2 more if
 //!                   they are in several change logs; and about 140 bytes for the leaf.
 
 mod packed;
@@ -18,12 +18,12 @@ use super::place::Place;
 
 /// Blocks in a leaf.
 pub const LEAF_BLOCKS: u32 = 512;
-/// What a packed leaf takes without its blocks, beyond what one of runs does.
+/// Size of a packed leaf without its blocks, beyond that of a leaf of runs, bytes.
 const PACKED_BYTES: usize = 64;
-/// What it takes for each block.
+/// Size of each block in a packed leaf, bytes.
 const PACKED_BLOCK_BYTES: usize = 8;
-/// When so many blocks were set at once, a packed leaf is looked at for runs.
-const LOOK_BLOCKS: u32 = 16;
+/// If at least so many blocks were set at once, a packed leaf is checked for runs.
+const RUNS_CHECK_BLOCKS: u32 = 16;
 
 /// See the module's head.
 #[derive(Clone, Debug)]
@@ -35,12 +35,12 @@ enum Form {
     Packed(Packed),
 }
 
-/// A run as a look-up finds it.
+/// A run found by a look-up.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// How many blocks from the one asked for.
+    /// Length of the run from the requested block on.
     pub count: u32,
-    /// The place of the one asked for.
+    /// The place of the requested block.
     pub place: Place,
     /// CRC-32C of each block's contents, for slots; else empty.
     pub checksums: &'a [u32],
@@ -57,12 +57,12 @@ impl Leaf {
         Leaf(Form::Runs(runs))
     }
 
-    /// A packed one.
+    /// A leaf in packed form.
     pub fn packed(packed: Packed) -> Leaf {
         Leaf(Form::Packed(packed))
     }
 
-    /// The packed form, if it has that.
+    /// The packed form, if it has that form.
     pub fn as_packed(&self) -> Option<&Packed> {
         match &self.0 {
             Form::Packed(packed) => Some(packed),
@@ -70,7 +70,7 @@ impl Leaf {
         }
     }
 
-    /// The run that `block` is in, from `block` on, at most `limit` blocks.
+    /// The run that contains `block`, from `block` on, at most `limit` blocks.
     pub fn find(&self, block: u32, limit: u32) -> Found<'_> {
         debug_assert!(block < LEAF_BLOCKS && limit > 0);
         let limit = limit.min(LEAF_BLOCKS - block);
@@ -80,7 +80,7 @@ impl Leaf {
         }
     }
 
-    /// Puts `count` blocks from `start` at `place` and the places that follow it.
+    /// Sets `count` blocks from `start` on to `place` and the places that follow it.
     pub fn set(&mut self, start: u32, count: u32, place: Place, sums: &[u32]) {
         debug_assert!(count > 0 && start + count <= LEAF_BLOCKS);
         assert_eq!(sums.len(), if place.is_slot() { count as usize } else { 0 }, "LF2");
@@ -98,7 +98,7 @@ impl Leaf {
             Form::Packed(packed) => {
                 packed.set(start, count, place, sums);
                 let mapped = packed.count();
-                if (count >= LOOK_BLOCKS || mapped < LOOK_BLOCKS as usize)
+                if (count >= RUNS_CHECK_BLOCKS || mapped < RUNS_CHECK_BLOCKS as usize)
                     && runs_bytes(packed.runs(), mapped) < packed_bytes(mapped) / 2
                 {
                     self.unpack();
@@ -123,7 +123,7 @@ impl Leaf {
         }
     }
 
-    /// The one place of all blocks, if that is base or zero.
+    /// The common place of all blocks, if that is base or zero.
     pub fn uniform_place(&self) -> Option<Place> {
         match &self.0 {
             Form::Runs(runs) => {

@@ -1,9 +1,8 @@
 //! Block maps: for each partition, where each block is, now and at every snapshot.
 //!
 //! How it works      [`versions::Versions`] holds a partition's live map and the frozen maps that its snapshots
-//!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are what it is made of;
-//!                   [`diff`] finds what one map alone refers to,
-//!                   [`usage`] how much that is.
+//!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are its parts; [`diff`] finds the places to
+//!                   which only one map refers, [`usage`] counts them.
 //! Owner and locks   a partition's processor alone touches its versions.
 
 pub mod diff;

@@ -6,9 +6,11 @@
 //! bits 51..40   slot: the change log's number within the volume, 1..4095
 //! bits 39..0    slot: the slot's number within that change log
 //! ```
-//! The same eight bytes stand in records and checkpoints (docs/formats.md).
+//! The same eight bytes are in records and checkpoints (docs/formats.md).
 
 use std::fmt;
+
+use crate::units::SlotIndex;
 
 const KIND_SHIFT: u32 = 62;
 const LOG_SHIFT: u32 = 40;
@@ -29,13 +31,13 @@ impl Place {
     pub const ZERO: Place = Place(1 << KIND_SHIFT);
 
     /// In slot `slot` of change log `log`.
-    pub fn slot(log: u16, slot: u64) -> Place {
+    pub fn slot(log: u16, slot: SlotIndex) -> Place {
         assert!((1..=LOG_NUMBER_MAX).contains(&log), "a log's number is in 1..=4095");
-        assert!(slot <= SLOT_MASK, "a slot's number has 40 bits");
-        Place((2 << KIND_SHIFT) | (u64::from(log) << LOG_SHIFT) | slot)
+        assert!(slot.0 <= SLOT_MASK, "a slot's number has 40 bits");
+        Place((2 << KIND_SHIFT) | (u64::from(log) << LOG_SHIFT) | slot.0)
     }
 
-    /// From its eight bytes; `None` if they are not a place.
+    /// Converts its eight bytes; `None` if they are not a place.
     pub fn from_raw(raw: u64) -> Option<Place> {
         let place = Place(raw);
         let valid = match raw >> KIND_SHIFT {
@@ -47,7 +49,7 @@ impl Place {
         valid.then_some(place)
     }
 
-    /// From the halves of its eight bytes; `None` if they are not a place.
+    /// Converts the halves of its eight bytes; `None` if they are not a place.
     pub fn joined(high: u32, low: u32) -> Option<Place> {
         Place::from_raw(u64::from(high) << 32 | u64::from(low))
     }
@@ -62,37 +64,37 @@ impl Place {
         self.0 >> KIND_SHIFT == 2
     }
 
-    /// The change log's number; meaningful for slots alone.
+    /// The change log's number; meaningful only for slots.
     pub fn log(self) -> u16 {
         ((self.0 >> LOG_SHIFT) & LOG_MASK) as u16
     }
 
-    /// The slot's number within its change log; meaningful for slots alone.
-    pub fn slot_number(self) -> u64 {
-        self.0 & SLOT_MASK
+    /// The slot's number within its change log; meaningful only for slots.
+    pub fn slot_number(self) -> SlotIndex {
+        SlotIndex(self.0 & SLOT_MASK)
     }
 
-    /// The place of the block `blocks` further on in a run that starts here.
+    /// The place of the block `blocks` after the first in a run that starts here.
     pub fn step(self, blocks: u32) -> Place {
         if self.is_slot() {
-            Place::slot(self.log(), self.slot_number() + u64::from(blocks))
+            Place::slot(self.log(), self.slot_number().plus(u64::from(blocks)))
         } else {
             self
         }
     }
 
-    /// Whether it is the place of the block `blocks` further on in a run that starts at `first`.
+    /// Whether it is the place of the block `blocks` after the first in a run that starts at `first`.
     pub fn follows(self, first: Place, blocks: u32) -> bool {
         if !first.is_slot() {
             return self == first;
         }
-        // Of one log, so that the number does not run over into the log's.
+        // In one log: the slot's number must not overflow into the log's.
         self.0 == first.0 + u64::from(blocks) && self.log() == first.log()
     }
 
     /// Whether a run of so many blocks can start here.
     pub fn fits(self, blocks: u32) -> bool {
-        !self.is_slot() || self.slot_number() + u64::from(blocks) <= SLOT_MASK + 1
+        !self.is_slot() || self.slot_number().plus(u64::from(blocks)).0 <= SLOT_MASK + 1
     }
 }
 
@@ -101,7 +103,7 @@ impl fmt::Debug for Place {
         match *self {
             Place::BASE => f.write_str("base"),
             Place::ZERO => f.write_str("zero"),
-            _ => write!(f, "slot {}:{}", self.log(), self.slot_number()),
+            _ => write!(f, "slot {}:{}", self.log(), self.slot_number().0),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The versions of a partition against a plain reference: an array of places for each version.
+//! Tests of a partition's versions against a simple reference: an array of places for each version.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use super::history::{History, Rollback};
 use super::place::Place;
 use super::tree::Map;
-use super::usage::{Held, Measured, Memory, measure};
+use super::usage::{Measured, Memory, VersionUse, measure};
 use super::versions::{Change, Versions};
 use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
@@ -40,7 +40,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 1..60)
 }
 
-/// Versions beside their reference: contents by epoch, and which slots are out.
+/// Versions and their reference: contents by epoch, and which slots are used.
 struct Twin {
     versions: Versions,
     history: History,
@@ -50,7 +50,7 @@ struct Twin {
     next_slot: u64,
     used: std::collections::BTreeSet<u64>,
     seq: u64,
-    /// What was remembered of earlier measurements.
+    /// Results of earlier measurements.
     memory: Memory,
 }
 
@@ -108,9 +108,9 @@ impl Twin {
     }
 
     fn slots(&mut self, first: u32, count: u32, log: u16) {
-        // Slots of the third log are about where the halves of a place meet.
+        // Slots of the third log are near the border of the two halves of a place.
         let base = if log == 3 { (1 << 32) - 300 } else { 0 };
-        let place = Place::slot(log, base + self.next_slot);
+        let place = Place::slot(log, SlotIndex(base + self.next_slot));
         self.next_slot += u64::from(count) + 1;
         self.set(first, count, place);
     }
@@ -130,7 +130,7 @@ impl Twin {
         match *op {
             Op::Slots { first, count, log } => self.slots(first, count, log),
             Op::Scatter { first, step, logs } => {
-                // Neither ends the leaf that it is in, nor goes up.
+                // The new size neither ends a leaf nor is larger.
                 let blocks: Vec<u32> = (first..BLOCKS).step_by(step as usize).take(200).collect();
                 for block in blocks.into_iter().rev() {
                     self.slots(block, 1, 1 + (block % u32::from(logs)) as u16);
@@ -158,7 +158,7 @@ impl Twin {
                 let Some(epoch) = self.epochs().get(nth).copied() else { return };
                 self.snapshots.remove(&epoch);
                 let mut freed = Vec::new();
-                self.history.forget(&[epoch]);
+                self.history.remove_snapshots(&[epoch]);
                 let note = |_, count, place| freed.push((count, place));
                 match epoch % 2 {
                     0 => self.versions.prune(&self.history, note),
@@ -174,7 +174,7 @@ impl Twin {
 
     fn cut(&mut self) {
         self.snapshots.insert(self.epoch, self.live.clone());
-        self.history.take(self.epoch);
+        self.history.add_snapshot(self.epoch);
         self.epoch += 1;
     }
 
@@ -189,7 +189,7 @@ impl Twin {
         }
     }
 
-    /// The maps of what is only kept because of a rollback.
+    /// The maps that are retained only because of a rollback.
     fn hidden(&self) -> Vec<&Map> {
         let hidden = self.history.retained_epochs().iter().filter(|mark| !self.history.has(**mark));
         hidden.map(|mark| self.versions.at(*mark).0).collect()
@@ -215,15 +215,15 @@ impl Twin {
     }
 }
 
-/// What each snapshot holds, counted block by block.
-fn counted(twin: &Twin) -> Vec<Held> {
+/// What each snapshot refers to, counted block by block.
+fn counted(twin: &Twin) -> Vec<VersionUse> {
     let all: Vec<&Vec<Place>> = twin.snapshots.values().chain([&twin.live]).collect();
     let ours = |epoch: &Epoch| twin.versions.at(*epoch).0;
     let others =
         |epoch| twin.hidden().into_iter().filter(|map| !std::ptr::eq(*map, ours(epoch))).collect();
     let hidden: Vec<Vec<&Map>> = twin.snapshots.keys().map(others).collect();
     let held = |index: usize| {
-        let mut held = Held::default();
+        let mut held = VersionUse::default();
         for (block, place) in all[index].iter().enumerate() {
             let others = all.iter().enumerate().filter(|(other, _)| *other != index);
             let only = others.map(|(_, other)| other[block]).all(|other| other != *place)
@@ -266,7 +266,7 @@ fn same(map: &Map, contents: &[Place]) {
         let mut block = 0;
         while block < LEAF_BLOCKS {
             let (a, b) = (leaf.find(block, LEAF_BLOCKS), back.find(block, LEAF_BLOCKS));
-            let count = a.count.min(b.count); // the one may have taken another form
+            let count = a.count.min(b.count); // the leaf may have changed its form
             let sums = if a.place.is_slot() { count as usize } else { 0 };
             assert_eq!((a.place, &a.checksums[..sums]), (b.place, &b.checksums[..sums]));
             block += count;
@@ -278,7 +278,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn versions_hold_what_each_snapshot_saw_and_free_exactly_what_nobody_sees(ops in ops()) {
+    fn versions_keep_what_each_snapshot_saw_and_free_exactly_what_no_version_sees(ops in ops()) {
         let mut twin = Twin::new();
         for op in &ops {
             twin.step(op);
@@ -288,14 +288,14 @@ proptest! {
 }
 
 #[test]
-fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
+fn a_write_that_ends_late_changes_its_snapshot_and_the_live_map() {
     let mut versions = Versions::new(BLOCKS);
     let put = |versions: &mut Versions, epoch, first, slot| {
         let change = Change {
             epoch,
             first,
             count: 1,
-            place: Place::slot(1, slot),
+            place: Place::slot(1, SlotIndex(slot)),
             checksums: &[7],
             seq: slot,
         };
@@ -304,8 +304,8 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
     };
     put(&mut versions, 2, 10, 5); // freezes for the snapshot of epoch 1
     put(&mut versions, 1, 20, 6); // was started before the cut
-    assert_eq!(versions.at(1).0.place(20), Place::slot(1, 6));
-    assert_eq!(versions.live.place(20), Place::slot(1, 6));
+    assert_eq!(versions.at(1).0.place(20), Place::slot(1, SlotIndex(6)));
+    assert_eq!(versions.live.place(20), Place::slot(1, SlotIndex(6)));
     assert_eq!(versions.at(1).0.place(10), Place::BASE);
 }
 
@@ -313,25 +313,25 @@ fn a_late_landing_write_reaches_the_snapshot_it_belongs_to_and_the_live_map() {
 fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
     let (mut versions, mut history) = (Versions::new(BLOCKS), History::default());
     let put = |versions: &mut Versions, history: &History, epoch: Epoch, first, slot| {
-        let place = Place::slot(1, slot);
+        let place = Place::slot(1, SlotIndex(slot));
         let change = Change { epoch, first, count: 1, place, checksums: &[7], seq: slot };
         versions.freeze_before(epoch, history.retained_epochs());
         versions.apply(change, history, |_, _, _| {});
     };
     put(&mut versions, &history, 1, 5, 1);
-    history.take(1);
+    history.add_snapshot(1);
     put(&mut versions, &history, 2, 5, 2);
-    history.take(2);
-    history.take(3);
+    history.add_snapshot(2);
+    history.add_snapshot(3);
     put(&mut versions, &history, 4, 9, 3); // freezes one map for the snapshots of epochs 2 and 3
-    history.forget(&[3]);
+    history.remove_snapshots(&[3]);
     versions.forget(3, &history, |_, _, _| {});
     let rollback = Rollback { at: 4, to: 1 };
     versions.roll_back(rollback, &history, 4, |_, _, _| {});
     history.roll_back(rollback);
     versions.grow(BLOCKS + 512, history.retained_epochs());
     let mut freed = Vec::new();
-    history.forget(&[1, 2]);
+    history.remove_snapshots(&[1, 2]);
     for epoch in [1, 2] {
         versions.forget(epoch, &history, |_, _, place| freed.push(place));
     }
@@ -339,7 +339,7 @@ fn growing_after_a_rollback_leaves_no_map_that_no_snapshot_sees() {
         versions.forget(epoch, &history, |_, _, place| freed.push(place));
     }
     freed.retain(|place| place.is_slot());
-    assert_eq!(versions.live.place(5), Place::slot(1, 1));
-    assert_eq!(freed, [Place::slot(1, 2)]);
+    assert_eq!(versions.live.place(5), Place::slot(1, SlotIndex(1)));
+    assert_eq!(freed, [Place::slot(1, SlotIndex(2))]);
     assert!(versions.frozen().is_empty());
 }

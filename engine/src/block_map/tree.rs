@@ -1,11 +1,11 @@
-//! Tree: one partition's map from block to place, of which old versions cost only what has changed.
+//! Tree: one partition's map from block to place; old versions cost only what has changed.
 //!
-//! How it works      A [`Map`] is a root that refers to leaves of 512 blocks. Cloning a map takes one
-//!                   reference and freezes what it refers to: a change copies a shared root, then the shared
-//!                   leaf that it changes, and nothing else. A part that is all base or all zero has no leaf.
+//! How it works      A [`Map`] is a root that refers to leaves of 512 blocks. Cloning a map takes one reference and
+//!                   freezes its nodes: a change copies a shared root, then the shared leaf that it changes, and
+//!                   nothing else. A part that is all base or all zero has no leaf.
 //! Invariants        TR1 a node with more than one reference is never changed (`Arc::make_mut`);
-//!                   TR2 a leaf that is all base or all zero does not exist, its node says so instead.
-//! Owner and locks   the partition's processor owns its maps; a clone may be read by any thread (checkpoint).
+//!                   TR2 a leaf that is all base or all zero does not exist; its node is uniform instead.
+//! Owner and locks   the partition's processor owns its maps; any thread may read a clone (checkpoint).
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub enum Node {
     Leaf(Arc<Leaf>),
 }
 
-/// A [`Node`] that is looked at.
+/// A reference to a [`Node`].
 #[derive(Clone, Copy, Debug)]
 pub enum NodeRef<'a> {
     /// All its blocks have this place.
@@ -76,8 +76,8 @@ impl Map {
         false
     }
 
-    /// The run that `block` is in, from `block` on, at most `limit` blocks. Runs end at leaf borders, save
-    /// where the whole map is uniform.
+    /// The run that contains `block`, from `block` on, at most `limit` blocks. Runs end at leaf borders, except if the
+    /// whole map is uniform.
     pub fn find(&self, block: BlockIndex, limit: u32) -> Found<'_> {
         assert!(block < self.blocks && limit > 0, "a look-up is inside the partition");
         let limit = limit.min(self.blocks - block);
@@ -98,7 +98,7 @@ impl Map {
         self.find(block, 1).place
     }
 
-    /// Puts `count` blocks from `first` at `place` and the places that follow it; `checksums` has one for each
+    /// Sets `count` blocks from `first` on to `place` and the places that follow it; `checksums` has one for each
     /// block of a slot run and is empty otherwise.
     pub fn set(&mut self, first: BlockIndex, count: u32, place: Place, checksums: &[u32]) {
         assert!(count > 0 && count <= self.blocks && first <= self.blocks - count, "in range");
@@ -123,7 +123,7 @@ impl Map {
         }
     }
 
-    /// Has `blocks` blocks, at least as many as it has; the new ones are all base or all zero.
+    /// Grows to `blocks` blocks; the new ones are all base or all zero.
     pub fn grow(&mut self, blocks: u32, tail: Place) {
         let old = self.blocks;
         assert!(blocks >= old && !tail.is_slot(), "a partition only grows");
@@ -136,7 +136,7 @@ impl Map {
         }
         let nodes = nodes_mut(Arc::make_mut(&mut self.root), old);
         nodes.resize(leaves(blocks), Node::Uniform(tail));
-        // What the last leaf had behind the partition's end meant nothing.
+        // The last leaf's entries after the partition's end had no meaning.
         let rest = (old.next_multiple_of(LEAF_BLOCKS).min(blocks)) - old;
         if rest > 0 {
             self.set(old, rest, tail, &[]);
@@ -148,7 +148,7 @@ impl Map {
         let count = |(first, count, node): (BlockIndex, u32, &Node)| match node {
             Node::Uniform(Place::BASE) => 0,
             Node::Uniform(_) => count,
-            // Behind the partition's end a leaf may say zero.
+            // After the partition's end a leaf may have zero.
             Node::Leaf(leaf) => leaf.mapped(count.min(self.blocks - first)),
         };
         match &*self.root {
@@ -177,7 +177,7 @@ impl Map {
                     match node {
                         Node::Uniform(Place::BASE) => {}
                         Node::Uniform(place) => f(first, count, *place),
-                        // Behind the partition's end a leaf may say zero.
+                        // After the partition's end a leaf may have zero.
                         Node::Leaf(leaf) => leaf.for_each_run(|start, run| {
                             if start < count {
                                 f(first + start, run.count.min(count - start), run.place);
@@ -200,12 +200,12 @@ impl Map {
         }
     }
 
-    /// Whether two maps are one and the same.
+    /// Whether two maps are the same object.
     pub fn same(&self, other: &Map) -> bool {
         Arc::ptr_eq(&self.root, &other.root)
     }
 
-    /// Whether the 512 blocks from `leaf * 512` are one and the same node in both.
+    /// Whether the 512 blocks from `leaf * 512` are the same node in both.
     pub fn shares_leaf(&self, other: &Map, leaf: u32) -> bool {
         match (self.node(leaf), other.node(leaf)) {
             (NodeRef::Leaf(a), NodeRef::Leaf(b)) => Arc::ptr_eq(a, b),

@@ -1,11 +1,11 @@
-//! Usage: how many blocks each version of a partition's map holds, and which of them nobody else sees.
+//! Usage: how many blocks each version of a partition's map refers to, and which of them no other version sees.
 //!
-//! How it works      By V2 a frozen map's place is its own exactly if neither its parent nor a child has it, so what releasing it
-//!                   would free is found by walking the leaves that it shares with neither. How many slots a map refers
-//!                   to is its older neighbour's number and what the leaves differ by that the two do not share.
-//!                   Frozen maps do not change, so what was found is remembered by what it was found from: a map's
-//!                   epoch with the sequence number of its latest change, and its neighbours'. Only the newest frozen
-//!                   map, whose neighbour is the live one, is looked at again and again.
+//! How it works      By V2 a place is exclusive to a frozen map exactly if neither its parent nor a child has it, so a
+//!                   walk of the leaves that it shares with neither finds what releasing it would free. The number of
+//!                   slots of a map is that of its older neighbour, plus the difference of the leaves that the two do
+//!                   not share. Frozen maps do not change, so results are cached; the key is a map's epoch with the
+//!                   sequence number of its latest change, and the same of its neighbours. Only the newest frozen map,
+//!                   whose neighbour is the live one, is measured repeatedly.
 //! Owner and locks   a [`Memory`] belongs to the caller; the versions are clones.
 
 use std::collections::HashMap;
@@ -15,56 +15,66 @@ use super::history::History;
 use super::place::Place;
 use super::tree::{Map, NodeRef, leaves};
 use super::versions::Versions;
-use crate::units::Epoch;
+use crate::units::{Epoch, PartitionIndex};
 
-/// What a version holds, blocks.
+/// What a version refers to, blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Slots that it refers to.
+pub struct VersionUse {
+    /// Slots to which it refers.
     pub slots: u64,
-    /// Those of them that only it refers to.
+    /// Slots to which only it refers.
     pub only_slots: u64,
-    /// Base places that only it refers to.
+    /// Base places to which only it refers.
     pub only_bases: u64,
 }
 
-impl Held {
-    /// Adds what another partition's version holds.
-    pub fn add(&mut self, other: &Held) {
+impl VersionUse {
+    /// Adds the use of another partition's version.
+    pub fn add(&mut self, other: &VersionUse) {
         self.slots += other.slots;
         self.only_slots += other.only_slots;
         self.only_bases += other.only_bases;
     }
 }
 
-/// A map by what it was when it was looked at: the last epoch that sees it (the live one: all ones), and its latest
-/// change.
+/// Identifies a map's contents: the last epoch that sees it (the live one: all ones), and its latest change.
 type Identity = (Epoch, u64);
 
-/// What is remembered of one frozen map.
+/// The cached result for one frozen map.
 #[derive(Clone, Debug)]
-struct Known {
+struct Cached {
     from: Vec<Identity>,
-    held: Held,
+    used: VersionUse,
 }
 
-/// What is remembered of one partition.
+/// The cached results for one partition.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    frozen: HashMap<Epoch, Known>,
+    frozen: HashMap<Epoch, Cached>,
 }
 
-/// How much was looked at, rather than remembered.
+/// Results for a volume's partitions.
+#[derive(Debug, Default)]
+pub struct UsageMemory(HashMap<PartitionIndex, Memory>);
+
+impl UsageMemory {
+    /// What is remembered of this one.
+    pub fn of(&mut self, partition: PartitionIndex) -> &mut Memory {
+        self.0.entry(partition).or_default()
+    }
+}
+
+/// Number of maps that were measured, rather than found in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured(pub u64);
 
-/// What each of `snapshots` (in order) holds, and the slots that the live map refers to.
+/// What each snapshot refers to, in order, and the number of slots to which the live map refers.
 pub fn measure(
     versions: &Versions,
     history: &History,
     memory: &mut Memory,
     measured: &mut Measured,
-) -> (Vec<Held>, u64) {
+) -> (Vec<VersionUse>, u64) {
     let (frozen, snapshots) = (versions.frozen(), history.snapshots());
     memory
         .frozen
@@ -74,54 +84,54 @@ pub fn measure(
         None => (Epoch::MAX, versions.live.write_seq),
     };
     let map = |index: usize| frozen.get(index).map_or(&versions.live, |one| &one.map);
-    let mut found = vec![Held::default(); snapshots.len()];
+    let mut found = vec![VersionUse::default(); snapshots.len()];
     let mut slots = 0;
     let mut first = 0;
     for index in 0..=frozen.len() {
         let before = index.checked_sub(1);
         let last_epoch = identity(index).0;
         let end = first + snapshots[first..].partition_point(|epoch| *epoch <= last_epoch);
-        let mut held = Held::default();
+        let mut used = VersionUse::default();
         if index == frozen.len() {
             slots = slots_of(map(index), before.map(|before| (map(before), slots)));
-            held.slots = slots;
+            used.slots = slots;
         } else {
             let others = versions.neighbours(index, history);
             let from: Vec<Identity> =
                 [index].iter().chain(&others).map(|one| identity(*one)).collect();
             let known = memory.frozen.get(&last_epoch).filter(|known| known.from == from);
-            held = known.map_or_else(
+            used = known.map_or_else(
                 || {
                     measured.0 += 1;
                     let others: Vec<&Map> = others.iter().map(|other| map(*other)).collect();
-                    look(map(index), before.map(|before| (map(before), slots)), &others)
+                    measure_map(map(index), before.map(|before| (map(before), slots)), &others)
                 },
-                |known| known.held,
+                |known| known.used,
             );
-            memory.frozen.insert(last_epoch, Known { from, held });
-            slots = held.slots;
+            memory.frozen.insert(last_epoch, Cached { from, used });
+            slots = used.slots;
         }
         if end - first != 1 || index == frozen.len() {
-            // Seen by several snapshots, or by the live volume: deleting one of them frees nothing.
-            held = Held { slots: held.slots, ..Held::default() };
+            // Several snapshots, or the live volume, see it: deleting one snapshot frees nothing.
+            used = VersionUse { slots: used.slots, ..VersionUse::default() };
         }
-        found[first..end].fill(held);
+        found[first..end].fill(used);
         first = end;
     }
     (found, slots)
 }
 
-fn look(map: &Map, before: Option<(&Map, u64)>, neighbours: &[&Map]) -> Held {
-    let mut held = Held { slots: slots_of(map, before), ..Held::default() };
+fn measure_map(map: &Map, before: Option<(&Map, u64)>, neighbours: &[&Map]) -> VersionUse {
+    let mut used = VersionUse { slots: slots_of(map, before), ..VersionUse::default() };
     only_in(map, neighbours, |_, count, place| match place {
-        Place::BASE => held.only_bases += u64::from(count),
-        place if place.is_slot() => held.only_slots += u64::from(count),
+        Place::BASE => used.only_bases += u64::from(count),
+        place if place.is_slot() => used.only_slots += u64::from(count),
         _ => {}
     });
-    held
+    used
 }
 
-/// How many slots a map refers to, given a map that shares leaves with it, and its slots.
+/// Number of slots to which a map refers; `like` is a map that shares leaves with it, and its number of slots.
 fn slots_of(map: &Map, like: Option<(&Map, u64)>) -> u64 {
     let Some((other, mut slots)) = like else {
         return (0..leaves(map.blocks()) as u32).map(|leaf| slots_in(map.node(leaf))).sum();

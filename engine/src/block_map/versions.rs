@@ -1,23 +1,24 @@
 //! Versions: a partition's live map and the frozen maps that its snapshots see.
 //!
-//! How it works      A cut of epoch e changes nothing here. The first change of a later epoch freezes: it
-//!                   keeps a reference to the live map as it was, for every snapshot since the last freezing. A
-//!                   snapshot reads the first frozen map whose `last_epoch` is not below its own epoch, or
-//!                   the live map if there is none. A write that was started in epoch e and lands after a
-//!                   later freezing is put into that frozen map too, and into the live one.
-//!                   A rollback makes the live map a reference to the map that the snapshot sees. So versions
-//!                   are a tree: the parent of one is the version that it was made from ([`History`]).
-//! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one mark of the history;
-//!                   V2 the versions that have a place are connected: if two have it, so has each on the way
-//!                      from one to the other. So whether anything but one version sees a place is answered by
-//!                      its parent and its children, and whether the live map shares one, by its parent.
-//!                   V3 a frozen map changes only by writes of its own epochs, which have landed before its
-//!                      snapshot can be read.
-//!                   V4 a version that goes has at most one child, so that V2 holds without it: what a rollback
-//!                      went back to stays (RB2).
-//! Why V2 holds      places enter by changes of the live map, which never takes a place that any version
-//!                   sees: slots are handed out only when free, and a block returns to its base place only
-//!                   when there is no frozen map at all. A rollback gives the live map the places of its parent.
+//! How it works      A cut of epoch e changes nothing here. The first change of a later epoch freezes: it stores a
+//!                   reference to the live map before the change, for every snapshot since the last freezing. A
+//!                   snapshot reads the first frozen map whose `last_epoch` is not below its own epoch, or the live map
+//!                   if there is none. A write that was started in epoch e and ends after a later freezing changes that
+//!                   frozen map too, and the live one. A rollback makes the live map a reference to the map that the
+//!                   snapshot sees. So versions are a tree: the parent of a version is the one from which it was made
+//!                   ([`History`]).
+//! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one retained epoch of the
+//!                   history;
+//!                   V2 the versions that have a place are connected in the tree: if two have it, so has each on the
+//!                      path between them. So its parent and its children tell whether another version sees a place of
+//!                      a version, and the parent alone whether the live map shares one.
+//!                   V3 a frozen map changes only by writes of its own epochs, which have ended before its snapshot can
+//!                      be read.
+//!                   V4 a version that is released has at most one child, so that V2 holds without it: the target of a
+//!                      rollback stays (RB2).
+//! Why V2 holds      places enter by changes of the live map, which never gets a place that any version sees: slots are
+//!                   allocated only when free, and a block returns to its base place only when there is no frozen map
+//!                   at all. A rollback gives the live map the places of its parent.
 
 use std::sync::Arc;
 
@@ -40,7 +41,7 @@ pub struct Frozen {
 const CONTENTS_DROPPED_BIT: u64 = 1 << 63;
 
 impl Map {
-    /// The number of the latest record that has changed it.
+    /// The number of the latest record that changed it.
     pub fn recorded_seq(&self) -> u64 {
         self.write_seq & !CONTENTS_DROPPED_BIT
     }
@@ -49,9 +50,10 @@ impl Map {
 /// See the module's head.
 #[derive(Clone, Debug)]
 pub struct Versions {
-    /// What hosts write to.
+    /// The live map.
     pub live: Map,
-    /// Shared with clones until it changes: a checkpoint's costs the same however many snapshots there are.
+    /// Shared with clones until it changes: the cost of a clone for a checkpoint does not depend on the number of
+    /// snapshots.
     frozen: Arc<Vec<Frozen>>,
 }
 
@@ -72,7 +74,7 @@ pub struct Change<'a> {
     pub seq: u64,
 }
 
-/// The newest of these snapshots, which are in order, that is older than an epoch.
+/// The newest snapshot older than an epoch; `snapshots` are in order.
 fn newest_before(epoch: Epoch, snapshots: &[Epoch]) -> Option<Epoch> {
     match snapshots {
         [.., last] if *last < epoch => Some(*last),
@@ -86,7 +88,7 @@ impl Versions {
         Versions { live: Map::new(blocks), frozen: Arc::default() }
     }
 
-    /// From what a checkpoint holds; `None` if the order is not V1's.
+    /// Builds versions from a checkpoint's contents; `None` if they are not in the order of V1.
     pub fn from_parts(live: Map, frozen: Vec<Frozen>) -> Option<Versions> {
         let in_order = frozen.windows(2).all(|pair| pair[0].last_epoch < pair[1].last_epoch);
         in_order.then(|| Versions { live, frozen: Arc::new(frozen) })
@@ -103,8 +105,8 @@ impl Versions {
         self.frozen.get(index).map_or((&self.live, false), |frozen| (&frozen.map, true))
     }
 
-    /// The first frozen map whose `last_epoch` is not below this one, which is one of the newest, or none, for all but
-    /// readers of snapshots: so these are looked at first.
+    /// Index of the first frozen map whose `last_epoch` is not below this epoch. Except for readers of snapshots it is
+    /// one of the newest, or none, so these are searched first.
     fn first_from(&self, epoch: Epoch) -> usize {
         let below = |frozen: &Frozen| frozen.last_epoch < epoch;
         match &self.frozen[..] {
@@ -114,19 +116,19 @@ impl Versions {
         }
     }
 
-    /// The live map's parent: what shares places with it, if anything does (V2).
+    /// The live map's parent: the only frozen map that may share places with it (V2).
     pub fn parent(&self, history: &History) -> Option<&Map> {
         self.parent_of(self.frozen.len(), history).map(|index| &self.frozen[index].map)
     }
 
-    /// The parent of a version, the live one being behind the frozen ones.
+    /// The parent of a version; the live one has the index after the frozen ones.
     pub fn parent_of(&self, index: usize, history: &History) -> Option<usize> {
         let before = index.checked_sub(1);
         if history.rollbacks().is_empty() {
             return before;
         }
         let after = before.map_or(0, |before| self.frozen[before].last_epoch);
-        // The first epoch that it shows; none may be left of one that is about to go.
+        // The first epoch that it shows; a version that is about to be released may have none.
         let last = self.frozen.get(index).map_or(Epoch::MAX, |frozen| frozen.last_epoch);
         let mark = history.retained_epochs().partition_point(|mark| *mark <= after);
         let first = history.retained_epochs().get(mark).map_or(last, |mark| last.min(*mark));
@@ -139,7 +141,7 @@ impl Versions {
         }
     }
 
-    /// A version's parent and children: who shares places with it, if anybody does (V2).
+    /// A version's parent and children: the only versions that may share places with it (V2).
     pub fn neighbours(&self, index: usize, history: &History) -> Vec<usize> {
         let mut found: Vec<usize> = self.parent_of(index, history).into_iter().collect();
         let first_of = |at: Epoch| self.frozen.partition_point(|frozen| frozen.last_epoch <= at);
@@ -155,13 +157,13 @@ impl Versions {
         found
     }
 
-    /// A version's map, the live one being behind the frozen ones.
+    /// A version's map; the live one has the index after the frozen ones.
     pub fn map(&self, index: usize) -> &Map {
         self.frozen.get(index).map_or(&self.live, |frozen| &frozen.map)
     }
 
-    /// The volume was rolled back, by record `seq`: the live map is what the snapshot sees. `history` is the one before. Calls
-    /// `freed` for each run that only the live map saw.
+    /// Rolls back, by record `seq`: the live map becomes the map that the snapshot sees. `history` is the one before.
+    /// Calls `freed` for each run that only the live map saw.
     pub fn roll_back(
         &mut self,
         rollback: Rollback,
@@ -171,7 +173,7 @@ impl Versions {
     ) {
         self.freeze_before(rollback.at + 1, history.retained_epochs());
         let index = self.first_from(rollback.to);
-        let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since
+        let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since the snapshot
         let mut live = target.map.clone();
         live.write_seq = self.live.write_seq.max(seq);
         let gone = std::mem::replace(&mut self.live, live);
@@ -179,11 +181,11 @@ impl Versions {
         only_in(&gone, &parent, freed);
     }
 
-    /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Before any change
-    /// of `epoch`, in-place writes included. `snapshots` are the volume's, in order.
+    /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Called before any change
+    /// of `epoch`, including in-place writes. `snapshots` are the volume's, in order.
     ///
-    /// When records are replayed, one of a later epoch may have come first (its write landed earlier): then there is a
-    /// frozen map, but `epoch`'s snapshot and older ones see the same, and they part here.
+    /// During a replay, a record of a later epoch may have come first (its write ended earlier): then there is a frozen
+    /// map, but the snapshot before `epoch` sees the same one as later ones, and it is split here.
     pub fn freeze_before(&mut self, epoch: Epoch, snapshots: &[Epoch]) {
         let Some(newest) = newest_before(epoch, snapshots) else { return };
         let index = self.first_from(newest);
@@ -207,11 +209,12 @@ impl Versions {
         self.frozen.get(index).is_some_and(|next| next.last_epoch < epoch)
     }
 
-    /// The partition has `blocks` blocks from now on: the new ones are at their base place in the live map, and the
-    /// snapshots, which do not show them, have zeroes there. So writing them redirects nothing.
+    /// Grows the partition to `blocks` blocks: the new ones are at their base place in the live map, and zero in the
+    /// maps of snapshots, which do not show them. So writing them redirects nothing.
     pub fn grow(&mut self, blocks: u32, snapshots: &[Epoch]) {
-        // Of the epoch that continues. A frozen map that the newest snapshot sees may be of a later one, which is gone: to part
-        // them would leave a map that no mark sees (V1), and hide from what a rollback left who descends from whom.
+        // In the current epoch. A frozen map that the newest snapshot sees may be of a later epoch, which is gone:
+        // splitting it would leave a map that no retained epoch sees (V1), and hide the descent of versions before a
+        // rollback.
         self.freeze_before(Epoch::MAX, snapshots);
         if !self.frozen.is_empty() {
             let frozen = Arc::make_mut(&mut self.frozen).iter_mut();
@@ -220,8 +223,8 @@ impl Versions {
         self.live.grow(blocks, Place::BASE);
     }
 
-    /// Snapshots up to `epoch` do not show the blocks from `from` on: they have zeroes there, as [`Versions::grow`]
-    /// left it. For what was read back, and for partitions that are new.
+    /// Hides the blocks from `from` on from snapshots up to `epoch`: they are zero there, as after [`Versions::grow`].
+    /// For recovered versions and for new partitions.
     pub fn hide(&mut self, epoch: Epoch, snapshots: &[Epoch], from: BlockIndex) {
         if snapshots.first().is_none_or(|oldest| *oldest > epoch) {
             return;
@@ -235,7 +238,7 @@ impl Versions {
     }
 
     /// Makes a change in the live map and in the frozen maps of its epoch and later ones (V3). Calls `freed` for
-    /// each run that it replaces and that no version sees any more.
+    /// each replaced run that no version sees any more.
     pub fn apply(
         &mut self,
         change: Change<'_>,
@@ -245,8 +248,8 @@ impl Versions {
         self.apply_with_hint(change, history, |_, _| false, freed);
     }
 
-    /// As [`Versions::apply`]; `known_unshared` says of a run of the live map whether it is known that no frozen map
-    /// shares it, so that none has to be searched.
+    /// Like [`Versions::apply`]; `known_unshared` returns whether it is known that no frozen map shares a run of the
+    /// live map, so that none has to be searched.
     pub fn apply_with_hint(
         &mut self,
         change: Change<'_>,
@@ -286,7 +289,7 @@ impl Versions {
         }
     }
 
-    /// Releases the frozen maps that no mark sees. Calls `freed` for each run that only they saw.
+    /// Releases the frozen maps that no retained epoch sees. Calls `freed` for each run that only they saw.
     pub fn prune(&mut self, history: &History, mut freed: impl FnMut(BlockIndex, u32, Place)) {
         let mut index = 0;
         let mut after: Epoch = 0;
@@ -301,8 +304,8 @@ impl Versions {
         }
     }
 
-    /// Releases what the snapshot of `epoch` has seen, which is none of the history's any more, if no other sees it:
-    /// of the frozen map, or where that is a mark still, of what neither its parent nor its children have.
+    /// Releases the map of the snapshot of `epoch`, which the history no longer has, if no other snapshot sees it. If
+    /// the epoch is still retained, only the places are released that neither its parent nor its children have.
     pub fn forget(
         &mut self,
         epoch: Epoch,
@@ -327,7 +330,7 @@ impl Versions {
         let hidden = &mut Arc::make_mut(&mut self.frozen)[index].map;
         hidden.write_seq ^= CONTENTS_DROPPED_BIT;
         for (first, count, place) in alone {
-            hidden.set(first, count, Place::ZERO, &[]); // nobody reads it
+            hidden.set(first, count, Place::ZERO, &[]); // it is not read any more
             freed(first, count, place);
         }
     }

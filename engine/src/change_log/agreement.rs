@@ -1,11 +1,13 @@
-//! Agreement: whether a processor's journal and the catalog tell the same history of a volume.
+//! Agreement: whether a processor's journal and the catalog have the same history of a volume.
 //!
-//! How it works      The catalog says which snapshots and rollbacks exist. The journal says when each epoch ended, and
-//!                   whether a cut or a rollback ended it. Both are compared while records are replayed.
-//! Invariants        A1 the catalog records a snapshot after the journal has its cut, and a rollback before the journal has it;
-//!                   A2 the catalog forgets a rollback after a checkpoint of every processor covers it. So a record of a
+//! How it works      The catalog lists the existing snapshots and rollbacks. The journal records when each epoch ended,
+//!                   and whether a cut or a rollback ended it. Both are compared while records are replayed.
+//! Invariants        A1 the catalog records a snapshot after the journal has its cut, and a rollback before the journal
+//!                   has it;
+//!                   A2 the catalog forgets a rollback after a checkpoint of every processor covers it. So a record of
+//!                      a
 //!                   rollback that no checkpoint covers has its row in the catalog.
-//! Errors            a clause that says what does not fit. The volume is not served then.
+//! Errors            a clause that says how they differ. The volume is then not served.
 
 use super::expected::Expect;
 use super::format::{Record, RecordKind};
@@ -15,21 +17,22 @@ use crate::units::Epoch;
 /// Segments of this format version and later ones have a record for each rollback.
 const ROLLBACKS_RECORDED: u32 = 2;
 
-/// What the catalog says of a volume, as far as one processor's journal must agree.
+/// The part of the catalog with which one processor's journal must agree.
 #[derive(Clone, Debug)]
 pub struct CatalogState {
     /// Its snapshots and rollbacks.
     pub history: History,
     /// The volume's size in blocks at each rollback.
     pub sizes: Vec<u64>,
-    /// What must be there of its journal.
+    /// What must exist of its journal.
     pub expect: Expect,
-    /// The epoch that the journal must have reached: snapshots and rollbacks up to it include partitions of this processor.
+    /// The epoch that the journal must have reached: snapshots and rollbacks up to it include partitions of this
+    /// processor.
     pub reached: Epoch,
 }
 
 impl CatalogState {
-    /// Snapshots without rollbacks, in order; the journal may have reached any epoch.
+    /// Snapshots without rollbacks, in order; the journal may end in any epoch.
     pub fn line(snapshots: &[Epoch]) -> CatalogState {
         CatalogState {
             history: History::line(snapshots),
@@ -40,33 +43,35 @@ impl CatalogState {
     }
 }
 
-/// How far a replay has got in the history.
+/// The state of a comparison during a replay.
 pub struct Agreement<'a> {
     catalog: &'a CatalogState,
-    /// Rollbacks that the maps have.
-    rolled: usize,
-    /// The newest epoch of which a record says that it ended.
+    /// Number of rollbacks that were applied to the maps.
+    applied_rollbacks: usize,
+    /// The newest epoch whose end is recorded.
     ended: Epoch,
 }
 
 impl<'a> Agreement<'a> {
-    /// At a checkpoint that was taken in `epoch`.
+    /// The state after a checkpoint that was taken in `epoch`.
     pub fn new(catalog: &'a CatalogState, epoch: Epoch) -> Agreement<'a> {
-        let rolled = catalog.history.rollbacks().partition_point(|rollback| rollback.at < epoch);
-        // The record that the epoch before ended may follow the checkpoint.
-        Agreement { catalog, rolled, ended: epoch.saturating_sub(2) }
+        let applied_rollbacks =
+            catalog.history.rollbacks().partition_point(|rollback| rollback.at < epoch);
+        // The record of the end of the epoch before may follow the checkpoint.
+        Agreement { catalog, applied_rollbacks, ended: epoch.saturating_sub(2) }
     }
 
-    /// The number of rollbacks that the maps have.
-    pub fn rolled(&self) -> usize {
-        self.rolled
+    /// Number of rollbacks that were applied to the maps.
+    pub fn applied_rollbacks(&self) -> usize {
+        self.applied_rollbacks
     }
 
-    /// The next record, of a segment of this format version. Returns how many rollbacks the maps have to go through first.
-    pub fn meet(&mut self, record: &Record, version: u32) -> Result<usize, String> {
+    /// Checks the next record, of a segment of this format version. Returns the number of rollbacks that have to be
+    /// applied to the maps before it.
+    pub fn check_record(&mut self, record: &Record, version: u32) -> Result<usize, String> {
         let epoch = record.epoch;
         let rollbacks = self.catalog.history.rollbacks();
-        let before = self.rolled.checked_sub(1).map(|last| rollbacks[last].at);
+        let before = self.applied_rollbacks.checked_sub(1).map(|last| rollbacks[last].at);
         if before.is_some_and(|at| epoch <= at) {
             return Err(format!("it is of epoch {epoch}, which a rollback has ended"));
         }
@@ -76,21 +81,22 @@ impl<'a> Agreement<'a> {
             }
             self.ended = epoch;
         }
-        let due = rollbacks[self.rolled..].iter().take_while(|next| next.at < epoch).count();
+        let due =
+            rollbacks[self.applied_rollbacks..].iter().take_while(|next| next.at < epoch).count();
         let recorded = version >= ROLLBACKS_RECORDED;
         if recorded && due > 0 {
-            let at = rollbacks[self.rolled].at;
+            let at = rollbacks[self.applied_rollbacks].at;
             return Err(format!(
                 "it is of epoch {epoch}, but no record says that the volume was rolled back at epoch {at}, as the \
                  catalog does"
             ));
         }
-        let next = rollbacks.get(self.rolled + due).filter(|next| next.at == epoch);
+        let next = rollbacks.get(self.applied_rollbacks + due).filter(|next| next.at == epoch);
         let due = match (record.kind, next) {
             (RecordKind::Rollback, Some(next)) => {
                 let size = u64::from(record.first) << 32 | u64::from(record.partition);
                 let same = next.to == record.place
-                    && self.catalog.sizes.get(self.rolled + due) == Some(&size);
+                    && self.catalog.sizes.get(self.applied_rollbacks + due) == Some(&size);
                 if !same {
                     return Err(format!(
                         "the volume, of {size} blocks, was rolled back at epoch {epoch} to epoch {}, but the catalog \
@@ -113,12 +119,12 @@ impl<'a> Agreement<'a> {
             }
             _ => due,
         };
-        self.rolled += due;
+        self.applied_rollbacks += due;
         Ok(due)
     }
 
-    /// All records were met, and the last epoch is `epoch`. `recorded`: every segment is of a version that has a record for
-    /// each end of an epoch.
+    /// Checks the end of the replay: all records were checked, and the last epoch is `epoch`. `recorded`: every segment
+    /// is of a version that has a record for each end of an epoch.
     pub fn end(&self, epoch: Epoch, recorded: bool) -> Result<(), String> {
         if recorded && epoch < self.catalog.reached {
             return Err(format!(

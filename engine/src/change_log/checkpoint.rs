@@ -1,17 +1,17 @@
-//! Checkpoint: one processor's maps of one volume in a file, so that the journal before it is not needed.
+//! Checkpoint: one processor's maps of one volume in a file, so that earlier journal records are not needed.
 //!
 //! How it works      The processor clones its versions, which costs references; another thread writes them
-//!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, renames it, and removes what it has made
-//!                   unnecessary. The devices were synced meanwhile; the journal need not be, because its records are not
+//!                   to `pPPP-NNNNNNNNNN.checkpoint.new`, syncs it, renames it, and removes the files that it replaces.
+//!                   The devices are synced before the rename; the journal need not be, because its records are not
 //!                   needed any more. A leaf that several versions share is written once.
 //! Memory            a leaf that changes while a clone refers to it is copied. So the clone is dropped partition by
-//!                   partition, while they are written to the page cache and before anything is synced: what is copied is
-//!                   what changes in that time, and never more than the maps. Reading takes one buffer.
-//! Invariants        K1 a checkpoint under its final name is whole, durable, and speaks only of data that is
+//!                   partition, while they are written to the page cache and before anything is synced: only leaves
+//!                   that change in that time are copied, and never more than the maps. Reading takes one buffer.
+//! Invariants        K1 a checkpoint under its final name is complete, durable, and refers only to data that is
 //!                   durable; K2 the manifest names it before the journal and the checkpoint before it are removed.
-//! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery is longer.
-//!                   Whatever bytes are read: what is no checkpoint is refused, and no more is allocated than they
-//!                   are long, times a small number.
+//! Errors            a failed checkpoint leaves the older one and the journal: nothing is lost, recovery takes longer.
+//!                   A file that is not a checkpoint is refused, for any contents, and no more is allocated for it than
+//!                   a small multiple of its length.
 
 use std::collections::HashMap;
 use std::io::{BufWriter, Write};
@@ -31,7 +31,7 @@ use crate::error::Errno;
 use crate::system::File;
 use crate::units::{Epoch, PartitionIndex};
 
-/// What a checkpoint holds.
+/// Contents of a checkpoint.
 #[derive(Clone, Debug)]
 pub struct Contents {
     /// The first record that it does not cover.
@@ -45,13 +45,13 @@ pub struct Contents {
 const NODE_BASE: u32 = 0;
 const NODE_ZERO: u32 = 1;
 const NODE_LEAVES: u32 = 2;
-/// The end of a partition's leaves, together with its size in blocks.
-const BLOCKS_TOLD: u32 = 1 << 31;
-/// Bytes that are read at once.
+/// Flag of a partition's leaf count: its size in blocks follows.
+const BLOCKS_FOLLOW: u32 = 1 << 31;
+/// Bytes that one read takes.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes a checkpoint under `path`; returns the file, which is not synced, its size in bytes, and its CRC-32C. It is not
-/// named yet: see [`publish`].
+/// Writes a checkpoint to `path`; returns the file, which is not synced, its size in bytes, and its CRC-32C. It does
+/// not have its final name yet: see [`publish`].
 pub fn write(
     path: &Path,
     identity: &Identity,
@@ -86,7 +86,7 @@ pub fn write(
     Ok((file, out.inner.get_ref().at, crc))
 }
 
-/// Gives a checkpoint its name (K1: the caller has seen to the rest), durably.
+/// Renames a checkpoint to its final name, durably (K1: the caller has ensured the rest).
 pub fn publish(identity: &Identity, new: &Path, path: &Path) -> Result<(), Errno> {
     identity.system.rename(new, path)?;
     identity.system.sync_directory(&identity.directory)
@@ -156,7 +156,7 @@ fn write_partition<W: Write>(
             out.put(&bytes)?;
         }
     }
-    out.put(&(BLOCKS_TOLD | versions.live.blocks()).to_le_bytes())?;
+    out.put(&(BLOCKS_FOLLOW | versions.live.blocks()).to_le_bytes())?;
     for (last_epoch, map) in maps(versions) {
         bytes.clear();
         bytes.extend_from_slice(&last_epoch.to_le_bytes());
@@ -179,7 +179,7 @@ fn write_partition<W: Write>(
 pub enum Bad {
     /// The file could not be read.
     Io(Errno),
-    /// This is wrong with what it holds.
+    /// What is wrong with its contents.
     Corrupt(String),
 }
 
@@ -201,8 +201,8 @@ pub fn read(
     read_input(input, bytes.len() as u64, blocks_of).map(|(header, contents, _)| (header, contents))
 }
 
-/// Reads a checkpoint, with its CRC-32C. `blocks_of` gives a partition's size in blocks, `None` for one that this processor
-/// does not own.
+/// Reads a checkpoint, with its CRC-32C. `blocks_of` gives a partition's size in blocks, `None` for one that this
+/// processor does not own.
 pub fn read_file(
     file: &dyn File,
     blocks_of: impl Fn(PartitionIndex) -> Option<u32>,
@@ -236,25 +236,25 @@ fn read_input(
     }
     let crc = input.end()?;
     if !possible(epoch) {
-        return Err("its epoch cannot be".into());
+        return Err("its epoch is impossible".into());
     }
     let maps = partitions.iter().flat_map(|(_, versions)| maps(versions));
     for (last_epoch, map) in maps {
         let later = last_epoch >= epoch && last_epoch != Epoch::MAX;
         if later || map.recorded_seq() >= header.first_seq {
-            return Err("a map in it is of later than the checkpoint".into());
+            return Err("one of its maps is later than the checkpoint".into());
         }
     }
     let contents = Contents { first_seq: header.first_seq, epoch, partitions };
     Ok((header, contents, crc))
 }
 
-/// A body that is read from its beginning to its end, its checksum computed on the way.
+/// A body that is read sequentially while its checksum is computed.
 struct Input<R> {
     read: R,
-    /// Where the checksum stands.
+    /// Offset of the checksum.
     body: u64,
-    /// What is read next.
+    /// Offset of the next read.
     next: u64,
     crc: u32,
     buffer: Vec<u8>,
@@ -262,7 +262,7 @@ struct Input<R> {
 }
 
 impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
-    /// The next `length` bytes, which are few.
+    /// The next `length` bytes; `length` is small.
     fn take(&mut self, length: usize) -> Result<&[u8], Bad> {
         debug_assert!(length <= BUFFER_BYTES / 2);
         if self.buffer.len() - self.at < length {
@@ -275,14 +275,14 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
     fn fill(&mut self, length: usize) -> Result<(), Bad> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        let kept = self.buffer.len();
-        let more = (self.body - self.next).min((BUFFER_BYTES - kept) as u64) as usize;
-        if kept + more < length {
+        let rest = self.buffer.len();
+        let more = (self.body - self.next).min((BUFFER_BYTES - rest) as u64) as usize;
+        if rest + more < length {
             return Err("it ends too early".into());
         }
-        self.buffer.resize(kept + more, 0);
-        (self.read)(&mut self.buffer[kept..], self.next)?;
-        self.crc = checksum::crc32c_append(self.crc, &self.buffer[kept..]);
+        self.buffer.resize(rest + more, 0);
+        (self.read)(&mut self.buffer[rest..], self.next)?;
+        self.crc = checksum::crc32c_append(self.crc, &self.buffer[rest..]);
         self.next += more as u64;
         Ok(())
     }
@@ -315,10 +315,10 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
     let had = loop {
         let length = input.u32()? as usize;
         if length == 0 {
-            break blocks; // it was written when no volume could grow
+            break blocks; // it was written by a version in which no volume could grow
         }
-        if length as u32 & BLOCKS_TOLD != 0 {
-            break length as u32 & !BLOCKS_TOLD;
+        if length as u32 & BLOCKS_FOLLOW != 0 {
+            break length as u32 & !BLOCKS_FOLLOW;
         }
         if length > LEAF_BYTES_MAX {
             return Err("a leaf is too long".into());
@@ -326,7 +326,7 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
         known.push(Arc::new(leaf_bytes::decode(input.take(length)?)?));
     };
     if had == 0 || had > blocks {
-        return Err("a partition is larger than it can be".into());
+        return Err("a partition is larger than possible".into());
     }
     let mut frozen = Vec::new();
     for version in 1..=count {

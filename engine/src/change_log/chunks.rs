@@ -1,18 +1,19 @@
-//! Chunks: which slots of one change log are used, for all processors at once.
+//! Chunks: the allocation bitmaps of one change log, shared by all processors.
 //!
-//! How it works      A bitmap for each chunk of [`CHUNK_SLOTS`] slots that has any used, under a lock of its own. A processor
-//!                   makes one chunk its home and takes slots there until it is full, so that processors meet in a
-//!                   chunk only when nothing else is left: then they take from each other's homes, down to the last slot.
-//! Invariants        CH1 a slot is taken by one taker until it is given back;
-//!                   CH2 an idle chunk with free slots is in `open`, but for the moment in which somebody looks at it;
-//!                   CH3 nothing is taken from a chunk that is returning.
-//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty` and
-//!                   `homes` are hints: who follows one looks at the chunk itself.
+//! How it works      A bitmap for each chunk of [`CHUNK_SLOTS`] slots that has any used, under a lock of its own. A
+//!                   processor has an active chunk (elsewhere: an open segment), from which it allocates until it is
+//!                   full. So processors share a chunk only when nothing else is left: then they allocate from each
+//!                   other's active chunks, down to the last slot.
+//! Invariants        CH1 a slot is allocated to one owner until it is freed;
+//!                   CH2 an idle chunk with free slots is in `open`, except while a thread examines it;
+//!                   CH3 nothing is allocated from a chunk that is returning.
+//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty`
+//!                   and `active` are hints: a thread that follows one checks the chunk itself.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, SlotIndex};
 
 /// Slots in a chunk: 4 MiB.
 pub const CHUNK_SLOTS: u64 = 1024;
@@ -21,16 +22,33 @@ pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
+impl SlotIndex {
+    /// Slot `first` of a chunk.
+    pub fn in_chunk(chunk: u64, first: u32) -> SlotIndex {
+        SlotIndex(chunk * CHUNK_SLOTS + u64::from(first))
+    }
+
+    /// The chunk that it is in, and which of that chunk's slots it is.
+    pub fn chunk(self) -> (u64, u32) {
+        (self.0 / CHUNK_SLOTS, (self.0 % CHUNK_SLOTS) as u32)
+    }
+
+    /// Slots from it to the end of its chunk, at least 1. The next chunk may be in another extent.
+    pub fn left_in_chunk(self) -> u32 {
+        CHUNK_SLOTS as u32 - self.chunk().1
+    }
+}
+
 /// A bit for each slot of a chunk.
 pub type SlotBits = [u64; WORDS];
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Role {
-    /// No home.
+    /// Not active.
     #[default]
     Idle,
-    /// A processor takes its slots here.
-    Home,
+    /// A processor allocates its slots here.
+    Active,
     /// Empty, and being punched out of its device.
     Returning,
 }
@@ -52,8 +70,8 @@ impl Chunk {
         u64::from(self.used) < CHUNK_SLOTS
     }
 
-    /// Finds and takes the first free run, at most `want` slots.
-    fn take_run(&mut self, want: u32) -> Option<(u32, u32)> {
+    /// Finds and allocates the first free run, at most `want` slots.
+    fn allocate_run(&mut self, want: u32) -> Option<(u32, u32)> {
         if !self.has_free_slots() || self.role == Role::Returning {
             return None;
         }
@@ -84,13 +102,13 @@ pub struct Chunks {
     chunks: Vec<Mutex<Chunk>>,
     open: Bits,
     empty: Bits,
-    homes: Bits,
+    active: Bits,
     used: AtomicU64,
     claimed: AtomicU64,
 }
 
 impl Chunks {
-    /// So many chunks, all empty.
+    /// `count` chunks, all empty.
     pub fn new(count: u64) -> Chunks {
         let (open, empty) = (Bits::new(count), Bits::new(count));
         for chunk in 0..count {
@@ -101,28 +119,28 @@ impl Chunks {
             chunks: (0..count).map(|_| Mutex::default()).collect(),
             open,
             empty,
-            homes: Bits::new(count),
+            active: Bits::new(count),
             used: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
         }
     }
 
-    /// Slots that are used.
+    /// Number of used slots.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Acquire)
     }
 
-    /// Chunks that are not empty, or some processor's home.
+    /// Number of chunks that are not empty, or active.
     pub fn claimed(&self) -> u64 {
         self.claimed.load(Ordering::Acquire)
     }
 
-    /// Changes a chunk under its lock, and counts what that did.
+    /// Changes a chunk under its lock, and updates the counters.
     fn change<T>(&self, number: u64, f: impl FnOnce(&mut Chunk) -> T) -> T {
         let mut chunk = self.chunks[number as usize].lock().expect("no holder panics");
         let (used, claimed) = (u64::from(chunk.used), u64::from(chunk.is_claimed()));
         let result = f(&mut chunk);
-        // Modulo 2^64, so that less is more of the complement.
+        // Modulo 2^64, so a decrease is added as its complement.
         let more_used = u64::from(chunk.used).wrapping_sub(used);
         let more_claimed = u64::from(chunk.is_claimed()).wrapping_sub(claimed);
         if chunk.used == 0 {
@@ -144,55 +162,55 @@ impl Chunks {
         result
     }
 
-    /// Takes up to `want` slots that follow each other in this chunk: the first one within it, and how many.
-    pub fn take_in(&self, chunk: u64, want: u32) -> Option<(u32, u32)> {
-        self.change(chunk, |chunk| chunk.take_run(want))
+    /// Allocates up to `want` consecutive slots in this chunk; returns the first one within it, and how many.
+    pub fn allocate_in(&self, chunk: u64, want: u32) -> Option<(u32, u32)> {
+        self.change(chunk, |chunk| chunk.allocate_run(want))
     }
 
-    /// Takes slots in a chunk that is some processor's home.
-    pub fn take_in_any_home(&self, want: u32) -> Option<(u64, u32, u32)> {
-        self.homes.all().find_map(|chunk| {
-            let (first, count) = self.take_in(chunk, want)?;
+    /// Allocates slots in an active chunk of any processor.
+    pub fn allocate_in_any_active(&self, want: u32) -> Option<(u64, u32, u32)> {
+        self.active.all().find_map(|chunk| {
+            let (first, count) = self.allocate_in(chunk, want)?;
             Some((chunk, first, count))
         })
     }
 
-    /// Makes an idle chunk that is not full the caller's home: the chunk that it allocates from (elsewhere: its open segment).
-    pub fn find_home(&self) -> Option<u64> {
-        self.find_home_in(&self.open, Chunk::has_free_slots)
+    /// Makes an idle chunk that is not full the caller's active chunk.
+    pub fn activate(&self) -> Option<u64> {
+        self.activate_from(&self.open, Chunk::has_free_slots)
     }
 
-    /// Makes an empty chunk the caller's home, if more than half of all are.
-    pub fn find_empty_home(&self) -> Option<u64> {
+    /// Makes an empty chunk the caller's active chunk, if more than half of all are empty.
+    pub fn activate_empty(&self) -> Option<u64> {
         let plenty = self.claimed() * 2 < self.chunks.len() as u64;
-        plenty.then(|| self.find_home_in(&self.empty, |chunk| chunk.used == 0))?
+        plenty.then(|| self.activate_from(&self.empty, |chunk| chunk.used == 0))?
     }
 
-    fn find_home_in(&self, hints: &Bits, will_do: fn(&Chunk) -> bool) -> Option<u64> {
+    fn activate_from(&self, hints: &Bits, will_do: fn(&Chunk) -> bool) -> Option<u64> {
         loop {
             let chunk = hints.take_first()?;
             let found = self.change(chunk, |chunk| {
                 let fits = chunk.role == Role::Idle && will_do(chunk);
                 if fits {
-                    chunk.role = Role::Home;
+                    chunk.role = Role::Active;
                 }
                 fits
             });
             if found {
-                self.homes.set(chunk);
+                self.active.set(chunk);
                 return Some(chunk);
             }
         }
     }
 
-    /// Gives up a home.
-    pub fn leave_home(&self, chunk: u64) {
-        self.homes.clear(chunk);
+    /// Makes an active chunk idle.
+    pub fn deactivate(&self, chunk: u64) {
+        self.active.clear(chunk);
         self.change(chunk, |chunk| chunk.role = Role::Idle);
     }
 
-    /// Takes these very slots, at recovery; gives one that is taken already, if there is any: then none is taken.
-    pub fn take_exactly(&self, chunk: u64, slots: &SlotBits) -> Result<(), u32> {
+    /// Allocates exactly these slots, at recovery. `Err`: one of them that is already allocated; then none is.
+    pub fn allocate_exactly(&self, chunk: u64, slots: &SlotBits) -> Result<(), u32> {
         self.change(chunk, |chunk| {
             let bits = chunk.bits.get_or_insert_default();
             let taken = bits.iter().zip(slots).position(|(bits, slots)| bits & slots != 0);
@@ -207,8 +225,8 @@ impl Chunks {
         })
     }
 
-    /// Takes those of these slots that are free, and leaves the others out of `slots`.
-    pub fn take_free(&self, chunk: u64, slots: &mut SlotBits) {
+    /// Allocates those of these slots that are free, and removes the others from `slots`.
+    pub fn allocate_available(&self, chunk: u64, slots: &mut SlotBits) {
         if chunk >= self.chunks.len() as u64 {
             return slots.fill(0);
         }
@@ -222,25 +240,25 @@ impl Chunks {
         });
     }
 
-    /// Gives these very slots back.
-    pub fn give_exactly(&self, chunk: u64, slots: &SlotBits) {
+    /// Frees exactly these slots.
+    pub fn free_exactly(&self, chunk: u64, slots: &SlotBits) {
         self.change(chunk, |chunk| {
-            let bits = chunk.bits.as_mut().expect("CH1: these are taken");
+            let bits = chunk.bits.as_mut().expect("CH1: these are allocated");
             for (bits, slots) in bits.iter_mut().zip(slots) {
-                assert!(*bits & slots == *slots, "CH1: a slot is given back once");
+                assert!(*bits & slots == *slots, "CH1: a slot is freed once");
                 *bits &= !slots;
                 chunk.used -= slots.count_ones();
             }
         });
     }
 
-    /// Gives slots back; says whether nothing of the chunk is used any more.
-    pub fn give(&self, chunk: u64, first: u32, count: u32) -> bool {
+    /// Frees slots; returns whether the chunk is empty now.
+    pub fn free(&self, chunk: u64, first: u32, count: u32) -> bool {
         self.change(chunk, |chunk| {
-            let bits = chunk.bits.as_mut().expect("CH1: these are taken");
+            let bits = chunk.bits.as_mut().expect("CH1: these are allocated");
             for slot in first..first + count {
                 let (word, mask) = place(slot);
-                assert!(bits[word] & mask != 0, "CH1: a slot is given back once");
+                assert!(bits[word] & mask != 0, "CH1: a slot is freed once");
                 bits[word] &= !mask;
             }
             chunk.used -= count;
@@ -248,7 +266,7 @@ impl Chunks {
         })
     }
 
-    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or some processor's home.
+    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or active.
     pub fn retire(&self, chunk: u64) -> bool {
         self.change(chunk, |chunk| {
             let empty = chunk.used == 0 && chunk.role == Role::Idle;
@@ -259,7 +277,7 @@ impl Chunks {
         })
     }
 
-    /// Brings it back.
+    /// Makes a retired chunk idle again.
     pub fn revive(&self, chunk: u64) {
         self.change(chunk, |chunk| chunk.role = Role::Idle);
     }
@@ -269,7 +287,7 @@ impl Chunks {
 #[derive(Debug)]
 struct Bits {
     words: Vec<AtomicU64>,
-    /// Below the word of this chunk there is probably none.
+    /// Below the word of this chunk the set is probably empty.
     hint: AtomicU64,
 }
 
@@ -290,13 +308,13 @@ impl Bits {
         }
     }
 
-    /// Takes a number out; says whether it was in.
+    /// Removes a number; returns whether it was in the set.
     fn clear(&self, number: u64) -> bool {
         let mask = 1 << (number % 64);
         self.words[number as usize / 64].fetch_and(!mask, Ordering::AcqRel) & mask != 0
     }
 
-    /// Takes out one of the lowest.
+    /// Removes and returns one of the lowest.
     fn take_first(&self) -> Option<u64> {
         let count = self.words.len();
         let begin = self.hint.load(Ordering::Relaxed) as usize / 64;
@@ -317,7 +335,7 @@ impl Bits {
         None
     }
 
-    /// All that are in, each looked up when it is its turn.
+    /// All numbers in the set, each read when the iterator reaches it.
     fn all(&self) -> impl Iterator<Item = u64> {
         self.words.iter().enumerate().flat_map(|(at, word)| {
             let word = word.load(Ordering::Acquire);

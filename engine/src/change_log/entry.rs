@@ -9,29 +9,29 @@ use crate::block_map::history::Rollback;
 use crate::system::File;
 use crate::units::Epoch;
 
-/// What a journal continues from.
+/// The starting point of a journal.
 #[derive(Debug)]
 pub struct Start {
     /// The first segment's number.
     pub number: u64,
     /// The first record's number.
     pub next_seq: u64,
-    /// Records up to this one are known to be durable; those between, if any, are once a commit has succeeded.
+    /// Records up to this one are known to be durable; later ones become durable with the first commit.
     pub covered: u64,
-    /// The segments that were read back: they are synced before the first commit mark.
+    /// The segments that recovery read: they are synced before the first commit mark.
     pub segments: Vec<Arc<dyn File>>,
     /// Their paths.
     pub paths: Vec<PathBuf>,
-    /// The incarnation of the last one that was begun; 0: none.
+    /// The incarnation of the last segment that was begun; 0: none.
     pub previous: u64,
-    /// Number and CRC-32C of the checkpoint that was read back; 0: none.
+    /// Number and CRC-32C of the checkpoint that recovery read; 0: none.
     pub checkpoint: (u64, u32),
-    /// What was read of the manifest, if there is one.
+    /// The manifest, if there is one.
     pub manifest: Option<manifest::Found>,
 }
 
 impl Start {
-    /// From nothing.
+    /// The start of a new journal.
     pub fn fresh() -> Start {
         Start {
             number: 1,
@@ -46,7 +46,7 @@ impl Start {
     }
 }
 
-/// What a record says, before it has its sequence number.
+/// The contents of a record, before it has its sequence number.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
     /// See [`Record`].
@@ -66,13 +66,13 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'static> {
-    /// A cut has ended `epoch`, at this instant, nanoseconds since 1970.
+    /// The entry of a cut that ended `epoch`, at this instant, nanoseconds since 1970.
     pub fn cut(epoch: Epoch, instant_ns: u64) -> Entry<'static> {
         let (kind, place) = (RecordKind::Cut, instant_ns);
         Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
     }
 
-    /// The volume, of so many blocks, was rolled back.
+    /// The entry of a rollback; `blocks` is the volume's size.
     pub fn rollback(rollback: Rollback, blocks: u64) -> Entry<'static> {
         Entry {
             kind: RecordKind::Rollback,

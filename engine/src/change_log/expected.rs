@@ -1,7 +1,7 @@
-//! Expected: what must be there of a processor's journal and is compared with what is there.
+//! Expected: the files that must exist of a processor's journal, compared with the existing ones.
 //!
-//! How it works      The catalog says whether there must be a [manifest](super::manifest), or any file; the manifest says which
-//!                   checkpoint, and how far records go.
+//! How it works      The catalog says whether a [manifest](super::manifest), or any file, must exist; the manifest says
+//!                   which checkpoint, and up to which record.
 //! Errors            `Corrupt`, with the file's name. Nothing is changed.
 
 use std::path::{Path, PathBuf};
@@ -13,12 +13,12 @@ use super::manifest::Found;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::units::PartitionIndex;
 
-/// What must be there of a processor's journal.
+/// What must exist of a processor's journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Nothing: it may never have been begun.
+    /// Nothing: it may never have been started.
     Nothing,
-    /// A segment or a checkpoint: it was begun by a version that had no manifests, perhaps.
+    /// A segment or a checkpoint: it may have been started by a version without manifests.
     Files,
     /// Its manifest.
     Manifest,
@@ -39,7 +39,7 @@ pub fn list(identity: &Identity, expect: Expect) -> Result<Vec<(u64, PathBuf)>> 
     Ok(names)
 }
 
-/// Refuses a processor without a manifest that must have one, or files.
+/// Refuses a processor whose manifest or files are missing although they must exist.
 pub fn expect_files(identity: &Identity, expect: Expect, names: &[(u64, PathBuf)]) -> Result<()> {
     let missing = match expect {
         Expect::Manifest => format!("its manifest {} is missing", identity.manifest.display()),
@@ -52,7 +52,7 @@ pub fn expect_files(identity: &Identity, expect: Expect, names: &[(u64, PathBuf)
     Err(Error::new(ErrorKind::Corrupt, missing))
 }
 
-/// Refuses what does not reach as far as the manifest says.
+/// Refuses a journal that ends before the last record in the manifest.
 pub fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Result<()> {
     let path = &identity.manifest;
     let missing = |least: u64| {
@@ -73,7 +73,7 @@ pub fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Resul
     match found.appended {
         None => Err(corrupt(path, "the number of its last record is damaged")),
         Some(appended) if reached < appended => missing(appended),
-        // One may have been stored, and not counted.
+        // One more may have been stored, and not counted.
         Some(appended) if reached > appended + 1 => {
             let what = format!(
                 "it is older than the journal, which has {reached} records, not {appended}"
@@ -84,8 +84,9 @@ pub fn expect_records(identity: &Identity, found: &Found, reached: u64) -> Resul
     }
 }
 
-/// Reads the newest checkpoint: its number and CRC-32C, 0 if there is none, and its contents. The one that is named must be
-/// there. A newer one came to its name, and the manifest was not written any more, or is older: it is as good.
+/// Reads the newest checkpoint: its number and CRC-32C, 0 if there is none, and its contents. The one that the manifest
+/// names must exist. A newer one is as good: it was renamed, but the manifest was not written after that, or is an
+/// older copy.
 pub fn read_checkpoint(
     identity: &Identity,
     named: Option<(u64, u32)>,
@@ -115,7 +116,10 @@ pub fn read_checkpoint(
         return Err(corrupt(&path, "it belongs to another volume or processor"));
     }
     if header.number != number || (number == named && crc != named_crc) {
-        return Err(corrupt(&path, "it is not the one that was written last, but of another time"));
+        return Err(corrupt(
+            &path,
+            "it is not the one that was written last, but one from another time",
+        ));
     }
     Ok(((number, crc), contents))
 }

@@ -1,14 +1,15 @@
 //! Failed sync: a persistent record of a failed fsync (known as "fsyncgate"), valid for this boot.
 //!
-//! How it works      After a failed fsync the kernel may mark pages as clean that never reached the disk. The first fsync of
-//!                   the next process would then succeed, and a flush would be answered although data was lost. A small file
-//!                   in the volume's directory, a header that names the boot, records that a device or a journal has failed
-//!                   a sync; the next process treats it as failed. The file is not synced: after a reboot nothing is left
-//!                   of the old page cache.
-//! Invariants        FS1 the record is made before the caller of the sync gets its error, and removed after the data that
-//!                   may be lost is no longer needed, or hosts were told.
+//! How it works      After a failed fsync the kernel may mark pages as clean that never reached the disk. The first
+//!                   fsync of the next process would then succeed, and a flush would be answered although data was
+//!                   lost. A small file in the volume's directory, a header that names the boot, records that a device
+//!                   or a journal has failed a sync; the next process treats it as failed. The file is not synced:
+//!                   after a reboot nothing is left of the old page cache.
+//! Invariants        FS1 the record is made before the caller of the sync gets its error, and removed after the data
+//!                   that may be lost is no longer needed, or the loss was reported to hosts.
 //! Owner and locks   one lock, held while the file changes.
-//! Errors            where it cannot be written, only this process remembers. One that cannot be read, or is damaged, counts as set.
+//! Errors            if the file cannot be written, only this process knows of the failure. A file that cannot be read,
+//!                   or is damaged, counts as set.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -29,12 +30,12 @@ pub struct FailedSync {
 }
 
 impl FailedSync {
-    /// What is remembered of a journal.
+    /// The record of a journal.
     pub fn of_journal(identity: &Identity) -> FailedSync {
         FailedSync::at(identity, format!("p{:03}.failed-sync", identity.processor), 1)
     }
 
-    /// What is remembered of a device.
+    /// The record of a device.
     pub fn of_device(identity: &Identity, device: DeviceId) -> FailedSync {
         FailedSync::at(identity, format!("d{device:06}.failed-sync"), device)
     }
@@ -56,8 +57,8 @@ impl FailedSync {
             Ok(None) => false,
             Ok(Some(bytes)) => match Header::decode(&bytes, FAILED_SYNC_MAGIC) {
                 Ok(found) => found.boot_id == identity.boot_id,
-                // Empty or zeroes: a power loss has left that. Anything else is damaged, or a later version's: whether it is
-                // of this boot is not known.
+                // Empty or zeroes: the result of a power loss. Anything else is damaged, or from a later version:
+                // whether it is of this boot is unknown.
                 Err(_) => bytes.iter().any(|byte| *byte != 0),
             },
             Err(_) => true,
@@ -69,12 +70,12 @@ impl FailedSync {
         failed
     }
 
-    /// Whether a sync has failed since the machine was started, and nothing has made that unimportant.
+    /// Whether a sync has failed since the machine was started, and the failure still matters.
     pub fn is_set(&self) -> bool {
         *self.set.lock().expect("no holder panics")
     }
 
-    /// A sync has failed.
+    /// Records that a sync has failed.
     pub fn set(&self) {
         let mut set = self.set.lock().expect("no holder panics");
         if !*set && !bug(Bug::ForgetAtRestart) {
@@ -83,7 +84,7 @@ impl FailedSync {
         }
     }
 
-    /// Forgets it, if it was set and `unimportant` says so; that is asked under the lock.
+    /// Removes the record, if it is set and `unimportant` returns true; that is called under the lock.
     pub fn forget_if(&self, unimportant: impl FnOnce() -> bool) {
         let mut set = self.set.lock().expect("no holder panics");
         if *set && unimportant() {

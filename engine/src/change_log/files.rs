@@ -12,11 +12,11 @@ use crate::system::System;
 /// The identity of a journal: its writer and its paths.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// What has its files.
+    /// The system with its files.
     pub system: Arc<dyn System>,
     /// The volume's directory.
     pub directory: PathBuf,
-    /// The processor's manifest, which is elsewhere.
+    /// The path of the processor's manifest, in another directory.
     pub manifest: PathBuf,
     /// The volume's UUID.
     pub volume_uuid: [u8; 16],
@@ -38,7 +38,7 @@ impl Identity {
     }
 }
 
-/// Numbers and paths of this processor's files with this ending, in order; none where there is no directory.
+/// Numbers and paths of this processor's files with this ending, in order; none if there is no directory.
 pub fn files(identity: &Identity, ending: &str) -> Result<Vec<(u64, PathBuf)>> {
     let directory = &identity.directory;
     let failed =

@@ -2,7 +2,7 @@
 //!
 //! How it works      One function pair for each structure, `encode` and `decode`, over fixed offsets that are
 //!                   constants here and a table in docs/formats.md (a test compares the two).
-//! Errors            `decode` gives `None` for what is incomplete; an unknown version or kind is distinguished,
+//! Errors            `decode` returns `None` for an incomplete structure; an unknown version or kind is distinguished,
 //!                   so that it can be refused untouched.
 
 use crate::block_map::place::Place;
@@ -13,20 +13,20 @@ use crate::units::Epoch;
 pub const JOURNAL_MAGIC: [u8; 8] = *b"PVJRNL\r\n";
 /// First bytes of a checkpoint.
 pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
-/// First bytes of what remembers a failed sync.
+/// First bytes of the record of a failed sync.
 pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
 /// The version that is written.
 pub const FORMAT_VERSION: u32 = 2;
-/// Before it, segments had their first record's number in the header, no manifest named them, and no record spoke of a
-/// rollback.
+/// In this version, segments had their first record's number in the header, no manifest named them, and there was no
+/// record of a rollback.
 pub const FIRST_VERSION: u32 = 1;
 /// Bytes of a journal segment's and a checkpoint's header.
 pub const HEADER_BYTES: usize = 4096;
-/// Where a segment's two commit marks are: each in a sector of its own.
+/// Offsets of a segment's two commit marks: each in a sector of its own.
 pub const MARK_OFFSETS: [usize; 2] = [512, 1024];
-/// Where a segment says that it was begun: a sector of its own.
+/// Offset of the words that a segment is begun with: in a sector of its own.
 pub const BEGIN_OFFSET: usize = 1536;
-/// Bytes of that.
+/// Bytes of these words.
 pub const BEGIN_BYTES: usize = 16;
 /// Bytes of a commit mark.
 pub const MARK_BYTES: usize = 24;
@@ -49,9 +49,9 @@ pub const HEADER_FIELDS: [(&str, usize, usize); 11] = [
     ("incarnation", 72, 8),
     ("previous", 80, 8),
 ];
-/// Bytes of a header that are used.
+/// Used bytes of a header.
 pub const HEADER_END: usize = 88;
-/// The same in version 1.
+/// Used bytes of a header in version 1.
 const HEADER_END_1: usize = 80;
 
 /// Offsets of a record's fields, by name.
@@ -116,7 +116,7 @@ pub struct Header {
     pub number: u64,
     /// See above.
     pub first_seq: u64,
-    /// Random; records' checksums start from it, so that an older file's bytes are never taken for records.
+    /// Random; records' checksums start from it, so that bytes of an older file are never read as records.
     pub incarnation: u64,
     /// Segment: the incarnation of the one before it; 0 for none.
     pub previous: u64,
@@ -127,11 +127,11 @@ pub struct Header {
 pub enum BadHeader {
     /// Not this kind of file.
     Magic,
-    /// Made by a version that this one does not know.
+    /// Written by an unknown version.
     Version(u32),
     /// Its checksum does not match.
     Checksum,
-    /// Its checksum matches, its numbers cannot be: they begin with 1, and none is ever near its end.
+    /// Its checksum matches, but its numbers are impossible: they begin with 1, and never come near the maximum.
     Numbers,
 }
 
@@ -154,7 +154,7 @@ impl Header {
         bytes
     }
 
-    /// From a file's first bytes.
+    /// Decodes a file's first bytes.
     pub fn decode(bytes: &[u8], magic: [u8; 8]) -> Result<Header, BadHeader> {
         if bytes.len() < HEADER_END_1 || bytes[0..8] != magic {
             return Err(BadHeader::Magic);
@@ -169,8 +169,8 @@ impl Header {
             return Err(BadHeader::Checksum);
         }
         let (number, first_seq) = (u64_at(bytes, 56), u64_at(bytes, 64));
-        let begun_elsewhere = version != FIRST_VERSION && magic == JOURNAL_MAGIC;
-        let right = if begun_elsewhere { first_seq == 0 } else { possible(first_seq) };
+        let has_begin_words = version != FIRST_VERSION && magic == JOURNAL_MAGIC;
+        let right = if has_begin_words { first_seq == 0 } else { possible(first_seq) };
         if !possible(number) || !right {
             return Err(BadHeader::Numbers);
         }
@@ -190,11 +190,11 @@ impl Header {
 /// Whether a segment was begun, and with which record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begin {
-    /// It was not: it is all zero, or a kill came between the two words.
+    /// It was not: both words are zero, or a kill came between the two stores.
     Not,
     /// Its first record has this number.
     With(u64),
-    /// Neither: it is damaged.
+    /// The words are damaged.
     Bad,
 }
 
@@ -204,7 +204,7 @@ impl Begin {
         [first_seq, !first_seq]
     }
 
-    /// From a segment's first bytes.
+    /// Decodes a segment's first bytes.
     pub fn decode(page: &[u8]) -> Begin {
         match (u64_at(page, BEGIN_OFFSET), u64_at(page, BEGIN_OFFSET + 8)) {
             (_, 0) => Begin::Not,
@@ -214,25 +214,25 @@ impl Begin {
     }
 }
 
-/// A commit mark: every record up to `committed_seq`, and the data that they speak of, is durable.
+/// A commit mark: every record up to `committed_seq`, and the data that they refer to, is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The last record that counts after a power loss.
     pub committed_seq: u64,
-    /// Goes up by one with each mark; even turns go to the first place, odd ones to the second.
+    /// Incremented by one with each mark; even turns go to the first place, odd ones to the second.
     pub turn: u64,
 }
 
-/// What a place for a commit mark holds.
+/// Contents of a commit mark's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkPlace {
     /// Nothing was ever stored there.
     Empty,
-    /// One was being stored when the process was killed: its sync had not begun.
+    /// A mark was being stored when the process was killed: its sync had not begun.
     Unfinished,
     /// A mark.
-    Whole(Mark),
-    /// None of these: it is damaged.
+    Complete(Mark),
+    /// It is damaged.
     Bad,
 }
 
@@ -253,33 +253,33 @@ impl Mark {
         bytes
     }
 
-    /// What the place of so many bytes holds, in the segment of this header.
+    /// Decodes the place, in the segment of this header.
     pub fn decode(bytes: &[u8], header: &Header) -> MarkPlace {
         let mark = Mark { committed_seq: u64_at(bytes, 0), turn: u64_at(bytes, 8) };
         let [.., check] = mark.words(header.incarnation);
         let found = u64_at(bytes, 16);
         if header.version == FIRST_VERSION {
-            // The upper half was 0, and one that a kill has torn looks like a damaged one.
+            // In version 1 the upper half was 0, and a mark torn by a kill looks like a damaged one.
             let whole = found == check & u64::from(u32::MAX);
-            return if whole { MarkPlace::Whole(mark) } else { MarkPlace::Unfinished };
+            return if whole { MarkPlace::Complete(mark) } else { MarkPlace::Unfinished };
         }
         match found {
             0 if bytes.iter().all(|byte| *byte == 0) => MarkPlace::Empty,
             0 => MarkPlace::Unfinished,
-            found if found == check => MarkPlace::Whole(mark),
+            found if found == check => MarkPlace::Complete(mark),
             _ => MarkPlace::Bad,
         }
     }
 }
 
-/// What a record says.
+/// The kinds of record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
     /// Blocks `first..first + count` of `partition` are at `place` and the places that follow it.
     Map,
     /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970.
     Cut,
-    /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that it went back to, `partition` and `first`
+    /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that was its target, `partition` and `first`
     /// the low and the high half of the volume's size in blocks.
     Rollback,
 }
@@ -287,9 +287,9 @@ pub enum RecordKind {
 /// One record, without its checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// What it says.
+    /// Its kind.
     pub kind: RecordKind,
-    /// One more than the record before.
+    /// Its sequence number: one more than that of the record before.
     pub seq: u64,
     /// The epoch in which the write was started.
     pub epoch: Epoch,
@@ -299,7 +299,7 @@ pub struct Record {
     pub first: u32,
     /// Blocks.
     pub count: u32,
-    /// The first block's place, raw, or as `kind` says.
+    /// The first block's place, raw, or another value for other kinds.
     pub place: u64,
 }
 
@@ -341,15 +341,15 @@ impl Record {
         out[0..4].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// The record at the start of `bytes`, its checksums and its length; `Ok(None)` where no whole record is;
-    /// `Err(kind)` for a whole record of a kind that this version does not know.
+    /// The record at the start of `bytes`, its checksums and its length; `Ok(None)` if there is no complete record;
+    /// `Err(kind)` for a complete record of an unknown kind.
     pub fn decode(bytes: &[u8], incarnation: u64) -> Result<Option<(Record, Vec<u32>, usize)>, u8> {
         let mut sums = Vec::new();
         let found = Record::decode_into(bytes, seed(incarnation), &mut sums)?;
         Ok(found.map(|(record, length)| (record, sums, length)))
     }
 
-    /// As [`Record::decode`], with the incarnation's [`seed`], and the checksums put into `sums`.
+    /// Like [`Record::decode`], with the incarnation's [`seed`], and the checksums stored in `sums`.
     pub fn decode_into(
         bytes: &[u8],
         seed: u32,
@@ -388,14 +388,14 @@ impl Record {
             count,
             place: u64_at(bytes, 40),
         };
-        // Reserved, 0 in every version so far: another value is from a version that this one does not know.
+        // Reserved, 0 in every version so far: another value is from an unknown version.
         if u32_at(bytes, 36) != 0 {
             return Err(bytes[4]);
         }
         Ok(Some((record, length)))
     }
 
-    /// The place, for a map record with a place that is one and as many checksums as it takes.
+    /// The place, for a map record with a valid place and the right number of checksums.
     pub fn checked_place(&self, sums: &[u32]) -> Option<Place> {
         let place = Place::from_raw(self.place).filter(|place| place.fits(self.count))?;
         let expected = if place.is_slot() { self.count as usize } else { 0 };
@@ -403,12 +403,12 @@ impl Record {
     }
 }
 
-/// Whether a number that begins with 1 and goes up by one can be this one.
+/// Whether a number that begins with 1 and is incremented by one can have this value.
 pub fn possible(number: u64) -> bool {
     (1..1 << 62).contains(&number)
 }
 
-/// What the checksums of an incarnation's records and marks start from.
+/// The value from which the checksums of an incarnation's records and marks start.
 pub fn seed(incarnation: u64) -> u32 {
     checksum::crc32c(&incarnation.to_le_bytes())
 }

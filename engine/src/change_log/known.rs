@@ -1,10 +1,11 @@
-//! Known: a file that a start would read, as it was when this process made or read it.
+//! Known: a file that a start would read, with its status when this process made or read it.
 //!
-//! How it works      Other programs can remove, rename, replace or truncate a file that this process has open. Calls on it still
-//!                   succeed (except a store behind the end of a truncated one), and the next start does not find what they stored.
-//!                   So the file at the path is compared with the one that is known: [`super::shared`] does that before a commit succeeds
+//! How it works      Other programs can remove, rename, replace or truncate a file that this process has open. Calls on
+//!                   it still succeed (except a store after the end of a truncated one), and the next start does not
+//!                   find what they stored. So the file at the path is compared with the known one: [`super::shared`]
+//!                   does that before a commit succeeds
 //!                   ([why](../../../docs/decisions/0040-files-changed-from-outside.md)).
-//! Errors            the system's, where it cannot say what is at the path.
+//! Errors            the system's, if it cannot say what is at the path.
 
 use std::path::PathBuf;
 
@@ -14,26 +15,26 @@ use crate::system::{FileStatus, System};
 /// See the module's head.
 #[derive(Debug)]
 pub struct Known {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// `None`: it was not there when it was looked at for the first time.
+    /// `None`: it did not exist when it was first checked.
     status: Option<FileStatus>,
     /// Its bytes do not change any more.
     finished: bool,
 }
 
 impl Known {
-    /// A file whose bytes may change, at the path where it is now. Its length does not change.
+    /// A file whose contents may change, but not its length.
     pub fn fixed_length(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
         Ok(Known { status: system.stat(&path)?, path, finished: false })
     }
 
-    /// A file whose bytes do not change any more.
+    /// A file whose contents do not change any more.
     pub fn finished(system: &dyn System, path: PathBuf) -> Result<Known, Errno> {
         Ok(Known { status: system.stat(&path)?, path, finished: true })
     }
 
-    /// Whether it is at its path with its length and, if it is finished, with its time of change.
+    /// Whether it is still at its path with the same length and, if it is finished, the same time of change.
     pub fn is_there(&self, system: &dyn System) -> Result<bool, Errno> {
         let now = system.stat(&self.path)?;
         Ok(self.status.zip(now).is_some_and(|(status, now)| {

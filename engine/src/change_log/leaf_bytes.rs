@@ -1,26 +1,26 @@
-//! Leaf bytes: one leaf as a checkpoint has it.
+//! Leaf bytes: the encoding of one leaf in a checkpoint.
 //!
-//! How it works      A leaf is written in the form that it has in memory, so that reading one is little more than a copy.
-//!                   docs/formats.md has the tables.
-//! Errors            what is not a leaf is refused, whatever its bytes; nothing larger than a leaf is ever made of them.
+//! How it works      A leaf is written in the form that it has in memory, so that reading one is little more than a
+//!                   copy. docs/formats.md has the tables.
+//! Errors            bytes that are not a leaf are refused; nothing larger than a leaf is ever allocated for them.
 
 use super::format::{u16_at, u32_at, u64_at};
 use crate::block_map::leaf::{LEAF_BLOCKS, Leaf, PRESENT_WORDS, Packed, PackedParts};
 use crate::block_map::place::Place;
 
-/// A leaf has no more bytes than this.
+/// Upper bound of a leaf's bytes.
 pub const LEAF_BYTES_MAX: usize = 12 << 10;
 const FORM_RUNS: u16 = 1;
 const FORM_PACKED: u16 = 2;
 /// Bytes of a run before its checksums.
 const RUN_BYTES: usize = 12;
-/// Several high halves of one leaf: as many as blocks, and those that no block has any more.
+/// Upper bound of the high halves of one leaf: as many as blocks, and those that no block uses any more.
 const HIGHS_MAX: usize = LEAF_BLOCKS as usize + 16;
 
 const _: () = assert!(LEAF_BYTES_MAX > 8 + LEAF_BLOCKS as usize * (RUN_BYTES + 4));
 const _: () = assert!(LEAF_BYTES_MAX > 8 + HIGHS_MAX * 4 + 64 + LEAF_BLOCKS as usize * 10);
 
-/// Puts a leaf's bytes behind `out`'s.
+/// Appends a leaf's bytes to `out`.
 pub fn encode(leaf: &Leaf, out: &mut Vec<u8>) {
     match leaf.as_packed() {
         Some(packed) => packed.with_parts(|parts| encode_packed(parts, out)),
@@ -60,7 +60,7 @@ fn put_u32s(numbers: &[u32], out: &mut Vec<u8>) {
     }
 }
 
-/// The leaf that these bytes are.
+/// Decodes a leaf.
 pub fn decode(bytes: &[u8]) -> Result<Leaf, &'static str> {
     let mut input = Bytes(bytes);
     let head = input.take(4)?;
@@ -83,9 +83,9 @@ fn decode_runs(input: &mut Bytes<'_>, runs: usize) -> Result<Leaf, &'static str>
     for _ in 0..runs {
         let run = input.take(RUN_BYTES)?;
         let (start, count) = (u32::from(u16_at(run, 0)), u32::from(u16_at(run, 2)));
-        let place = Place::from_raw(u64_at(run, 4)).ok_or("a leaf has a place that is none")?;
+        let place = Place::from_raw(u64_at(run, 4)).ok_or("a leaf has an invalid place")?;
         if count == 0 || start < end || start + count > LEAF_BLOCKS || !place.fits(count) {
-            return Err("a leaf has a run that is none");
+            return Err("a leaf has an invalid run");
         }
         let sums = &mut sums[..if place.is_slot() { count as usize } else { 0 }];
         input.u32s(sums)?;
@@ -121,10 +121,10 @@ fn decode_packed(input: &mut Bytes<'_>, count: usize) -> Result<Leaf, &'static s
         highs: &highs[..several],
         of: &of[..numbered],
     };
-    Packed::from_parts(parts).map(Leaf::packed).ok_or("a packed leaf makes no sense")
+    Packed::from_parts(parts).map(Leaf::packed).ok_or("a packed leaf is inconsistent")
 }
 
-/// What is left to read.
+/// The bytes left to read.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {

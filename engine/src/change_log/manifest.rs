@@ -1,26 +1,28 @@
-//! Manifest: which files of a processor's journal must be there, kept outside of the volume's directory.
+//! Manifest: which files of a processor's journal must exist, stored outside of the volume's directory.
 //!
-//! How it works      A file `pPPP.manifest` for each volume and processor, in the folder of manifests. Two copies of the same
-//!                   structure, each in a sector of its own, are written in turns, and synced. They name what recovery
-//!                   cannot do without: the last checkpoint, the newest segment that has commit marks, and with which
-//!                   record the run of this process has begun. A page that is mapped has the number of the last record
-//!                   appended, stored after each append without a system call: it is exact for as long as the host runs.
-//! When it is written   once for each run, when the journal is begun; once for each segment, when the first commit in it is
-//!                   durable; once for each checkpoint, when that has its name and before anything is removed for it.
+//! How it works      A file `pPPP.manifest` for each volume and processor, in the directory of manifests. Two copies of
+//!                   the same structure, each in a sector of its own, are written in turns, and synced. They name what
+//!                   recovery needs: the last checkpoint, the newest segment that has commit marks, and the first
+//!                   record of this process's run. A mapped page has the number of the last record appended, stored
+//!                   after each append without a system call: it is exact as long as the host runs.
+//! When it is written   once for each run, when the journal is started; once for each segment, when the first commit in
+//!                   it is durable; once for each checkpoint, when that has its final name and before it replaces any
+//!                   file.
 //! Invariants        MF1 a file that the manifest names is durable before, and is removed after the manifest does not
 //!                      name it any more, durably;
-//!                   MF2 `appended` is stored after the record, so there is at most one record more than it says;
-//!                   MF3 a turn that could not be made durable is written again to the same place, so the turns of the two
-//!                      copies always follow each other.
-//! What a crash leaves  at each step of those above, the older copy, or the newer one; both are right:
-//!                   - a checkpoint that has its name and is not named here: it counts; the older one and the journal are
-//!                     there, too;
-//!                   - a segment that was prepared, or begun, and has no commit mark: nothing of it was committed;
-//!                   - a run that was begun and is not named here: its segment was not begun, nothing was appended.
-//! If it is lost     a file that another program has removed, replaced or truncated is written again, with both copies and the page,
-//!                   by the processor ([`Manifest::renew`]): what it says is in memory.
+//!                   MF2 `appended` is stored after the record, so there is at most one more record than it says;
+//!                   MF3 a turn that could not be made durable is rewritten in the same place, so the turns of the two
+//!                       copies are always consecutive.
+//! What a crash leaves  at each of these steps, the older copy, or the newer one; both are right:
+//!                   - a checkpoint that has its final name and is not named here: it counts; the older one and the
+//!                     journal still exist;
+//!                   - a segment that was prepared, or begun, and has no commit mark: none of its records was
+//!                     committed;
+//!                   - a run that was started and is not named here: its segment was not begun, nothing was appended.
+//! If it is lost     the processor rewrites a file that another program has removed, replaced or truncated, with both
+//!                   copies and the page ([`Manifest::renew`]): its contents are in memory.
 //! Owner and locks   the copies: one lock, held while they are written. The page: the processor.
-//! Errors            reading: `Corrupt` for a file that is damaged or of another volume; it is left as it is.
+//! Errors            reading: `Corrupt` for a file that is damaged or belongs to another volume; it is left unchanged.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -36,11 +38,11 @@ use crate::system::mapping::Mapping;
 
 /// First bytes of a copy.
 pub const MANIFEST_MAGIC: [u8; 8] = *b"PVMANI\r\n";
-/// Where the copies are, even turns in the first.
+/// Offsets of the copies; even turns are in the first.
 pub const COPY_OFFSETS: [u64; 2] = [0, 512];
 /// Bytes of a copy.
 pub const COPY_BYTES: usize = 128;
-/// Where the number of the last record is.
+/// Offset of the number of the last record.
 pub const APPENDED_OFFSET: usize = 4096;
 /// Bytes of a manifest.
 pub const MANIFEST_BYTES: usize = 8192;
@@ -71,12 +73,12 @@ pub const APPENDED_FIELDS: [(&str, usize, usize); 2] =
 
 const _: () = assert!(ends_at(&COPY_FIELDS, COPY_BYTES));
 
-/// What a manifest says.
+/// The contents of a manifest's copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// Goes up by one each time.
+    /// Incremented by one with each write.
     pub turn: u64,
-    /// The host's boot in which the run was begun.
+    /// The host's boot in which the run was started.
     pub boot_id: [u8; 16],
     /// Number of the run's first segment.
     pub run: u64,
@@ -84,19 +86,19 @@ pub struct State {
     pub run_seq: u64,
     /// Number and incarnation of the newest segment that has commit marks; 0: none that is needed.
     pub segment: (u64, u64),
-    /// Records up to this one are durable, and more may be.
+    /// Records up to this one are durable, and later ones may be.
     pub committed: u64,
     /// Number and CRC-32C of the checkpoint; 0: none.
     pub checkpoint: (u64, u32),
 }
 
-/// What was read of a manifest.
+/// A manifest as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The newer copy.
     pub state: State,
-    /// The last record appended, and the one that may have been: the first is the same or one less. It is what it says
-    /// only in the boot of the run.
+    /// The number of the last record appended; one more record may have been appended. Valid only in the boot of the
+    /// run.
     pub appended: Option<u64>,
 }
 
@@ -104,17 +106,18 @@ pub struct Found {
 #[derive(Debug)]
 pub struct Manifest {
     identity: Identity,
-    now: Mutex<Now>,
+    current: Mutex<Current>,
 }
 
-/// The page with the number of the last record. It belongs to the processor.
+/// The page with the number of the last record. Only the processor uses it.
 #[derive(Debug)]
 pub struct Page(Mapping);
 
 impl Page {
-    /// Record `seq` was appended (MF2). Where that cannot be stored, no further record may be appended before it is.
+    /// Stores that record `seq` was appended (MF2). If that fails, it must be stored before the next record is
+    /// appended.
     pub fn appended(&self, seq: u64) -> std::result::Result<(), Errno> {
-        // SAFETY: the page belongs to the processor.
+        // SAFETY: only the processor uses the page.
         unsafe {
             self.0.store_word(APPENDED_OFFSET, seq)?;
             self.0.store_word(APPENDED_OFFSET + 8, !seq)
@@ -122,13 +125,13 @@ impl Page {
     }
 }
 
-/// What a manifest says, and what it will not name any more.
+/// The present contents of a manifest, and which segments it will not name any more.
 #[derive(Debug)]
-struct Now {
+struct Current {
     file: Arc<dyn File>,
     known: Known,
     state: State,
-    /// Segments before this one may have been removed: a commit in them that ends only now is covered by a checkpoint.
+    /// Segments before this one may have been removed: a checkpoint covers a commit in them that ends only now.
     oldest: u64,
 }
 
@@ -184,7 +187,7 @@ fn decode(bytes: &[u8], identity: &Identity) -> std::result::Result<State, Strin
     let known = [state.segment.0, state.committed, state.checkpoint.0];
     let numbers = [state.turn, state.run, state.run_seq].into_iter().all(possible)
         && known.into_iter().all(|number| number == 0 || possible(number));
-    if numbers { Ok(state) } else { Err("its numbers cannot be".to_owned()) }
+    if numbers { Ok(state) } else { Err("its numbers are impossible".to_owned()) }
 }
 
 /// Reads a processor's manifest; `None` if there is none.
@@ -199,7 +202,7 @@ pub fn read(identity: &Identity) -> Result<Option<Found>> {
         opened => opened.map_err(io)?,
     };
     if file.length().map_err(io)? != MANIFEST_BYTES as u64 {
-        return Err(wrong("it is damaged: its length cannot be".to_owned()));
+        return Err(wrong("it is damaged: its length is impossible".to_owned()));
     }
     let mut bytes = vec![0; MANIFEST_BYTES];
     file.read(&mut bytes, 0).map_err(io)?;
@@ -214,7 +217,7 @@ pub fn read(identity: &Identity) -> Result<Option<Found>> {
     copies.sort_by_key(|copy| copy.turn);
     let state = copies.pop().expect("there are two");
     if state.turn != copies[0].turn + 1 {
-        return Err(wrong("it is damaged: its copies do not follow each other".to_owned()));
+        return Err(wrong("it is damaged: its copies are not consecutive".to_owned()));
     }
     let (seq, check) = (u64_at(&bytes, APPENDED_OFFSET), !u64_at(&bytes, APPENDED_OFFSET + 8));
     let right = seq < 1 << 62 && (seq == check || seq == check.wrapping_add(1));
@@ -222,8 +225,8 @@ pub fn read(identity: &Identity) -> Result<Option<Found>> {
 }
 
 impl Manifest {
-    /// Begins a run whose last record so far is `appended`: makes the manifest, or continues with the one that was found.
-    /// `state` is what it will say, but for its turn.
+    /// Starts a run whose last record so far is `appended`: creates the manifest, or continues with the one that was
+    /// found. `state` is its new contents, except for the turn.
     pub fn begin(
         identity: &Identity,
         found: Option<&Found>,
@@ -234,15 +237,15 @@ impl Manifest {
         let file = identity.system.open(&identity.manifest, true)?;
         let page = Page(file.map(MANIFEST_BYTES)?);
         let known = Known::fixed_length(&*identity.system, identity.manifest.clone())?;
-        let now = Mutex::new(Now { file, known, state: found.state.clone(), oldest: 0 });
-        let manifest = Manifest { identity: identity.clone(), now };
-        // First: once the copy names this boot, it is believed.
+        let current = Mutex::new(Current { file, known, state: found.state.clone(), oldest: 0 });
+        let manifest = Manifest { identity: identity.clone(), current };
+        // Before the copy: once that names this boot, the page is valid.
         page.appended(appended)?;
-        manifest.change(|now| now.state = State { turn: now.state.turn, ..state })?;
+        manifest.change(|current| current.state = State { turn: current.state.turn, ..state })?;
         Ok((manifest, page))
     }
 
-    /// Makes it, and its folder.
+    /// Creates it, and its directory.
     fn make(
         identity: &Identity,
         state: State,
@@ -255,33 +258,34 @@ impl Manifest {
         }
         let state = State { turn: 2, ..state };
         let (file, known, page) = write_new(identity, &state, appended)?;
-        let now = Mutex::new(Now { file, known, state, oldest: 0 });
-        Ok((Manifest { identity: identity.clone(), now }, page))
+        let current = Mutex::new(Current { file, known, state, oldest: 0 });
+        Ok((Manifest { identity: identity.clone(), current }, page))
     }
 
-    /// Writes the file again where it is not what it was, or `always`; the page is another one then. Called by the processor, whose last
-    /// record is `appended`. Its folder has to be there: one that was moved away is not made again in its old place.
+    /// Rewrites the file if it is gone or was replaced, or `always`; returns the new page. Called by the processor,
+    /// whose last record is `appended`. The directory must exist: one that was moved away is not created again in its
+    /// old place.
     pub fn renew(&self, appended: u64, always: bool) -> std::result::Result<Option<Page>, Errno> {
-        let mut now = self.now.lock().expect("no holder panics");
-        if !always && now.known.is_there(&*self.identity.system)? {
+        let mut current = self.current.lock().expect("no holder panics");
+        if !always && current.known.is_there(&*self.identity.system)? {
             return Ok(None);
         }
-        let (file, known, page) = write_new(&self.identity, &now.state, appended)?;
-        (now.file, now.known) = (file, known);
+        let (file, known, page) = write_new(&self.identity, &current.state, appended)?;
+        (current.file, current.known) = (file, known);
         Ok(Some(page))
     }
 
-    /// Whether the file is what it was.
+    /// Whether the file is still at its path, unchanged.
     pub fn is_there(&self) -> std::result::Result<bool, Errno> {
-        self.now.lock().expect("no holder panics").known.is_there(&*self.identity.system)
+        self.current.lock().expect("no holder panics").known.is_there(&*self.identity.system)
     }
 
-    /// Whose it is.
+    /// The journal's identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The first commit in a segment is durable.
+    /// Records that the first commit in a segment is durable.
     pub fn committed_in(
         &self,
         segment: (u64, u64),
@@ -290,16 +294,16 @@ impl Manifest {
         if bug(Bug::NoManifest) {
             return Ok(());
         }
-        self.change(|now| {
-            if segment.0 >= now.oldest {
-                now.state.segment = segment;
+        self.change(|current| {
+            if segment.0 >= current.oldest {
+                current.state.segment = segment;
             }
-            now.state.committed = now.state.committed.max(committed);
+            current.state.committed = current.state.committed.max(committed);
         })
     }
 
-    /// A checkpoint has its name, and covers the records up to `covered`. Once this has succeeded, what is older may be
-    /// removed, and segments before `oldest`.
+    /// Records that a checkpoint has its final name, and covers the records up to `covered`. After success, older
+    /// checkpoints, and segments before `oldest`, may be removed.
     pub fn checkpointed(
         &self,
         checkpoint: (u64, u32),
@@ -309,29 +313,30 @@ impl Manifest {
         if bug(Bug::NoManifest) {
             return Ok(());
         }
-        self.change(|now| {
-            now.oldest = oldest;
-            now.state.checkpoint = checkpoint;
-            now.state.committed = now.state.committed.max(covered);
-            if now.state.segment.0 < oldest {
-                now.state.segment = (0, 0);
+        self.change(|current| {
+            current.oldest = oldest;
+            current.state.checkpoint = checkpoint;
+            current.state.committed = current.state.committed.max(covered);
+            if current.state.segment.0 < oldest {
+                current.state.segment = (0, 0);
             }
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Now)) -> std::result::Result<(), Errno> {
-        let mut now = self.now.lock().expect("no holder panics");
-        let before = now.state.turn;
-        change(&mut now);
-        now.state.turn = before + 1;
-        let at = COPY_OFFSETS[(now.state.turn % 2) as usize];
-        // What could not be made durable may be there all the same, so what it says is kept; its turn is used again (MF3).
-        let written = now.file.write(&encode(&now.state, &self.identity), at);
-        let synced = written.and_then(|()| now.file.sync());
-        let there = synced.and_then(|()| now.known.is_there(&*self.identity.system));
+    fn change(&self, change: impl FnOnce(&mut Current)) -> std::result::Result<(), Errno> {
+        let mut current = self.current.lock().expect("no holder panics");
+        let before = current.state.turn;
+        change(&mut current);
+        current.state.turn = before + 1;
+        let at = COPY_OFFSETS[(current.state.turn % 2) as usize];
+        // A copy that could not be made durable may still be on the disk, so its contents stay valid; its turn is
+        // reused (MF3).
+        let written = current.file.write(&encode(&current.state, &self.identity), at);
+        let synced = written.and_then(|()| current.file.sync());
+        let there = synced.and_then(|()| current.known.is_there(&*self.identity.system));
         let result = there.and_then(|there| if there { Ok(()) } else { Err(Errno::EIO) });
         if result.is_err() {
-            now.state.turn = before;
+            current.state.turn = before;
         }
         result
     }
@@ -341,7 +346,7 @@ fn folder(identity: &Identity) -> &Path {
     identity.manifest.parent().unwrap_or(Path::new("/"))
 }
 
-/// Writes a file with both copies, the older one of which says the same, and gives it its name, durably.
+/// Writes a file with both copies, which have the same contents, and renames it to its final name, durably.
 fn write_new(
     identity: &Identity,
     state: &State,

@@ -1,17 +1,16 @@
-//! Change logs: where blocks go that a snapshot must not lose, and the records that say so.
+//! Change logs: the slots of redirected blocks, and the records of where each block is.
 //!
-//! How it works      Two halves. The slots are on the change-log devices: [`space`] is what a volume has of
-//!                   them, in chunks of 1024 slots; [`slots`] is one processor's share. The records are in the
-//!                   state directory: each processor appends them to its [`journal`], and a [`checkpoint`] now
-//!                   and then makes the older part of the journal unnecessary; [`recover`] reads both. A [`manifest`]
-//!                   elsewhere says which of these files must be there.
-//! Invariants        J1 a slot is written once between being handed out and being given back;
-//!                   J2 a record is appended after the data that it speaks of was written, and before the
-//!                      host hears of it;
+//! How it works      Two halves. The slots are on the change-log devices: [`space`] manages those of a volume, in
+//!                   chunks of 1024 slots; [`slots`] are those of one processor. The records are in the state
+//!                   directory: each processor appends them to its [`journal`], and periodic [`checkpoint`]s make the
+//!                   older part of the journal unnecessary; [`recover`] reads both. A [`manifest`] in another directory
+//!                   says which of these files must exist.
+//! Invariants        J1 a slot is written once between being allocated and being freed;
+//!                   J2 a record is appended after the data that it refers to was written, and before the host gets the
+//!                      reply;
 //!                   J3 a commit mark covers only records whose data was synced before;
-//!                   J4 a place that was given back is not used again until the record or the catalog
-//!                      transaction that gave it back is durable; a [`young`] slot, which nothing durable refers to, at
-//!                      once.
+//!                   J4 a freed place is not reused until the record or the catalog transaction that freed it is
+//!                      durable; a [`young`] slot, to which nothing durable refers, is reused at once.
 //! Durability        SIGKILL: everything appended. Power loss: what the last commit mark covers; a flush is
 //!                   answered after its mark is durable.
 

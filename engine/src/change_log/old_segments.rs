@@ -1,9 +1,9 @@
-//! Old segments: those that recovery finds, which of their records may count, and how far they were committed.
+//! Old segments: the segments that recovery finds, which of their records may count, and how far they were committed.
 //!
-//! How it works      A segment's header was durable before it could be begun, so one that cannot be read is damaged, unless
-//!                   nothing was ever stored behind it. A segment that was not begun holds nothing that counts: whether it
-//!                   may be so the caller decides, because it knows how far records must go. What the manifest names
-//!                   must be there.
+//! How it works      A segment's header was durable before it could be begun, so one that cannot be read is damaged,
+//!                   unless nothing was ever stored after it. A segment that was not begun has no records that count:
+//!                   the caller decides whether that is possible, because it knows up to which record the journal must
+//!                   go. The files that the manifest names must exist.
 //! Errors            `Corrupt`, with the file's name. Nothing is changed.
 
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 
-/// Bytes that come to the disk together.
+/// Bytes that a disk writes atomically.
 const SECTOR: usize = 512;
 
 /// A segment that was begun.
 pub struct OldSegment {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     /// Its header.
     pub header: Header,
@@ -53,7 +53,7 @@ fn read_all(path: &Path, file: &dyn File, bytes: &mut Vec<u8>) -> Result<()> {
     file.read(bytes, 0).map_err(io)
 }
 
-/// The segments among a processor's files that were begun, in order; those that were not go to `leftovers`.
+/// Reads the segments among a processor's files that were begun, in order; the others are added to `leftovers`.
 pub fn read_segments(
     identity: &Identity,
     state: Option<&State>,
@@ -74,7 +74,7 @@ pub fn read_segments(
     Ok(segments)
 }
 
-/// A segment; `None` if it was not begun.
+/// Reads a segment; `None` if it was not begun.
 fn read_segment(identity: &Identity, number: u64, path: &Path) -> Result<Option<OldSegment>> {
     let io = |e: Errno| Error::io(format!("{} cannot be read", path.display()), e);
     let file = identity.system.open(path, false).map_err(io)?;
@@ -103,16 +103,18 @@ fn read_segment(identity: &Identity, number: u64, path: &Path) -> Result<Option<
     Ok(Some(OldSegment { path: path.to_owned(), header, first_seq, page, file }))
 }
 
-/// Whether nothing was ever stored in a segment but its header, which cannot be read: a crash came while it was made.
+/// Whether nothing except the header, which cannot be read, was ever stored in a segment: a crash came while it was
+/// made.
 fn is_unused(path: &Path, file: &dyn File) -> Result<bool> {
     let mut bytes = Vec::new();
     read_all(path, file, &mut bytes)?;
-    // In version 1, a header that a power loss has taken may be followed by what it has left.
+    // In version 1, records may follow a header that a power loss has destroyed.
     let no_header = bytes.iter().take(SECTOR).all(|byte| *byte == 0);
     Ok(no_header || bytes.iter().skip(SECTOR).all(|byte| *byte == 0))
 }
 
-/// Refuses where the segment with the last commit mark is missing, or one is of a run that the manifest does not know.
+/// Refuses if the segment with the last commit mark is missing, or a segment belongs to a run that the manifest does
+/// not know.
 fn check_named(identity: &Identity, state: &State, segments: &[OldSegment]) -> Result<()> {
     let unknown = |segment: &&OldSegment| {
         segment.header.number >= state.run && segment.header.boot_id != state.boot_id
@@ -130,7 +132,7 @@ fn check_named(identity: &Identity, state: &State, segments: &[OldSegment]) -> R
         return Err(corrupt(&path, "it is missing, or its first page is"));
     };
     if segment.header.incarnation != incarnation {
-        return Err(corrupt(&path, "it is of another time"));
+        return Err(corrupt(&path, "it is from another time"));
     }
     if segment.marks().contains(&MarkPlace::Empty) {
         return Err(corrupt(&path, "a commit mark is missing"));
@@ -138,9 +140,10 @@ fn check_named(identity: &Identity, state: &State, segments: &[OldSegment]) -> R
     Ok(())
 }
 
-/// Whether the record here may not be whole because a power loss has kept some of its sectors from the disk: each sector is as
-/// it was at some time, and a record is stored from its beginning to its end, but for its CRC, which comes last. So where a CRC
-/// is, a later sector has no end of the record. Else it was whole once, and is damaged.
+/// Whether the record at `at` may be incomplete because a power loss kept some of its sectors from the disk. Each
+/// sector has the contents of some time, and a record is stored from its beginning to its end, except its CRC, which is
+/// stored last. So if the sector of the CRC has it, a later sector must lack the end of the record. Otherwise the
+/// record was complete once, and is damaged.
 pub fn may_be_lost(bytes: &[u8], at: usize) -> bool {
     let Some(head) = bytes.get(at..at + RECORD_BYTES).filter(|head| u32_at(head, 0) != 0) else {
         return true;
@@ -154,24 +157,26 @@ pub fn may_be_lost(bytes: &[u8], at: usize) -> bool {
     let sums = if head[5] == 0 { 0 } else { u32_at(head, 32) as usize };
     let length = record_bytes(sums.min(RECORD_SUMS_MAX as usize));
     if length != RECORD_BYTES + usize::from(u16_at(head, 6)) * 8 || at + length > bytes.len() {
-        return false; // its two lengths are not the same
+        return false; // its two lengths differ
     }
     let end = head_end + sums * 4;
     let later = (next..end).step_by(SECTOR).map(|start| (start + SECTOR).min(end));
     later.filter(|part_end| *part_end > head_end).any(|part_end| zero(part_end - 4, part_end))
 }
 
-/// How far the records of segments count.
+/// Up to which records the segments count.
 pub struct Marks {
-    /// The last record that counts in each: what a later segment begins with was not read back when that was begun, or was
-    /// lost before. So a segment may end before it begins: then nothing of it counts.
+    /// The last record that counts in each segment. The first record of a later segment, and those after it, were not
+    /// recovered when that segment was begun, or were lost before. So a segment may end before it begins: then none of
+    /// its records counts.
     pub ends: Vec<u64>,
-    /// What each of the commit marks covers, in order: two may cover the same, because what is behind that no longer counts.
+    /// The last record that each of the commit marks covers, in order. Two may cover the same one, because later
+    /// records no longer count.
     pub marks: Vec<u64>,
 }
 
 impl Marks {
-    /// Of these segments.
+    /// Computes them for these segments.
     pub fn of(segments: &[OldSegment], state: Option<&State>) -> Result<Marks> {
         let mut end = u64::MAX;
         let mut ends = Vec::with_capacity(segments.len());
@@ -193,12 +198,12 @@ impl Marks {
     }
 }
 
-/// The marks of a segment, the first of which was stored in both places: it is one.
+/// The marks of a segment. The first one was stored in both places, and is returned once.
 fn marks_of(segment: &OldSegment) -> Result<[Option<Mark>; 2]> {
     let bad = || Err(corrupt(&segment.path, "a commit mark is damaged"));
     let places = segment.marks();
     let whole = places.map(|place| match place {
-        MarkPlace::Whole(mark) => Some(mark),
+        MarkPlace::Complete(mark) => Some(mark),
         _ => None,
     });
     if segment.header.version == FIRST_VERSION || bug(Bug::QuietEnd) {
@@ -213,7 +218,7 @@ fn marks_of(segment: &OldSegment) -> Result<[Option<Mark>; 2]> {
         [Some(even), Some(odd)] if (even.turn, odd.turn) == (2, 1) => {
             if even.committed_seq == odd.committed_seq { Ok([Some(even), None]) } else { bad() }
         }
-        // One place is empty for as long as the first mark's sync has not ended.
+        // One place is empty until the first mark's sync has ended.
         [Some(one), None] | [None, Some(one)]
             if one.turn > 2 && places.contains(&MarkPlace::Empty) =>
         {

@@ -1,16 +1,17 @@
-//! Recover: a processor's maps of a volume from its checkpoint and journal, as it starts.
+//! Recover: reads a processor's maps of a volume from its checkpoint and journal, at a start.
 //!
-//! How it works      The newest checkpoint, then every record behind it, in order, by the same
-//!                   [`Versions::apply`] that made them. Snapshots that the catalog does not know leave no trace:
-//!                   no frozen map is made for them. Slots in use follow from the maps.
-//! Which records     Same boot id as the newest segment's: all, the page cache has them. Another: those up to the
-//!                   newest commit mark, if all of them are there; else its sync has not ended, and it is those up to the
-//!                   mark before it: never some of those between two marks, as [young](super::young) slots are used again
-//!                   between them. What the checkpoint covers need not be there in either case.
-//!                   The [manifest](super::manifest) says which boot and which files these are, and the number that has to be
-//!                   reached at least; volumes of an earlier version have none until they are served for the first time.
-//! Errors            what should be there and cannot be read is `Corrupt`, with the file's name; an unknown version
-//!                   is refused untouched. Nothing is guessed, and nothing is changed.
+//! How it works      It reads the newest checkpoint, then replays every record after it, in order, with the same
+//!                   [`Versions::apply`] that served the writes. Snapshots that the catalog does not know leave no
+//!                   trace: no frozen map is made for them. The slots in use follow from the maps.
+//! Which records     In the boot of the newest segment: all, because the page cache has them. In another boot: those up
+//!                   to the newest commit mark, if all of them are there; otherwise the sync of that mark had not
+//!                   ended, and the records up to the mark before it count. Records between two marks never count in
+//!                   part, because [young](super::young) slots are reused between them. Records that the checkpoint
+//!                   covers need not be there in either case. The [manifest](super::manifest) names the boot and the
+//!                   files, and the record that must be reached at least; volumes of an earlier version have none until
+//!                   they are served for the first time.
+//! Errors            a required file that cannot be read is `Corrupt`, with the file's name; an unknown version is
+//!                   refused and left unchanged. Nothing is guessed, and nothing is changed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,19 +34,19 @@ use crate::mutants::{Bug, bug};
 use crate::system::File;
 use crate::units::{BlockIndex, Epoch, PartitionIndex};
 
-/// What was read back.
+/// Result of a recovery.
 #[derive(Debug)]
 pub struct Recovered {
     /// Partitions that are not simply all base and never frozen.
     pub partitions: BTreeMap<PartitionIndex, Versions>,
-    /// The epoch of the checkpoint that it was read from; 0: there was none.
+    /// The epoch of the checkpoint; 0: there was none.
     pub checkpoint_epoch: Epoch,
-    /// The catalog's last so many rollbacks came after everything that was read back: the journal has to record them.
-    pub redone: usize,
+    /// How many of the catalog's last rollbacks came after all recovered records: the journal has to record them.
+    pub unrecorded_rollbacks: usize,
     /// The number of the next record.
     pub next_seq: u64,
-    /// The last record that the checkpoint covers: no other is known to survive a power loss before the next sync has
-    /// ended, because a mark that was read back may not be durable.
+    /// The last record that the checkpoint covers. No later one is known to survive a power loss before the next sync
+    /// has ended, because a mark that recovery read may not be durable.
     pub covered: u64,
     /// The number of the next segment or checkpoint.
     pub next_number: u64,
@@ -55,8 +56,8 @@ pub struct Recovered {
     pub segments: Vec<Arc<dyn File>>,
     /// Their paths.
     pub paths: Vec<PathBuf>,
-    /// Slots that records behind the checkpoint have freed, and snapshots that were dropped since: what the disk holds may
-    /// still refer to them.
+    /// Slots freed by records after the checkpoint, and by snapshots dropped since: older maps on the disk may still
+    /// refer to them.
     pub freed: SlotSet,
     /// Segments that were not begun, to be removed.
     pub leftovers: Vec<PathBuf>,
@@ -71,7 +72,7 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// What the next run's journal continues from; the segments are taken.
+    /// The starting point of the next run's journal; takes the segments out of `self`.
     pub fn start(&mut self) -> Start {
         Start {
             number: self.next_number,
@@ -86,12 +87,12 @@ impl Recovered {
     }
 }
 
-/// A partition that this processor owns, as the catalog knows it.
+/// A partition that this processor owns, as the catalog describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Shape {
     /// Its size in blocks.
     pub blocks: u32,
-    /// Snapshots of epochs below the first number have no blocks from the second number on.
+    /// Snapshots of epochs below the first number do not have the blocks from the second number on.
     pub hidden: Vec<(Epoch, BlockIndex)>,
     /// Its size in blocks when the volume was rolled back, for each rollback.
     pub at_rollbacks: Vec<u32>,
@@ -103,7 +104,7 @@ impl Shape {
         Shape { blocks, ..Shape::default() }
     }
 
-    /// Its versions where no record speaks of it, as they are before the rollback of this number.
+    /// Its versions if there is no record of it, as they are before the rollback of this number.
     pub fn fresh(&self, history: &History, rollbacks: usize) -> Versions {
         let mut versions = Versions::new(self.blocks);
         for number in 0..rollbacks {
@@ -112,7 +113,7 @@ impl Shape {
         versions
     }
 
-    /// Has snapshots not show what they did not have, when the partition was of so many blocks.
+    /// Hides from snapshots the blocks that they did not have, when the partition had `blocks` blocks.
     pub fn hide(&self, versions: &mut Versions, history: &History, blocks: u32) {
         for (grown, from) in self.hidden.iter().filter(|(_, from)| *from < blocks) {
             versions.hide(grown - 1, history.retained_epochs(), *from);
@@ -132,14 +133,13 @@ impl Shape {
         self.hide(versions, history, blocks);
         versions.roll_back(rollback, &history.before_rollback(number), seq, freed);
         if blocks < self.blocks {
-            // What it has grown by since is at its base places, whatever the snapshot, read back, has there.
+            // Blocks added by growth since then are at their base places, whatever the recovered snapshot has there.
             versions.live.set(blocks, self.blocks - blocks, Place::BASE, &[]);
         }
     }
 }
 
-/// Reads a processor's maps back. `catalog` is what the catalog says; `shape_of` gives the shape of a partition that this
-/// processor owns.
+/// Recovers a processor's maps. `shape_of` returns the shape of a partition that this processor owns.
 pub fn recover(
     identity: &Identity,
     catalog: &CatalogState,
@@ -162,7 +162,7 @@ pub fn recover(
     let mut recovered = Recovered {
         partitions: contents.partitions.into_iter().collect(),
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
-        redone: 0,
+        unrecorded_rollbacks: 0,
         next_seq: contents.first_seq,
         covered: contents.first_seq - 1,
         next_number: last.max(newest).max(checkpoint.0) + 1,
@@ -177,7 +177,7 @@ pub fn recover(
         manifest,
     };
     let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
-    recovered.redone = history.rollbacks().len() - rolled;
+    recovered.unrecorded_rollbacks = history.rollbacks().len() - rolled;
     if let Some(found) = &recovered.manifest
         && !bug(Bug::QuietEnd)
     {
@@ -186,14 +186,14 @@ pub fn recover(
     for number in rolled..history.rollbacks().len() {
         roll_back(&mut recovered, history, number, 0, &shape_of);
     }
-    forget_gone(&mut recovered, history, &shape_of);
+    release_dropped(&mut recovered, history, &shape_of);
     let files = segments.into_iter().map(|segment| (segment.file, segment.path));
     (recovered.segments, recovered.paths) = files.unzip();
     Ok(recovered)
 }
 
-/// The volume was rolled back, and what was read back so far does not have that yet: the record `seq` says so, or (0) the
-/// catalog does, and a crash came before the record.
+/// Applies a rollback to the maps recovered so far. Record `seq` has it, or (0) only the catalog has it, because a
+/// crash came before the record.
 fn roll_back(
     recovered: &mut Recovered,
     history: &History,
@@ -203,14 +203,14 @@ fn roll_back(
 ) {
     let Recovered { partitions, freed, epoch, .. } = recovered;
     for (partition, versions) in partitions {
-        let shape = shape_of(*partition).expect("it was read back as one of this processor's");
+        let shape = shape_of(*partition).expect("recovery checked that this processor owns it");
         shape.roll_back(versions, history, number, seq, |_, count, place| freed.add(place, count));
     }
     *epoch = (*epoch).max(history.rollbacks()[number].at + 1);
 }
 
-/// Releases what only snapshots that are gone have seen.
-fn forget_gone(
+/// Frees the slots that only dropped snapshots could see.
+fn release_dropped(
     recovered: &mut Recovered,
     history: &History,
     shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
@@ -218,12 +218,12 @@ fn forget_gone(
     let Recovered { partitions, freed, replayed, .. } = recovered;
     for (partition, versions) in partitions {
         let mut free = |_, count, place| {
-            // Where nothing was replayed, the disk holds nothing else than this.
+            // If nothing was replayed, the disk has exactly these maps.
             if *replayed > 0 {
                 freed.add(place, count);
             }
         };
-        let shape = shape_of(*partition).expect("it was read back as one of this processor's");
+        let shape = shape_of(*partition).expect("recovery checked that this processor owns it");
         shape.hide(versions, history, shape.blocks);
         versions.prune(history, &mut free);
         for mark in history.retained_epochs().iter().filter(|mark| !history.has(**mark)) {
@@ -241,24 +241,24 @@ fn replay_all(
 ) -> Result<usize> {
     let history = &catalog.history;
     let agreement = Agreement::new(catalog, recovered.epoch);
-    let Some(last) = segments.last() else { return Ok(agreement.rolled()) };
+    let Some(last) = segments.last() else { return Ok(agreement.applied_rollbacks()) };
     let state = recovered.manifest.as_ref().map(|found| &found.state);
     let Marks { ends, marks } = Marks::of(segments, state)?;
     let newest = marks.last().map_or(0, |mark| *mark).max(recovered.covered);
     let covered = recovered.covered; // by the checkpoint: the journal may have lost these
     let boot = state.map_or(last.header.boot_id, |state| state.boot_id);
     let same_boot = boot == identity.boot_id || bug(Bug::PastTheMark);
-    // The newest mark may have reached the disk before the records that it covers, if its sync has not ended. The sync of
-    // the mark before it has ended, because another mark follows it.
+    // The newest mark may have reached the disk before the records that it covers, if its sync had not ended. The sync
+    // of the mark before it had ended, because another mark follows it.
     let mark_before_newest = marks.iter().rev().nth(1).map_or(0, |mark| *mark).max(covered);
     let (replay_until, must_reach) = if same_boot {
         (u64::MAX, newest)
-    } else if bug(Bug::BetweenMarks) || all_there(segments, &ends, recovered.next_seq, newest)? {
+    } else if bug(Bug::BetweenMarks) || all_readable(segments, &ends, recovered.next_seq, newest)? {
         (newest, mark_before_newest)
     } else {
         (mark_before_newest, mark_before_newest)
     };
-    let history_before_rollback = history.before_rollback(agreement.rolled());
+    let history_before_rollback = history.before_rollback(agreement.applied_rollbacks());
     let (bytes, sums) = (Vec::new(), Vec::new());
     let mut replay =
         Replay { recovered, history, history_before_rollback, agreement, shape_of, bytes, sums };
@@ -266,9 +266,9 @@ fn replay_all(
         let end = segment_end.min(replay_until);
         let next_seq = replay.recovered.next_seq;
         if segment_end < next_seq || segment.first_seq > end {
-            continue; // the checkpoint has it all, or none of it counts
+            continue; // the checkpoint has all its records, or none of them counts
         }
-        // Before the first record that is replayed some may have been removed, and some not.
+        // Of the segments before the first replayed record, some may have been removed.
         let chained = next_seq > covered + 1 && segment.header.version != FIRST_VERSION;
         let follows = !chained || segments[index - 1].header.incarnation == segment.header.previous;
         if segment.first_seq > next_seq || !follows {
@@ -290,12 +290,12 @@ fn replay_all(
     }
     let recorded = segments.iter().all(|segment| records_ends(segment.header.version));
     agreement.end(recovered.epoch, recorded).map_err(|what| corrupt(&last.path, what))?;
-    Ok(agreement.rolled())
+    Ok(agreement.applied_rollbacks())
 }
 
-/// Whether all records from `first` to `last` can be read. One that a power loss has not left complete is distinguished from one that is
-/// damaged, which is an error.
-fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
+/// Whether all records from `first` to `last` can be read. A record that a power loss has left incomplete is
+/// distinguished from a damaged one, which is an error.
+fn all_readable(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Result<bool> {
     let (mut bytes, mut sums, mut next) = (Vec::new(), Vec::new(), first);
     for (segment, end) in segments.iter().zip(ends) {
         if *end < next || segment.first_seq > next {
@@ -320,7 +320,7 @@ fn all_there(segments: &[OldSegment], ends: &[u64], first: u64, last: u64) -> Re
     Ok(next > last)
 }
 
-/// What a replay has at hand: one segment's bytes at a time.
+/// State of a replay; it has one segment's bytes in memory at a time.
 struct Replay<'a, F> {
     recovered: &'a mut Recovered,
     history: &'a History,
@@ -334,8 +334,9 @@ struct Replay<'a, F> {
 }
 
 impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
-    /// Replays the records of one segment up to `end`; returns the last sequence number that it reached. In the boot in which
-    /// they were appended, they end with zeroes, or with one that a kill came in the middle of: its CRC is stored last.
+    /// Replays the records of one segment up to `end`; returns the last sequence number that it reached. In the boot in
+    /// which they were appended, they end with zeroes, or with a record that a kill left incomplete: its CRC is stored
+    /// last.
     fn segment(&mut self, segment: &OldSegment, end: u64, same_boot: bool) -> Result<u64> {
         let path = &segment.path;
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -370,10 +371,10 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
 
     fn apply(&mut self, record: &Record, version: u32) -> std::result::Result<(), String> {
         if !possible(record.epoch) {
-            return Err("its epoch cannot be".to_owned());
+            return Err("its epoch is impossible".to_owned());
         }
-        let rolled = self.agreement.rolled();
-        for number in rolled..rolled + self.agreement.meet(record, version)? {
+        let rolled = self.agreement.applied_rollbacks();
+        for number in rolled..rolled + self.agreement.check_record(record, version)? {
             roll_back(self.recovered, self.history, number, record.seq, self.shape_of);
             self.history_before_rollback = self.history.before_rollback(number + 1);
         }
@@ -388,9 +389,9 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let blocks = shape.blocks;
         let in_range = record.first < blocks && record.count <= blocks - record.first;
         let place = record.checked_place(&self.sums).filter(|_| in_range);
-        let place = place.ok_or("it makes no sense")?;
+        let place = place.ok_or("it is inconsistent")?;
         let entry = recovered.partitions.entry(record.partition);
-        let rolled = self.agreement.rolled();
+        let rolled = self.agreement.applied_rollbacks();
         let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
         versions.freeze_before(record.epoch, self.history.retained_epochs());
         let change = Change {

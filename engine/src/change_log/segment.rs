@@ -1,8 +1,8 @@
-//! Segment: a file of a [journal](super::journal), from being made to being full.
+//! Segment: a file of a [journal](super::journal), from its creation until it is full.
 //!
-//! How it works      It is made with a header, durably, before it is needed: [`Prepared`]. It is begun by storing its first record's
-//!                   number in its mapping, without waiting for the disk. Records and commit marks are stored in the mapping
-//!                   likewise.
+//! How it works      It is created with a header, durably, before it is needed: [`Prepared`]. It is begun by storing
+//!                   its first record's number in its mapping, without waiting for the disk. Records and commit marks
+//!                   are stored in the mapping in the same way.
 //! Invariants        J7, J9 (see the journal).
 //! Owner and locks   the journal's.
 
@@ -26,7 +26,7 @@ use crate::system::mapping::Mapping;
 
 const _: () = assert!(SEGMENT_BYTES_MIN >= HEADER_BYTES + record_bytes(RECORD_SUMS_MAX as usize));
 
-/// A segment that is mapped.
+/// A segment that was begun, and is mapped.
 #[derive(Debug)]
 pub struct Segment {
     /// Its header.
@@ -35,7 +35,7 @@ pub struct Segment {
     pub first_seq: u64,
     /// The file.
     pub file: Arc<dyn File>,
-    /// Where it is.
+    /// Its path and status.
     pub known: Known,
     /// The file, mapped.
     pub map: Mapping,
@@ -50,7 +50,7 @@ pub struct Segment {
 pub struct Prepared {
     /// Its header.
     pub header: Header,
-    /// Where it is.
+    /// Its path and status.
     pub known: Known,
     file: Arc<dyn File>,
     map: Mapping,
@@ -58,8 +58,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes it, durably; `previous` is the incarnation of the segment before it. What is left of one that could not be made
-    /// is removed.
+    /// Creates it, durably; `previous` is the incarnation of the segment before it. After a failure nothing is left of
+    /// it.
     pub fn make(
         identity: &Identity,
         number: u64,
@@ -69,8 +69,8 @@ impl Prepared {
         Prepared::make_sized(identity, number, previous, length)
     }
 
-    /// Makes the first one of a run: a small one where there is little space, so that the volumes that are started after this
-    /// one can be read as well.
+    /// Creates the first one of a run: a small one if there is little space, so that the volumes that are opened after
+    /// this one can be opened too.
     pub fn make_first(
         identity: &Identity,
         number: u64,
@@ -88,7 +88,7 @@ impl Prepared {
         }
     }
 
-    /// Makes one of the full size, or a smaller one where there is no space for that.
+    /// Creates one of the full size, or a smaller one if there is no space for that.
     pub fn make_small(
         identity: &Identity,
         number: u64,
@@ -105,7 +105,7 @@ impl Prepared {
         Err(last)
     }
 
-    /// Whether it is smaller than segments are where there is space.
+    /// Whether it is smaller than the full size.
     pub fn is_small(&self) -> bool {
         self.length < SEGMENT_BYTES.load(Ordering::Relaxed)
     }
@@ -152,15 +152,15 @@ impl Prepared {
         Ok(Prepared { header, known, file, map, length })
     }
 
-    /// Has its pages in memory: else the processor would meet each one for the first time.
+    /// Prefaults its pages, so that the processor does not fault on each one.
     pub fn prefault(&self) {
         self.map.prefault();
     }
 
-    /// Begins it (J9). Where that cannot be stored, it is given back: it was not begun, and may be later.
+    /// Begins it (J9). If the store fails, it is returned: it was not begun, and may be later.
     pub fn begin(self, first_seq: u64) -> std::result::Result<Segment, Box<(Prepared, Errno)>> {
         for (index, word) in Begin::words(first_seq).into_iter().enumerate() {
-            // SAFETY: no other thread has the mapping yet.
+            // SAFETY: no other thread has access to the mapping yet.
             if let Err(errno) = unsafe { self.map.store_word(BEGIN_OFFSET + index * 8, word) } {
                 return Err(Box::new((self, errno)));
             }
@@ -172,22 +172,23 @@ impl Prepared {
 }
 
 impl Segment {
-    /// Stores a commit mark (J9). Where that fails, the mark's place has none, or the one that it had.
+    /// Stores a commit mark (J9). If that fails, the mark's place has none, or its previous one.
     ///
     /// # Safety
-    /// The caller holds `committing`: the marks' bytes belong to its holder.
+    /// The caller holds `committing`: only its holder accesses the marks' bytes.
     pub unsafe fn store_mark(&self, mark: Mark) -> std::result::Result<(), Errno> {
         let at = MARK_OFFSETS[(mark.turn % 2) as usize];
         let [seq, turn, check] = mark.words(self.header.incarnation);
         for (offset, word) in [(16, 0), (0, seq), (8, turn), (16, check)] {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller's promise.
             unsafe { self.map.store_word(at + offset, word)? };
         }
         Ok(())
     }
 }
 
-/// How many of the oldest segments hold nothing but records up to `covered`: records of a segment end where the next one begins.
+/// How many of the oldest segments have no records after `covered`: the records of a segment end where the next segment
+/// begins.
 pub fn needless(segments: &[Arc<Segment>], covered: u64) -> usize {
     let later = segments.iter().skip(1);
     later.take_while(|segment| segment.first_seq <= covered + 1).count()

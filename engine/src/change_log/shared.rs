@@ -1,14 +1,15 @@
 //! Shared: the part of a [journal](super::journal) that its processor, flushes and checkpoints use at the same time.
 //!
-//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::named`] and then [`Shared::covered`]. At its end a commit
-//!                   checks that the files that a start would read are still at their paths
-//!                   ([`super::known`]). If one is not, the journal continues as after a failed sync (J8): the processor
-//!                   writes the manifest again if that is gone, begins a new segment, and writes a checkpoint, so that nothing
-//!                   needs what was lost.
+//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::name_checkpoint`] and then
+//!                   [`Shared::forget_covered`]. At its end a commit checks that the files that a start would read are
+//!                   still at their paths ([`super::known`]). If one is not, the journal continues as after a failed
+//!                   sync (J8): the processor rewrites the manifest if that is gone, begins a new segment, and writes a
+//!                   checkpoint, so that the lost file is not needed.
 //! Invariants        J6, J7, J8, J10, J11 (see the journal).
-//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes: the thread that holds
-//!                   `committing`. A file that is not needed any more is taken off the lists under `committing`, and only
-//!                   then removed, so a check under `committing` never misses a file that this process has removed.
+//! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes:
+//!                   the thread that holds `committing`. A file that is not needed any more is removed from the lists
+//!                   under `committing`, and only then deleted, so a check under `committing` never misses a file that
+//!                   this process has deleted.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,71 +27,71 @@ use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::system::File;
 
-/// How many paths of files that were gone are kept until somebody asks.
+/// Upper bound of stored paths of files that were gone.
 const REPLACED_MAX: usize = 64;
 
-/// What commits leave for the next one.
+/// State from one commit to the next.
 #[derive(Debug, Default)]
 struct Committing {
-    /// The last mark's in the segment of this number; the first one of a segment takes both places.
+    /// The turn of the last mark, in segment `number`; the first mark of a segment is stored in both places.
     turn: u64,
     number: u64,
-    /// The manifest says that this segment has marks.
+    /// The manifest says that segment `number` has marks.
     named: bool,
-    /// The first sync that failed, and the newest segment's number then (J8).
+    /// The first sync that failed, and the newest segment's number at that time (J8).
     failed: Option<(Errno, u64)>,
-    /// A file that is not at its path, or was not when the journal failed.
+    /// A file that is not at its path, or was not at its path when the journal failed.
     gone: Option<PathBuf>,
-    /// Files that were gone and are not needed any more, until somebody asks.
+    /// Files that were gone and are not needed any more, until the next query.
     replaced: Vec<PathBuf>,
-    /// The last checkpoint, and until this run has made one, segments of the runs before.
-    kept: Vec<Known>,
+    /// Other files: the last checkpoint, and until this run has made one, segments of earlier runs.
+    others: Vec<Known>,
 }
 
-/// Which of a journal's files are or were gone.
+/// Missing files of a journal.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Gone {
-    /// A file that is not at its path, or not as long as it was: until it is not needed any more, no commit succeeds.
+    /// A file that is not at its path, or has another length: no commit succeeds while it is needed.
     pub now: Option<PathBuf>,
-    /// Those that were gone and that nothing needs any more, since this was last asked.
+    /// Files that were gone and that nothing needs any more, since the last query.
     pub replaced: Vec<PathBuf>,
 }
 
 /// Why a commit was not made.
 enum Refused {
-    /// Its mark could not be stored, for lack of space: nothing is lost (J10).
-    Unmarked(Errno),
-    /// What was to be durable may be lost (J8).
-    Unsynced(Errno),
+    /// The mark could not be stored, for lack of space: nothing is lost (J10).
+    MarkNotStored(Errno),
+    /// The records may be lost (J8).
+    SyncFailed(Errno),
 }
 
 impl From<Errno> for Refused {
     fn from(errno: Errno) -> Refused {
-        Refused::Unsynced(errno)
+        Refused::SyncFailed(errno)
     }
 }
 
-/// What the processor and flushes share.
+/// The part that the processor and flushes share.
 #[derive(Debug)]
 pub struct Shared {
-    /// How far it has got, and syncs may commit it.
+    /// The last record appended, and the last one that syncs may commit.
     pub watermark: Watermark,
     committed: AtomicU64,
-    /// The processor has places that wait for a commit.
+    /// The processor waits for the next commit.
     expecting: AtomicBool,
     segments: Mutex<Vec<Arc<Segment>>>,
     committing: Mutex<Committing>,
-    /// A store has failed so that records may be lost, and `committing.failed` does not say so yet (J10).
+    /// A store has failed and records may be lost, and `committing.failed` is not set yet (J10).
     pub(super) lost: AtomicBool,
-    /// What outlives the process of `committing.failed`.
+    /// The persistent record of `committing.failed`.
     failed_sync: FailedSync,
     pub(super) manifest: Manifest,
-    /// Segments of the run before this one, until they were synced once.
+    /// Segments of earlier runs, until they were synced once.
     recovered: Mutex<Vec<Arc<dyn File>>>,
 }
 
 impl Shared {
-    /// What is shared in a run that begins with this segment.
+    /// The shared part of a run that begins with this segment.
     pub(super) fn begin(
         identity: &Identity,
         start: Start,
@@ -98,20 +99,20 @@ impl Shared {
         segment: Arc<Segment>,
     ) -> Result<Shared, Errno> {
         let failed_sync = FailedSync::of_journal(identity);
-        // What was read back may be in the page cache alone, and be called clean there (J8).
+        // Recovered records may be in the page cache only, and be marked clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, start.number - 1));
         let system = &*identity.system;
         let segments = start.paths.into_iter().map(|path| Known::fixed_length(system, path));
-        let mut kept = segments.collect::<Result<Vec<Known>, Errno>>()?;
+        let mut others = segments.collect::<Result<Vec<Known>, Errno>>()?;
         if start.checkpoint.0 != 0 {
-            kept.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
+            others.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
         }
         Ok(Shared {
             watermark: Watermark::new(start.next_seq - 1),
             committed: AtomicU64::new(start.covered),
             expecting: AtomicBool::new(false),
             segments: Mutex::new(vec![segment]),
-            committing: Mutex::new(Committing { failed, kept, ..Committing::default() }),
+            committing: Mutex::new(Committing { failed, others, ..Committing::default() }),
             lost: AtomicBool::new(false),
             failed_sync,
             manifest,
@@ -129,42 +130,42 @@ impl Shared {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Has the next flush tell the processor that it was made.
+    /// Makes the next flush notify the processor.
     pub fn expect_commit(&self) {
         self.expecting.store(true, Ordering::Release);
     }
 
-    /// Whether the processor wants to be told, once.
+    /// Whether the processor is to be notified; clears that.
     pub fn take_expecting(&self) -> bool {
         self.expecting.swap(false, Ordering::AcqRel)
     }
 
-    /// Makes the records up to `seq` durable. The caller has synced the data that they speak of (J6).
+    /// Makes the records up to `seq` durable. The caller has synced the data that they refer to (J6).
     pub fn commit(&self, seq: u64) -> Result<(), Errno> {
         let mut committing = self.committing();
         if let Some((errno, _)) = committing.failed {
-            let _ = self.look(&mut committing); // so that it is known which file is gone
+            let _ = self.check_files(&mut committing); // finds out which file is gone
             return Err(errno);
         }
         let committed = match self.commit_now(&mut committing, seq) {
             Ok(committed) => committed,
-            Err(Refused::Unmarked(errno)) => return Err(errno),
-            Err(Refused::Unsynced(errno)) => {
+            Err(Refused::MarkNotStored(errno)) => return Err(errno),
+            Err(Refused::SyncFailed(errno)) => {
                 if !bug(Bug::ForgetFailedSync) {
                     self.fail(&mut committing, errno);
                 }
-                let _ = self.look(&mut committing);
+                let _ = self.check_files(&mut committing);
                 return Err(errno);
             }
         };
         let named = self.name_marks(&mut committing, committed);
-        self.look(&mut committing)?; // J11
+        self.check_files(&mut committing)?; // J11
         named?;
         self.committed.fetch_max(committed, Ordering::Release);
         Ok(())
     }
 
-    /// What commits leave for the next one, with what the processor has lost.
+    /// Locks the state of commits, and adds a failed store of the processor.
     fn committing(&self) -> MutexGuard<'_, Committing> {
         let mut committing = self.committing.lock().expect("no holder panics");
         if self.lost.swap(false, Ordering::AcqRel) && committing.failed.is_none() {
@@ -173,8 +174,8 @@ impl Shared {
         committing
     }
 
-    /// Looks whether each file that a start would read is at its path; else the journal has failed (J11).
-    fn look(&self, committing: &mut Committing) -> Result<(), Errno> {
+    /// Checks that each file that a start would read is at its path; if not, the journal has failed (J11).
+    fn check_files(&self, committing: &mut Committing) -> Result<(), Errno> {
         let Some(path) = self.gone(committing)? else { return Ok(()) };
         if committing.failed.is_none() {
             self.fail(committing, Errno::EIO);
@@ -190,7 +191,7 @@ impl Shared {
             return Ok(Some(identity.manifest.clone()));
         }
         let segments = self.segments.lock().expect("no holder panics").clone();
-        let known = segments.iter().map(|segment| &segment.known).chain(&committing.kept);
+        let known = segments.iter().map(|segment| &segment.known).chain(&committing.others);
         for known in known {
             if !known.is_there(&*identity.system)? {
                 return Ok(Some(known.path.clone()));
@@ -207,23 +208,23 @@ impl Shared {
             Err(TryLockError::WouldBlock) => return Gone::default(),
             Err(TryLockError::Poisoned(_)) => unreachable!("no holder panics"),
         };
-        let _ = self.look(&mut committing);
+        let _ = self.check_files(&mut committing);
         Gone { now: committing.gone.clone(), replaced: std::mem::take(&mut committing.replaced) }
     }
 
-    /// Whether a file is gone, because of which the journal has failed.
-    pub fn lacks_a_file(&self) -> bool {
+    /// Whether the journal has failed because a file is gone.
+    pub fn has_missing_file(&self) -> bool {
         self.committing().gone.is_some()
     }
 
-    /// Remembers that records may be lost (J8).
+    /// Records that the journal has failed, because records may be lost (J8).
     fn fail(&self, committing: &mut Committing, errno: Errno) {
         committing.failed = Some((errno, self.newest_number()));
         self.failed_sync.set();
     }
 
-    /// Has the manifest say that the newest segment has commit marks, if it does not yet (J7). Where it cannot, nothing is
-    /// lost, and the next commit tries again.
+    /// Records in the manifest that the newest segment has commit marks, if it does not yet say so (J7). If that fails,
+    /// nothing is lost, and the next commit tries again.
     fn name_marks(&self, committing: &mut Committing, committed: u64) -> Result<(), Errno> {
         let segments = self.segments.lock().expect("no holder panics");
         let marked = segments.iter().find(|segment| segment.header.number == committing.number);
@@ -236,10 +237,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes records durable, and says up to which one.
+    /// Makes records durable; returns up to which one.
     fn commit_now(&self, committing: &mut Committing, seq: u64) -> Result<u64, Refused> {
         let mut recovered = self.recovered.lock().expect("no holder panics");
-        // A mark that was read back may not be durable, and neither may what it covers: not before they were synced.
+        // A mark that recovery read, and the records that it covers, may not be durable before these files were synced.
         if self.committed() >= seq && recovered.is_empty() {
             return Ok(self.committed());
         }
@@ -265,7 +266,7 @@ impl Shared {
             // SAFETY: `committing` is held.
             let stored = unsafe { newest.store_mark(Mark { committed_seq, turn }) };
             stored.map_err(|errno| {
-                if errno.is_no_space() { Refused::Unmarked(errno) } else { errno.into() }
+                if errno.is_no_space() { Refused::MarkNotStored(errno) } else { errno.into() }
             })?;
         }
         (committing.number, committing.turn) = (number, *turns.end());
@@ -274,25 +275,26 @@ impl Shared {
         Ok(committed_seq)
     }
 
-    /// A checkpoint of this number and CRC-32C has its name, and covers the records up to `covered`: the manifest says so, durably.
-    pub fn named(&self, checkpoint: (u64, u32), covered: u64) -> Result<(), Errno> {
+    /// Records in the manifest, durably, that a checkpoint of this number and CRC-32C has its final name, and covers
+    /// the records up to `covered`.
+    pub fn name_checkpoint(&self, checkpoint: (u64, u32), covered: u64) -> Result<(), Errno> {
         let segments = self.segments.lock().expect("no holder panics");
         let oldest = segments[needless(&segments, covered)].header.number;
         drop(segments);
         self.manifest.checkpointed(checkpoint, covered, oldest)?;
         let identity = self.manifest.identity();
         let path = identity.checkpoint_path(checkpoint.0);
-        self.committing().kept = vec![Known::finished(&*identity.system, path)?];
+        self.committing().others = vec![Known::finished(&*identity.system, path)?];
         Ok(())
     }
 
-    /// The manifest names a checkpoint that covers the records up to `covered`: they are durable, and the segments that hold no others are
-    /// forgotten. Says which number the oldest remaining one has.
-    pub fn covered(&self, covered: u64) -> u64 {
+    /// Notes that the manifest names a checkpoint that covers the records up to `covered`: they are durable, and
+    /// segments without later records are forgotten. Returns the number of the oldest remaining one.
+    pub fn forget_covered(&self, covered: u64) -> u64 {
         let mut committing = self.committing();
         self.recovered.lock().expect("no holder panics").clear();
         let mut segments = self.segments.lock().expect("no holder panics");
-        // Records of a segment end where the next one begins.
+        // The records of a segment end where the next segment begins.
         let needless = needless(&segments, covered);
         segments.drain(..needless);
         let oldest = segments[0].header.number;
@@ -316,7 +318,7 @@ impl Shared {
         self.committing().failed.is_some()
     }
 
-    /// Whether the newest segment was there when a sync failed.
+    /// Whether the newest segment existed when a sync failed.
     pub(super) fn newest_has_failed(&self) -> bool {
         let failed = self.committing().failed;
         failed.is_some_and(|(_, number)| self.newest_number() <= number)

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::chunks::{CHUNK_SLOTS, SlotBits};
+use super::chunks::SlotBits;
 use crate::block_map::place::Place;
 
 /// See the module's head.
@@ -15,12 +15,12 @@ pub struct SlotSet {
 }
 
 impl SlotSet {
-    /// Adds a run, unless it is none of slots.
+    /// Adds a run, if it is one of slots.
     pub fn add(&mut self, place: Place, count: u32) {
         let slots = if place.is_slot() { u64::from(count) } else { 0 };
-        for slot in (0..slots).map(|i| place.slot_number() + i) {
-            let chunk = self.chunks.entry((place.log(), slot / CHUNK_SLOTS));
-            chunk.or_default()[(slot % CHUNK_SLOTS / 64) as usize] |= 1 << (slot % 64);
+        for (chunk, slot) in (0..slots).map(|i| place.slot_number().plus(i).chunk()) {
+            let chunk = self.chunks.entry((place.log(), chunk));
+            chunk.or_default()[slot as usize / 64] |= 1 << (slot % 64);
         }
     }
 

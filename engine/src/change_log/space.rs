@@ -1,16 +1,16 @@
-//! Space: the change logs of one volume, and how much of them is free.
+//! Space: the change logs of one volume, and how many of their slots are free.
 //!
-//! How it works      A log is a list of extents, cut into [`chunks`](super::chunks) of [`CHUNK_SLOTS`] slots, which never
-//!                   straddle two extents. Before a processor takes slots it claims so many; what is claimed is there,
-//!                   wherever in the logs that may be. So a write finds all its slots, or takes none. Which slots are
-//!                   used is not stored: it follows from the maps that refer to them.
-//! Invariants        SP1 the slots of logs that every processor knows are claimed or used, free, or of a chunk that is
-//!                      returning, and the free ones are counted in `free`, never too many of them;
-//!                   SP2 slots on their way to be free are counted in `waiting` or `returning` until `free` has them, and
-//!                      those of writes in flight, which may free others, in `in_flight` from before `free` has lost
-//!                      them until `waiting` has what they have freed.
-//!                   SP3 after a kill, slots that what the disk holds may refer to, but no map in memory does, are held: used
-//!                      and counted in `waiting`, until what was read back is durable (J4).
+//! How it works      A log is a list of extents, cut into [`chunks`](super::chunks) of [`CHUNK_SLOTS`] slots, which
+//!                   never straddle two extents. Before a processor allocates slots it claims their number; claimed
+//!                   slots exist somewhere in the logs. So a write finds all its slots, or allocates none. Which slots
+//!                   are used is not stored: it follows from the maps that refer to them.
+//! Invariants        SP1 the slots of logs that every processor knows are claimed or used, free, or in a chunk that is
+//!                   returning; `free` counts the free ones, and is never too large;
+//!                   SP2 slots that will become free are counted in `pending_free` or `returning` until `free` includes
+//!                       them, and those of writes in flight, which may free others, in `in_flight` from before `free`
+//!                       is reduced until `pending_free` includes the slots that they freed.
+//!                   SP3 after a kill, slots to which maps on the disk may refer, but no map in memory does, are held:
+//!                       used and counted in `pending_free`, until the recovered maps are durable (J4).
 //! Owner and locks   counters, and the locks of the chunks; logs are only ever added.
 
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
 use crate::io::extent::Extent;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
-use crate::units::BLOCK_SHIFT;
+use crate::units::{BLOCK_SHIFT, SlotIndex};
 
 /// One change log of a volume.
 #[derive(Debug)]
 pub struct Log {
     /// Its number within the volume.
     pub number: u16,
-    /// How many chunks it has.
+    /// Number of its chunks.
     pub chunks: u64,
-    /// Which of its slots are used.
+    /// The allocation of its slots.
     pub slots: Chunks,
     extents: Vec<Extent>,
 }
@@ -47,8 +47,8 @@ impl Log {
     }
 
     /// The device and offset of a slot.
-    pub fn locate(&self, slot: u64) -> (&Arc<Device>, u64) {
-        let mut offset = slot << BLOCK_SHIFT;
+    pub fn locate(&self, slot: SlotIndex) -> (&Arc<Device>, u64) {
+        let mut offset = slot.0 << BLOCK_SHIFT;
         for extent in &self.extents {
             if offset < extent.length {
                 return (&extent.device, extent.offset + offset);
@@ -58,12 +58,12 @@ impl Log {
         unreachable!("slots were checked against the log's size when they were recovered");
     }
 
-    /// All its slots.
+    /// Number of its slots.
     pub fn size(&self) -> u64 {
         self.chunks * CHUNK_SLOTS
     }
 
-    /// The devices that it is on.
+    /// Its devices.
     pub fn devices(&self) -> impl Iterator<Item = &Arc<Device>> {
         self.extents.iter().map(|extent| &extent.device)
     }
@@ -74,7 +74,7 @@ impl Log {
 pub struct Space {
     logs: RwLock<Vec<Arc<Log>>>,
     free: AtomicU64,
-    waiting: AtomicU64,
+    pending_free: AtomicU64,
     returning: AtomicU64,
     in_flight: AtomicU64,
     size: AtomicU64,
@@ -90,12 +90,12 @@ struct Held {
     count: u64,
 }
 
-/// How much there is, in slots.
+/// Use of the space, in slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// All slots.
+    /// Number of slots.
     pub size: u64,
-    /// Those that maps refer to, or that writes in flight have taken.
+    /// Slots to which maps refer, or that are allocated to writes in flight.
     pub used: u64,
 }
 
@@ -113,54 +113,55 @@ impl Space {
         Ok(log)
     }
 
-    /// Counts the slots of a log that every processor knows (SP1), of which so many were used before.
+    /// Counts the slots of a log that every processor knows (SP1), of which `used` are used.
     pub fn open(&self, log: &Log, used: u64) {
         self.size.fetch_add(log.size(), Ordering::AcqRel);
-        self.give(log.size() - used);
+        self.add_free(log.size() - used);
     }
 
-    /// Holds those of these slots that no map in memory refers to, until [`Space::release_held`] (SP3). Before its logs are opened.
+    /// Holds those of these slots to which no map in memory refers, until [`Space::release_held`] (SP3). Called before
+    /// the logs are opened.
     pub fn hold(&self, slots: SlotSet) {
         let mut held = self.held.lock().expect("no holder panics");
         for ((number, chunk), mut slots) in slots.into_chunks() {
             let Some(log) = self.log(number) else { continue };
-            log.slots.take_free(chunk, &mut slots);
+            log.slots.allocate_available(chunk, &mut slots);
             let count = slots.iter().map(|word| u64::from(word.count_ones())).sum();
             if count > 0 {
-                self.count_waiting(0, count);
+                self.count_pending_free(0, count);
                 held.push(Held { log, chunk, slots, count });
             }
         }
     }
 
-    /// What was read back is durable: nothing is held any more. Says whether anything was.
+    /// Frees the held slots, because the recovered maps are durable. Returns whether any were held.
     pub fn release_held(&self) -> bool {
         let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
         for Held { log, chunk, slots, count } in &held {
-            log.slots.give_exactly(*chunk, slots);
-            self.give(*count);
-            self.count_waiting(*count, 0); // SP2
+            log.slots.free_exactly(*chunk, slots);
+            self.add_free(*count);
+            self.count_pending_free(*count, 0); // SP2
         }
         !held.is_empty()
     }
 
-    /// Claims so many slots, to be taken at once; `false` if there are not so many free.
+    /// Claims `slots` slots, for immediate allocation; `false` if fewer are free.
     pub fn claim(&self, slots: u64) -> bool {
         self.in_flight.fetch_add(slots, Ordering::SeqCst); // SP2
-        let claimed = self.take_free(slots);
+        let claimed = self.try_decrement_free(slots);
         if !claimed {
             self.in_flight.fetch_sub(slots, Ordering::SeqCst);
         }
         claimed
     }
 
-    fn take_free(&self, slots: u64) -> bool {
+    fn try_decrement_free(&self, slots: u64) -> bool {
         let taken = |free: u64| free.checked_sub(slots);
         self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
     }
 
-    /// A write with so many of the slots that were claimed has landed: they are recorded, or given back.
-    pub fn land(&self, slots: u64) {
+    /// Ends a write with `slots` claimed slots: they are recorded, or freed.
+    pub fn end_write(&self, slots: u64) {
         self.in_flight.fetch_sub(slots, Ordering::SeqCst);
     }
 
@@ -169,8 +170,8 @@ impl Space {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// So many slots are free: given back, or claimed and not taken.
-    pub fn give(&self, slots: u64) {
+    /// Counts slots that became free: they were freed, or claimed and not allocated.
+    pub fn add_free(&self, slots: u64) {
         self.free.fetch_add(slots, Ordering::AcqRel);
     }
 
@@ -179,28 +180,28 @@ impl Space {
         self.free.load(Ordering::Acquire)
     }
 
-    /// One processor's slots that wait for a commit were `before`, and are `now`.
-    pub fn count_waiting(&self, before: u64, now: u64) {
-        // Modulo 2^64, so that less is more of the complement.
-        self.waiting.fetch_add(now.wrapping_sub(before), Ordering::SeqCst);
+    /// Updates the number of one processor's slots that wait for a commit from `before` to `now`.
+    pub fn count_pending_free(&self, before: u64, now: u64) {
+        // Modulo 2^64, so a decrease is added as its complement.
+        self.pending_free.fetch_add(now.wrapping_sub(before), Ordering::SeqCst);
     }
 
-    /// Slots of all processors that wait for a commit: room that there will be.
-    pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::SeqCst)
+    /// Slots of all processors that wait for a commit, and then become free.
+    pub fn pending_free(&self) -> u64 {
+        self.pending_free.load(Ordering::SeqCst)
     }
 
-    /// Slots of chunks that are being punched: room that there will be.
+    /// Slots of chunks that are being punched, and then become free.
     pub fn returning(&self) -> u64 {
         self.returning.load(Ordering::Acquire)
     }
 
-    /// Takes an empty chunk out of use for as long as it is punched, if there is other room enough.
+    /// Takes an empty chunk out of use while it is punched, if enough other slots are free.
     pub fn retire(&self, chunk: &EmptyChunk) -> bool {
         self.returning.fetch_add(CHUNK_SLOTS, Ordering::AcqRel); // SP2
-        let mut retired = self.take_free(CHUNK_SLOTS);
+        let mut retired = self.try_decrement_free(CHUNK_SLOTS);
         if retired && !chunk.log.slots.retire(chunk.chunk) {
-            self.give(CHUNK_SLOTS);
+            self.add_free(CHUNK_SLOTS);
             retired = false;
         }
         if !retired {
@@ -209,17 +210,17 @@ impl Space {
         retired
     }
 
-    /// A chunk that was retired can be used again.
+    /// Makes a retired chunk usable again.
     pub fn revive(&self, chunk: &EmptyChunk) {
         chunk.log.slots.revive(chunk.chunk);
-        self.give(CHUNK_SLOTS);
+        self.add_free(CHUNK_SLOTS);
         self.returning.fetch_sub(CHUNK_SLOTS, Ordering::AcqRel); // SP2
     }
 
-    /// What is used, of how much.
+    /// Used slots and all slots.
     pub fn usage(&self) -> Use {
         let size = self.size.load(Ordering::Acquire);
-        let unused = self.free() + self.waiting() + self.returning();
+        let unused = self.free() + self.pending_free() + self.returning();
         Use { size, used: size.saturating_sub(unused) }
     }
 
@@ -248,18 +249,18 @@ pub struct EmptyChunk {
 impl EmptyChunk {
     /// Its device.
     pub fn device(&self) -> &Arc<Device> {
-        self.log.locate(self.chunk * CHUNK_SLOTS).0
+        self.log.locate(SlotIndex::in_chunk(self.chunk, 0)).0
     }
 
-    /// Whether its device can give its space back.
+    /// Whether its device supports punching.
     pub fn can_punch(&self) -> bool {
         self.device().can_punch()
     }
 
     /// Punches it out of its device.
     pub fn punch(&self) {
-        let (device, offset) = self.log.locate(self.chunk * CHUNK_SLOTS);
-        // What stays allocated for an error is only space; the chunk is free all the same.
+        let (device, offset) = self.log.locate(SlotIndex::in_chunk(self.chunk, 0));
+        // After an error only disk space stays allocated; the chunk is still free.
         let _ = device.punch(offset, CHUNK_BYTES);
     }
 }

@@ -1,4 +1,4 @@
-//! Journals, checkpoints, recovery and slots, each against what docs/formats.md and the modules' heads promise.
+//! Tests of journals, checkpoints, recovery and slots against docs/formats.md and the heads of the modules.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::block_map::versions::{Change, Versions};
 use crate::error::{ErrorKind, Result};
 use crate::limits;
 use crate::system::linux::Linux;
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 mod agreement;
 mod damage;
@@ -74,7 +74,7 @@ fn entry(first: u32, slot: u64, epoch: Epoch, sums: &[u32]) -> Entry<'_> {
         partition: 4,
         first,
         count: sums.len() as u32,
-        place: Place::slot(1, slot).raw(),
+        place: Place::slot(1, SlotIndex(slot)).raw(),
         checksums: sums,
     }
 }
@@ -85,7 +85,7 @@ fn back(scratch: &Scratch, boot: u8, snapshots: &[Epoch]) -> Result<Recovered> {
     })
 }
 
-/// Ten records of a block each, of which five are committed.
+/// Ten records of one block each, of which five are committed.
 fn ten_records(scratch: &Scratch) -> Journal {
     let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     for i in 0..10 {
@@ -120,15 +120,15 @@ fn after_a_kill_every_record_counts_and_after_a_power_loss_the_committed_ones() 
     ten_records(&scratch);
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (11, 10));
-    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 109));
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, SlotIndex(109)));
     let lost = back(&scratch, 2, &[]).unwrap();
     assert_eq!((lost.next_seq, lost.replayed), (6, 5));
-    assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, 104));
+    assert_eq!(lost.partitions[&4].live.place(4), Place::slot(1, SlotIndex(104)));
     assert_eq!(lost.partitions[&4].live.place(5), Place::BASE);
 }
 
 #[test]
-fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_killed() {
+fn records_dropped_by_a_power_loss_stay_dropped_when_the_next_run_is_killed() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     let mut journal = begin_again(&scratch, 2);
@@ -137,11 +137,11 @@ fn records_that_a_power_loss_has_dropped_stay_dropped_when_the_next_run_is_kille
     let killed = back(&scratch, 2, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (7, 6));
     assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
-    assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+    assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, SlotIndex(500)));
 }
 
 #[test]
-fn records_go_on_in_new_segments_and_a_missing_one_is_found() {
+fn records_continue_in_new_segments_and_a_missing_one_is_detected() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     let sums = vec![3; BLOCKS as usize];
@@ -177,7 +177,7 @@ fn an_unknown_version_is_refused_untouched() {
 }
 
 #[test]
-fn a_segment_that_a_crash_left_without_a_header_is_as_if_it_were_not() {
+fn a_segment_that_a_crash_left_without_a_header_is_ignored() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     std::fs::write(scratch.identity(1).segment_path(2), vec![0; 8192]).unwrap();
@@ -186,7 +186,7 @@ fn a_segment_that_a_crash_left_without_a_header_is_as_if_it_were_not() {
 }
 
 #[test]
-fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
+fn replay_makes_frozen_maps_for_snapshots_of_the_catalog_only() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     for epoch in 1..=3 {
@@ -195,8 +195,8 @@ fn replay_keeps_what_snapshots_of_the_catalog_saw_and_nothing_for_others() {
     drop(journal);
     let found = back(&scratch, 1, &[2]).unwrap();
     let versions = &found.partitions[&4];
-    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 102));
-    assert_eq!(versions.live.place(7), Place::slot(1, 103));
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, SlotIndex(102)));
+    assert_eq!(versions.live.place(7), Place::slot(1, SlotIndex(103)));
     assert_eq!(versions.frozen().len(), 1);
     assert_eq!(found.epoch, 3);
 }
@@ -207,25 +207,25 @@ fn a_record_of_an_older_epoch_that_was_appended_later_stays_out_of_older_snapsho
     let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     journal.append(entry(7, 101, 1, &[1])).unwrap();
     journal.append(entry(8, 102, 3, &[1])).unwrap();
-    journal.append(entry(7, 103, 2, &[1])).unwrap(); // started before the second cut, landed behind it
+    journal.append(entry(7, 103, 2, &[1])).unwrap(); // started before the second cut, ended after it
     drop(journal);
     let found = back(&scratch, 1, &[1, 2]).unwrap();
     let versions = &found.partitions[&4];
-    assert_eq!(versions.at(1).0.place(7), Place::slot(1, 101));
+    assert_eq!(versions.at(1).0.place(7), Place::slot(1, SlotIndex(101)));
     assert_eq!(versions.at(1).0.place(8), Place::BASE);
-    assert_eq!(versions.at(2).0.place(7), Place::slot(1, 103));
+    assert_eq!(versions.at(2).0.place(7), Place::slot(1, SlotIndex(103)));
     assert_eq!(versions.at(2).0.place(8), Place::BASE);
-    assert_eq!(versions.live.place(8), Place::slot(1, 102));
+    assert_eq!(versions.live.place(8), Place::slot(1, SlotIndex(102)));
 }
 
-/// The journal that a run begins after recovery.
+/// The journal of the next run, after recovery.
 fn begin_again(scratch: &Scratch, boot: u8) -> Journal {
     let start = back(scratch, boot, &[]).unwrap().start();
     Journal::begin(scratch.identity(boot), start).unwrap()
 }
 
 #[test]
-fn what_a_power_loss_has_dropped_stays_dropped_although_the_lost_records_had_begun_a_segment() {
+fn records_dropped_by_a_power_loss_stay_dropped_although_they_had_begun_a_segment() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     let mut journal = begin_again(&scratch, 1);
@@ -241,7 +241,7 @@ fn what_a_power_loss_has_dropped_stays_dropped_although_the_lost_records_had_beg
         let killed = back(&scratch, 2, &[]).unwrap();
         assert_eq!((killed.next_seq, killed.replayed), (7, 6));
         assert_eq!(killed.partitions[&4].live.place(7), Place::BASE);
-        assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, 500));
+        assert_eq!(killed.partitions[&4].live.place(20), Place::slot(1, SlotIndex(500)));
         drop(begin_again(&scratch, 2));
     }
 }
@@ -256,7 +256,7 @@ fn lose_record(scratch: &Scratch, nth: usize) {
 }
 
 #[test]
-fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
+fn a_mark_that_reached_the_disk_before_its_records_is_harmless() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     mark_again(&scratch, 10);
@@ -271,7 +271,7 @@ fn a_mark_that_came_to_the_disk_before_its_records_is_harmless() {
     assert_eq!((killed.next_seq, killed.replayed), (7, 6));
     let lost = back(&scratch, 3, &[]).unwrap();
     assert_eq!((lost.next_seq, lost.replayed), (6, 5));
-    // What the mark before it covers has to be there.
+    // The records that the mark before it covers must be there.
     lose_record(&scratch, 4);
     assert_eq!(back(&scratch, 2, &[]).unwrap_err().kind, ErrorKind::Corrupt);
     assert_eq!(back(&scratch, 3, &[]).unwrap_err().kind, ErrorKind::Corrupt);
@@ -289,7 +289,7 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, 2, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
-    journal.shared().named((2, crc), 8).unwrap();
+    journal.shared().name_checkpoint((2, crc), 8).unwrap();
     drop(journal);
     lose_record(&scratch, 6);
     let lost = back(&scratch, 2, &[]).unwrap();
@@ -299,10 +299,10 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     drop(journal);
     let killed = back(&scratch, 2, &[]).unwrap();
     assert_eq!((killed.next_seq, killed.replayed), (10, 1));
-    assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, 107));
+    assert_eq!(killed.partitions[&4].live.place(7), Place::slot(1, SlotIndex(107)));
 }
 
-/// Puts a second commit mark into the first segment.
+/// Stores a second commit mark in the first segment.
 fn mark_again(scratch: &Scratch, committed_seq: u64) {
     let path = scratch.identity(1).segment_path(1);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -313,7 +313,7 @@ fn mark_again(scratch: &Scratch, committed_seq: u64) {
 }
 
 #[test]
-fn a_segment_that_could_not_be_followed_takes_no_more_records() {
+fn a_segment_without_a_successor_accepts_no_more_records() {
     let scratch = Scratch::new();
     let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
     let sums = vec![3; BLOCKS as usize];
@@ -325,17 +325,17 @@ fn a_segment_that_could_not_be_followed_takes_no_more_records() {
     let away = scratch.0.join("away");
     std::fs::rename(&directory, &away).unwrap();
     assert!(journal.append(entry(0, 0, 1, &sums)).is_err());
-    // It would fit, but the next segment may be there already, and says that this one has ended.
+    // It would fit, but the next segment may already exist, which means that this one has ended.
     assert!(journal.append(entry(9, 900, 1, &[1])).is_err());
     std::fs::rename(&away, &directory).unwrap();
     journal.append(entry(9, 901, 1, &[1])).unwrap();
     drop(journal);
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed as usize, fit + 1);
-    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, 901));
+    assert_eq!(killed.partitions[&4].live.place(9), Place::slot(1, SlotIndex(901)));
 }
 
-/// Makes a segment that was begun one of format version 1.
+/// Converts a segment that was begun to format version 1.
 fn make_version_1(bytes: &mut [u8]) {
     let header = Header::decode(bytes, JOURNAL_MAGIC).unwrap();
     let first_seq = u64_at(bytes, BEGIN_OFFSET);
@@ -353,14 +353,15 @@ fn versions() -> Versions {
     for (epoch, first, slot) in [(1, 3, 0u64), (2, 600, 50), (3, 3, 70)] {
         versions.freeze_before(epoch, &[1, 2]);
         let sums = [slot as u32, 1, 2];
-        let place = Place::slot(1, slot);
+        let place = Place::slot(1, SlotIndex(slot));
         let change = Change { epoch, first, count: 3, place, checksums: &sums, seq: epoch };
         versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
     }
     // Scattered blocks, in one log and in several.
     for (first, logs) in [(100, 1), (700, 3)] {
         for i in 0..40 {
-            let place = Place::slot(1 + i % logs, 1000 + u64::from(first) - 2 * u64::from(i));
+            let place =
+                Place::slot(1 + i % logs, SlotIndex(1000 + u64::from(first) - 2 * u64::from(i)));
             let first = first + 3 * u32::from(i);
             let change = Change { epoch: 3, first, count: 1, place, checksums: &[first], seq: 5 };
             versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
@@ -374,7 +375,7 @@ fn versions() -> Versions {
 }
 
 #[test]
-fn a_checkpoint_reads_back_as_it_was_and_no_flipped_bit_passes() {
+fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
     let scratch = Scratch::new();
     let contents = Contents { first_seq: 42, epoch: 4, partitions: vec![(4, versions())] };
     let path = scratch.0.join("checkpoint");
@@ -404,11 +405,11 @@ fn a_checkpoint_reads_back_as_it_was_and_no_flipped_bit_passes() {
 
 proptest! {
     #[test]
-    fn a_record_reads_back_and_no_flipped_bit_passes(
+    fn a_record_round_trips_and_every_flipped_bit_is_detected(
         seq: u64, epoch: u64, partition: u32, first: u32, sums in prop::collection::vec(any::<u32>(), 0..9),
         incarnation: u64, flip in any::<prop::sample::Index>(), bit in 0..8u8,
     ) {
-        let place = Place::slot(3, 99).raw();
+        let place = Place::slot(3, SlotIndex(99)).raw();
         let count = sums.len() as u32;
         let record = Record { kind: RecordKind::Map, seq, epoch, partition, first, count, place };
         let mut bytes = vec![0; record_bytes(sums.len())];

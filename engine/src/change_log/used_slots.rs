@@ -1,12 +1,13 @@
-//! Used slots: the slots that recovered maps refer to, collected by one thread, then allocated in their logs all at once.
+//! Used slots: the slots that recovered maps refer to, collected by one thread, then allocated in their logs all at
+//! once.
 //!
 //! How it works      A bitmap for each chunk, as in [`chunks`](super::chunks), but without a lock, so that millions of
-//!                   slots in no order cost little more than setting their bits.
-//! Errors            a slot outside its log, or that two blocks refer to, is reported by its place.
+//!                   unordered slots cost little more than setting their bits.
+//! Errors            a slot that is outside its log, or to which two blocks refer, is reported by its place.
 
 use std::sync::Arc;
 
-use super::chunks::{CHUNK_SLOTS, SlotBits};
+use super::chunks::SlotBits;
 use super::space::{Log, Space};
 use crate::block_map::diff::slots_not_in;
 use crate::block_map::history::History;
@@ -27,16 +28,16 @@ pub struct UsedSlots {
 }
 
 impl UsedSlots {
-    /// None yet, of these logs.
+    /// The empty set, for these logs.
     pub fn new(space: &Space) -> UsedSlots {
         let used = |log: Arc<Log>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
         UsedSlots { logs: space.logs().into_iter().map(used).collect() }
     }
 
-    /// Marks a partition's slots, each once however many versions see it. `Err`: one that cannot be marked.
+    /// Marks a partition's slots as used, each once for all versions that see it. `Err`: one that cannot be marked.
     pub fn add_partition(&mut self, versions: &Versions, history: &History) -> Result<(), Place> {
         let mut bad = None;
-        // What a version sees and its parent does not: by V2 each slot comes up once.
+        // The slots that a version sees and its parent does not: by V2 each slot occurs once.
         for index in 0..=versions.frozen().len() {
             let parent = versions.parent_of(index, history).map(|parent| versions.map(parent));
             slots_not_in(versions.map(index), parent, |count, place| {
@@ -53,12 +54,12 @@ impl UsedSlots {
             return false;
         };
         (0..u64::from(count)).all(|i| {
-            let slot = place.slot_number() + i;
-            let Some(chunk) = used.chunks.get_mut((slot / CHUNK_SLOTS) as usize) else {
+            let (chunk, slot) = place.slot_number().plus(i).chunk();
+            let Some(chunk) = used.chunks.get_mut(chunk as usize) else {
                 return false;
             };
             let bits = chunk.get_or_insert_default();
-            let (word, mask) = ((slot % CHUNK_SLOTS / 64) as usize, 1 << (slot % 64));
+            let (word, mask) = (slot as usize / 64, 1 << (slot % 64));
             let fresh = bits[word] & mask == 0;
             bits[word] |= mask;
             fresh

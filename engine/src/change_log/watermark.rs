@@ -1,8 +1,8 @@
-//! Watermark: the high-water marks of a journal: the last record appended, and the last one that a sync in flight may commit.
-//! One processor and the syncs of its volume share them.
+//! Watermark: the high-water marks of a journal: the last record appended, and the last one that a sync in flight may
+//! commit. One processor and the syncs of its volume share them.
 //!
-//! How it works      See Y1 of [`young`](super::young). Each side stores its own mark, then reads the other one, with a fence
-//!                   in between: so at least one of the two sees the other's store.
+//! How it works      See Y1 of [`young`](super::young). Each side stores its own mark, then reads the other one, with a
+//!                   fence in between: so at least one of the two sees the other's store.
 //! Owner and locks   the processor appends; syncs, one at a time, begin commits.
 
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -11,7 +11,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 #[derive(Debug)]
 pub struct Watermark {
     appended: AtomicU64,
-    /// The latest sync that has begun may commit the records up to this one; all, while it begins.
+    /// The latest sync may commit the records up to this one; `u64::MAX` while it begins.
     sync_watermark: AtomicU64,
 }
 
@@ -26,12 +26,12 @@ impl Watermark {
         self.appended.load(Ordering::Acquire)
     }
 
-    /// Record `seq` was appended.
+    /// Stores that record `seq` was appended.
     pub fn append(&self, seq: u64) {
         self.appended.store(seq, Ordering::Release);
     }
 
-    /// A sync begins: it may commit the records up to the one that is given back.
+    /// Begins a sync; returns the last record that it may commit.
     pub fn begin_commit(&self) -> u64 {
         self.sync_watermark.store(u64::MAX, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -40,7 +40,7 @@ impl Watermark {
         reached
     }
 
-    /// How far syncs that have begun may commit, asked by the processor after it has appended a record.
+    /// The last record that syncs in flight may commit; read by the processor after it has appended a record.
     pub fn sync_watermark(&self) -> u64 {
         fence(Ordering::SeqCst);
         self.sync_watermark.load(Ordering::Acquire)

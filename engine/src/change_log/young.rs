@@ -1,18 +1,20 @@
-//! Young slots: those that no map on the disk can refer to, whatever is lost: given back, they can be used again at once.
+//! Young slots: slots to which no map on the disk can refer, whatever a crash loses: once freed, they can be reused at
+//! once.
 //!
-//! How it works      After a power loss, records count up to the last commit mark (J3), behind the last checkpoint. So a slot
-//!                   that was taken and given back between two marks is referred to by nothing that can be read back, and
-//!                   what is written to it meanwhile harms nothing. A slot is young from when a record speaks of it until
-//!                   a sync begins that may put a mark behind that record, or a checkpoint that holds it. After a kill all
-//!                   records count, and the one that gave it back is among them.
-//! Invariants        Y1 a sync says that it has begun ([`Watermark::begin_commit`](super::watermark::Watermark::begin_commit)) before
-//!                      it looks how far the journal has got, and a processor looks for that after it has appended the
-//!                      record that gives a slot back: so either the sync covers that record too, or the processor knows
-//!                      of the sync, and what came before it is not young.
-//!                   Y2 nobody reads a young slot that is given back: a read of its block would have held up the write that
-//!                      gave it back (H1), and no snapshot sees it;
-//!                   Y3 a young slot that the live map has is shared with no frozen one: it was written in the epoch that goes
-//!                      on, and no frozen map is of that epoch. With the next one, no slot is young.
+//! How it works      After a power loss, records count up to the last commit mark (J3), after the last checkpoint. So
+//!                   nothing that recovery can read refers to a slot that was allocated and freed between two marks,
+//!                   and writing to it in that time is harmless. A slot is young from its first record until a sync
+//!                   begins that may store a mark after that record, or a checkpoint begins that includes it. After a
+//!                   kill all records count, including the one that freed the slot.
+//! Invariants        Y1 a sync announces its begin
+//!                   ([`Watermark::begin_commit`](super::watermark::Watermark::begin_commit)) before it reads the last
+//!                   record appended, and a processor reads the announcement after it has appended the record that
+//!                   frees a slot: so either the sync covers that record too, or the processor knows of the sync, and
+//!                   slots recorded before it are not young.
+//!                   Y2 no thread reads a young slot that is freed: a read of its block would have blocked the write
+//!                      that freed it (H1), and no snapshot sees it;
+//!                   Y3 a young slot in the live map is shared with no frozen map: it was written in the current epoch,
+//!                      and no frozen map is of that epoch. When the next epoch begins, no slot is young.
 //! Owner and locks   the processor alone.
 
 use rustc_hash::FxHashMap;
@@ -23,18 +25,17 @@ use crate::units::Epoch;
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Young {
-    /// What the latest sync covers that was known as these were taken.
+    /// The sync watermark known when these slots were added.
     sync_watermark: u64,
-    /// In which these were written.
+    /// The epoch in which these slots were written.
     epoch: Epoch,
     slots: FxHashMap<(u16, u64), Box<SlotBits>>,
 }
 
 impl Young {
-    /// A sync, the latest that has begun, covers the records up to `sync_watermark`, and this is the epoch of new writes: where
-    /// either is news, no slot is young.
-    pub fn see(&mut self, sync_watermark: u64, epoch: Epoch) {
-        // While a sync begins, it is not known how many: all.
+    /// Observes the sync watermark and the epoch of new writes: if either has changed, no slot is young any more.
+    pub fn observe(&mut self, sync_watermark: u64, epoch: Epoch) {
+        // While a sync begins, the watermark is unknown: all records count as covered.
         if sync_watermark != self.sync_watermark
             || sync_watermark == u64::MAX
             || epoch != self.epoch
@@ -45,15 +46,15 @@ impl Young {
         }
     }
 
-    /// A checkpoint holds all records so far: no slot is young.
+    /// Notes that a checkpoint includes all records so far: no slot is young.
     pub fn clear(&mut self) {
         self.slots.clear();
     }
 
-    /// Slots of a log's chunk that record `seq` refers to, the first that does: young, unless a sync covers it.
+    /// Adds slots of a log's chunk to which record `seq` is the first to refer: young, unless a sync covers it.
     pub fn add(&mut self, seq: u64, chunk: (u16, u64), first: u32, count: u32) {
         if seq <= self.sync_watermark {
-            return; // it was appended, and the sync began, before the processor looked
+            return; // the sync began after the append, before the processor read the watermark
         }
         let bits = self.slots.entry(chunk).or_default();
         for slot in first..first + count {
@@ -67,7 +68,8 @@ impl Young {
         (first..first + count).all(|slot| is_set(bits, slot))
     }
 
-    /// Whether a slot is young, and how many of at most `limit` from it on are like it; those that are, are it no more.
+    /// Whether a slot is young, and how many slots from it on, at most `limit`, have the same answer. Young ones are
+    /// removed from the set.
     pub fn take(&mut self, log: u16, chunk: u64, first: u32, limit: u32) -> (bool, u32) {
         let Some(bits) = self.slots.get_mut(&(log, chunk)) else { return (false, limit) };
         let young = is_set(bits, first);

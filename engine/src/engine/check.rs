@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::block_map::versions::Versions;
-use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::change_log::files::Identity;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::Log;
@@ -164,7 +163,7 @@ impl Check<'_> {
         let mut inside = true;
         for index in 0..run.sums.len() as u32 {
             let (block, place) = (run.block + index, run.place.step(index));
-            let (number, slot) = (place.log(), place.slot_number());
+            let (number, slot) = (place.log(), place.slot_number().0);
             let at = format!("partition {partition} block {block}");
             self.report.slots += 1;
             let Some(LogCheck { log, used }) = self.logs.get_mut(&number) else {
@@ -193,7 +192,7 @@ impl Check<'_> {
         let mut wrong = Vec::new();
         while done < run.sums.len() {
             let place = run.place.step(done as u32);
-            let left = (CHUNK_SLOTS - place.slot_number() % CHUNK_SLOTS) as usize;
+            let left = place.slot_number().left_in_chunk() as usize;
             let count = left.min(run.sums.len() - done);
             let (device, offset) = self.logs[&place.log()].log.locate(place.slot_number());
             if device.is_present() {
@@ -208,7 +207,7 @@ impl Check<'_> {
                         }
                         Ok(()) => continue,
                     };
-                    let (slot, log) = (place.slot_number() + index as u64, place.log());
+                    let (slot, log) = (place.slot_number().0 + index as u64, place.log());
                     let block = run.block as usize + done + index;
                     wrong.push(format!(
                         "partition {partition} block {block}, slot {slot} of change log {log}: {why}"

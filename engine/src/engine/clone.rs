@@ -14,11 +14,11 @@ use crate::block_map::tree::Map;
 use crate::engine::Engine;
 use crate::engine::spec::VolumeSpec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::origin::Origin;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
 use crate::units::{Epoch, VolumeId};
 use crate::volume::Volume;
-use crate::volume::origin::Origin;
 
 /// Partitions whose maps a processor sends in one call: it has other requests to serve.
 const PARTITIONS_PER_CALL: u32 = 512;

@@ -20,15 +20,16 @@ use crate::engine::Engine;
 use crate::engine::spec::{VolumeSpec, check};
 use crate::engine::volumes::{NewShare, SharePlan, index_by_processor, recover_all, start_journal};
 use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
 use crate::io::extent::Extent;
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::share::grow::Growth;
 use crate::processor::share::{Share, ShareConfig};
 use crate::processor::space_waiters::Ask;
+use crate::request::Target;
 use crate::units::BLOCK_SIZE;
-use crate::volume::geometry::Geometry;
-use crate::volume::{ShareRef, Volume};
+use crate::volume::{ShareRef, View, Volume};
 
 impl Engine {
     /// Grows a volume to the shape in `spec`.
@@ -56,7 +57,8 @@ impl Engine {
             self.grow_share(&volume, plan, &geometry)?;
         }
         let grown = self.assemble(&volume, &spec, &geometry, new_shares);
-        self.exports.grow(&grown);
+        let target: Arc<dyn Target> = Arc::new(View { volume: Arc::clone(&grown), epoch: None });
+        self.exports.grow(&target);
         Ok(())
     }
 

@@ -10,7 +10,6 @@
 pub mod check;
 mod clone;
 pub mod compare;
-pub mod events;
 pub mod grow;
 mod read_back;
 mod rollback;
@@ -31,13 +30,14 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use crate::change_log::journal::Gone;
 use crate::checksum;
-use crate::engine::events::Events;
 use crate::engine::watch::{Watch, Watched};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::io::device::{Device, Mode};
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::DirectReader;
 use crate::processor::cut::{Cut, Report, Stall};
+use crate::processor::flusher::Waiter;
 use crate::processor::messages::{Control, CutShare, Event};
 use crate::processor::queue::ask;
 use crate::processor::run::Handle;
@@ -50,7 +50,6 @@ use crate::system::ticks::Ticks;
 use crate::system::{System, Urgency, wait};
 use crate::units::{DeviceId, Epoch, VolumeId};
 use crate::volume::export::ExportTable;
-use crate::volume::flusher::Waiter;
 use crate::volume::{View, Volume};
 
 /// Pool threads for blocking calls.

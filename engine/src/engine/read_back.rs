@@ -5,8 +5,8 @@
 //!                   such older maps may refer to are [held](crate::change_log::space) (SP3): those that the replayed
 //!                   records have freed. If a device is missing or fails, they are held until the first sync that
 //!                   succeeds.
-//! Why nothing else waits The killed process served hosts in the same state. Only one thing that it knew is lost, which
-//! places waited for a commit:
+//! Why nothing else waits   The killed process served hosts in the same state. Only one thing that it knew is lost,
+//!                   which places waited for a commit:
 //!                   - slots: an older map is the checkpoint, which is durable when its directory is (J7), and some of
 //!                     the records after it. A slot that it refers to, and the newest map does not, was freed by one of
 //!                     the replayed records;
@@ -22,9 +22,9 @@ use std::sync::Arc;
 
 use crate::change_log::files::Identity;
 use crate::change_log::space::Space;
+use crate::geometry::Geometry;
+use crate::processor::durable::Durable;
 use crate::processor::space_waiters::SpaceWaiters;
-use crate::volume::flusher::Durable;
-use crate::volume::geometry::Geometry;
 
 /// What has to be synced of a volume, except its journals.
 pub fn all_devices(

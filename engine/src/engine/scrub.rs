@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::checksum;
 use crate::engine::Engine;
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -17,7 +16,7 @@ use crate::processor::messages::Control;
 use crate::processor::queue::{Queue, ask};
 use crate::processor::share::scrub::{Cursor, Question, SeenBy, SlotRun};
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, PartitionIndex, VolumeId};
+use crate::units::{BLOCK_SIZE, BlockIndex, DeviceId, LocalIndex, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
@@ -54,7 +53,7 @@ struct Scrub<'a> {
     volume: Arc<Volume>,
     queue: Arc<Queue>,
     partition: PartitionIndex,
-    local: u32,
+    local: LocalIndex,
     report: ScrubReport,
 }
 
@@ -93,8 +92,7 @@ impl Scrub<'_> {
         let mut done = 0;
         while done < run.sums.len() {
             let place = run.place.step(done as u32);
-            // The next chunk may be in another extent.
-            let left = (CHUNK_SLOTS - place.slot_number() % CHUNK_SLOTS) as usize;
+            let left = place.slot_number().left_in_chunk() as usize;
             let count = left.min(run.sums.len() - done);
             let sums = run.sums[done..done + count].to_vec();
             self.piece(&SlotRun { block: run.block + done as u32, place, sums })?;

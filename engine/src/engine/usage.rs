@@ -6,19 +6,15 @@
 
 use std::collections::HashMap;
 
-use crate::block_map::usage::{Held, Measured, Memory, measure};
+use crate::block_map::usage::{Measured, VersionUse, measure};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
-use crate::units::{Epoch, PartitionIndex, VolumeId};
+use crate::units::{Epoch, VolumeId};
 
 /// Partitions whose versions a processor sends in one call: it has other requests to serve.
 const PARTITIONS_PER_CALL: u32 = 512;
-
-/// Results for a volume's partitions.
-#[derive(Debug, Default)]
-pub struct UsageMemory(HashMap<PartitionIndex, Memory>);
 
 /// What a volume and its snapshots refer to, blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +22,7 @@ pub struct VolumeUse {
     /// Slots that the live volume refers to.
     pub live_slots: u64,
     /// What each snapshot refers to, by epoch.
-    pub snapshots: Vec<(Epoch, Held)>,
+    pub snapshots: Vec<(Epoch, VersionUse)>,
     /// How many maps were measured, rather than found in the memory.
     pub measured: u64,
 }
@@ -36,7 +32,7 @@ impl Engine {
     pub fn snapshot_use(&self, volume: VolumeId) -> Result<VolumeUse> {
         let volume = self.volume(volume)?;
         let mut memory = volume.usage.lock().expect("no holder panics");
-        let mut held: HashMap<Epoch, Held> = HashMap::new();
+        let mut held: HashMap<Epoch, VersionUse> = HashMap::new();
         let mut found = VolumeUse::default();
         let mut measured = Measured::default();
         for share in &volume.shares {
@@ -50,7 +46,7 @@ impl Engine {
                 }
                 first += PARTITIONS_PER_CALL;
                 for (partition, versions) in &handed_out.versions {
-                    let memory = memory.0.entry(*partition).or_default();
+                    let memory = memory.of(*partition);
                     let history = &handed_out.history;
                     let (mut each, live) = measure(versions, history, memory, &mut measured);
                     found.live_slots += live;

@@ -24,19 +24,19 @@ use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
+use crate::geometry::{Geometry, Partition};
 use crate::io::extent::Extent;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::share::{Local, Share, ShareConfig};
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, Epoch, VolumeId};
-use crate::volume::bad_blocks::BadBlocks;
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex, ProcessorIndex, VolumeId};
 use crate::volume::export::Export;
-use crate::volume::flusher::{Flusher, Waiter};
-use crate::volume::geometry::{Geometry, Partition};
-use crate::volume::origin::Origin;
 use crate::volume::{ShareRef, Volume};
 
 /// The share of a volume that one processor gets.
@@ -117,13 +117,13 @@ impl Engine {
     }
 
     pub(super) fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
-        let mut next_local: HashMap<u32, u32> = HashMap::new();
+        let mut next_local: HashMap<ProcessorIndex, LocalIndex> = HashMap::new();
         let mut partitions = Vec::with_capacity(spec.partitions.len());
         for (processor, extents) in &spec.partitions {
-            let local = next_local.entry(*processor).or_insert(0);
+            let local = next_local.entry(*processor).or_default();
             let extents = self.extents(extents)?;
             partitions.push(Partition { processor: *processor, local: *local, extents });
-            *local += 1;
+            local.0 += 1;
         }
         let partition_shift = spec.partition_size.trailing_zeros();
         Ok(Geometry { size: spec.size, partition_shift, partitions })
@@ -370,7 +370,7 @@ fn mark_slots(
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
     let mut slots = Slots::default();
-    slots.take_used(used).map_err(|place| bad(place, String::new()))?;
+    slots.allocate_used(used).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
 }
 
@@ -436,7 +436,8 @@ fn record_history(
     spec: &VolumeSpec,
     epoch: Epoch,
 ) -> std::result::Result<(), Errno> {
-    for (rollback, size) in &spec.rollbacks[spec.rollbacks.len() - recovered.redone..] {
+    for (rollback, size) in &spec.rollbacks[spec.rollbacks.len() - recovered.unrecorded_rollbacks..]
+    {
         journal.append(Entry::rollback(*rollback, size / BLOCK_SIZE))?;
     }
     if recovered.epoch < epoch {

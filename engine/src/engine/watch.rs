@@ -3,7 +3,7 @@
 //!
 //! How it works      At each tick it calls those processors that have something to check
 //!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
-//!                   ([`Flusher::tick`](crate::volume::flusher::Flusher::tick)), then every device
+//!                   ([`Flusher::tick`](crate::processor::flusher::Flusher::tick)), then every device
 //!                   ([`crate::io::silence`]); an event tells Python when a device stops answering, and when it answers
 //!                   again. It never blocks. A control call that uses a device does so on a thread of the pool, and
 //!                   waits for that no longer than a request would.
@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::engine::Engine;
-use crate::engine::events::{Event as EngineEvent, Events};
 use crate::error::{Errno, Error, ErrorKind, Result};
+use crate::events::{Event as EngineEvent, Events};
 use crate::io::device::Device;
 use crate::io::fault::Fault;
 use crate::io::silence::SilenceChange;

@@ -1,9 +1,10 @@
-//! Checkpoint: whatever a checkpoint's file may hold.
+//! Checkpoint: any contents of a checkpoint's file.
 //!
-//! How it works      The input's first byte says whether checksums are put right; then come the used bytes of the header,
-//!                   which are moved apart to where they belong, and the body. What can be read is written again.
-//! Promises          a checkpoint that is refused is refused with a reason; one that is read holds what makes sense, and
-//!                   comes back the same when it is written and read again.
+//! How it works      The input's first byte says whether checksums are corrected; then come the used bytes of the
+//!                   header, which are expanded to their offsets, and the body. A checkpoint that can be read is
+//!                   written again.
+//! Promises          a refused checkpoint is refused with a reason; an accepted one is consistent, and is the same
+//!                   after it is written and read again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::change_log::format::{
     CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
 };
 use crate::checksum;
-use crate::units::{Epoch, PartitionIndex};
+use crate::units::{Epoch, PartitionIndex, SlotIndex};
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "checkpoint", run, seeds, bytes_max: 8192 };
@@ -29,7 +30,7 @@ pub const TARGET: Target = Target { name: "checkpoint", run, seeds, bytes_max: 8
 /// Used bytes of a header.
 pub const HEADER_USED: usize = HEADER_END;
 
-/// Partitions that the processor owns: three sizes, one not a whole number of leaves.
+/// Partitions that the processor owns: three sizes, one of them not a multiple of a leaf.
 pub fn blocks_of(partition: PartitionIndex) -> Option<u32> {
     match partition {
         0 => Some(256),
@@ -39,21 +40,21 @@ pub fn blocks_of(partition: PartitionIndex) -> Option<u32> {
     }
 }
 
-/// Everything that a map says.
-pub type Said = Vec<(u32, u32, Place, Vec<u32>)>;
+/// All runs of a map.
+pub type MapRuns = Vec<(u32, u32, Place, Vec<u32>)>;
 
-/// Everything that a map says. Panics if it says what makes no sense.
-pub fn said(map: &Map) -> Said {
-    let mut runs: Said = Vec::new();
+/// All runs of a map. Panics if they are inconsistent.
+pub fn map_runs(map: &Map) -> MapRuns {
+    let mut runs: MapRuns = Vec::new();
     let mut block = 0;
     while block < map.blocks() {
         let Found { count, place, checksums } = map.find(block, map.blocks() - block);
         assert!(count > 0 && block + count <= map.blocks(), "a run outside the partition");
-        assert!(Place::from_raw(place.raw()) == Some(place), "a place that is none");
+        assert!(Place::from_raw(place.raw()) == Some(place), "an invalid place");
         assert!(place.is_slot() != checksums.is_empty(), "checksums do not go with the place");
         let _ = place.step(count - 1);
         if place != Place::BASE {
-            // Where a leaf has taken another form, its runs may end elsewhere.
+            // If a leaf has the other form, its runs may end at other blocks.
             match runs.last_mut() {
                 Some((before, blocks, from, known))
                     if *before + *blocks == block && place.follows(*from, *blocks) =>
@@ -69,22 +70,23 @@ pub fn said(map: &Map) -> Said {
     runs
 }
 
-/// Everything that versions say, oldest first.
-pub fn said_by(versions: &Versions) -> Vec<(Epoch, u64, Said)> {
+/// All runs of all versions, oldest first.
+pub fn version_runs(versions: &Versions) -> Vec<(Epoch, u64, MapRuns)> {
     let frozen = versions.frozen().iter().map(|one| (one.last_epoch, &one.map));
     let all = frozen.chain([(Epoch::MAX, &versions.live)]);
-    all.map(|(epoch, map)| (epoch, map.write_seq, said(map))).collect()
+    all.map(|(epoch, map)| (epoch, map.write_seq, map_runs(map))).collect()
 }
 
 /// A checkpoint's bytes.
 pub fn bytes_of(contents: &Contents, number: u64) -> Vec<u8> {
     let files = Arc::new(Files::default());
     let path = Path::new("/volume/written");
-    checkpoint::write(path, &identity(&files), number, contents.clone()).expect("memory takes it");
+    checkpoint::write(path, &identity(&files), number, contents.clone())
+        .expect("memory does not fail");
     files.bytes(path).expect("just written")
 }
 
-/// Puts the checksum of a header right.
+/// Corrects the checksum of a header.
 pub fn fix_header(bytes: &mut [u8]) {
     if bytes.len() >= HEADER_USED {
         let end = if u32_at(bytes, 8) == FIRST_VERSION { 80 } else { HEADER_USED };
@@ -93,7 +95,7 @@ pub fn fix_header(bytes: &mut [u8]) {
     }
 }
 
-/// A file from an input: a header with space behind it, a body, checksums that match if so wanted.
+/// A file from an input: a header with its padding, a body, and corrected checksums if `fix`.
 pub fn expand(used: &[u8], body: &[u8], fix: bool) -> Vec<u8> {
     let mut bytes = used.to_vec();
     bytes.resize(HEADER_BYTES.max(used.len()), 0);
@@ -139,7 +141,7 @@ fn check(header: &Header, contents: &Contents) {
     assert_eq!(twice.partitions.len(), contents.partitions.len());
     for ((one, versions), (other, others)) in contents.partitions.iter().zip(&twice.partitions) {
         assert_eq!(one, other);
-        assert_eq!(said_by(versions), said_by(others), "partition {one}");
+        assert_eq!(version_runs(versions), version_runs(others), "partition {one}");
     }
 }
 
@@ -152,24 +154,24 @@ fn change(versions: &mut Versions, epoch: Epoch, first: u32, count: u32, place: 
     );
 }
 
-/// Contents with everything that a checkpoint can hold.
+/// Contents with every feature of a checkpoint.
 pub fn rich() -> Contents {
     let mut first = Versions::new(256);
     for block in 0..140 {
-        let place = Place::slot(1 + block as u16 % 2, u64::from(block) * 3);
+        let place = Place::slot(1 + block as u16 % 2, SlotIndex(u64::from(block) * 3));
         change(&mut first, 1, block, 1, place, u64::from(block) + 1);
     }
     let mut second = Versions::new(1300);
     change(&mut second, 1, 0, 1300, Place::ZERO, 141);
-    change(&mut second, 1, 500, 40, Place::slot(1, 1 << 39), 142);
+    change(&mut second, 1, 500, 40, Place::slot(1, SlotIndex(1 << 39)), 142);
     second.freeze_before(2, &[1]);
-    change(&mut second, 2, 510, 4, Place::slot(4095, 7), 143);
+    change(&mut second, 2, 510, 4, Place::slot(4095, SlotIndex(7)), 143);
     second.freeze_before(3, &[1, 2]);
-    change(&mut second, 3, 1290, 10, Place::slot(1, 90), 144);
+    change(&mut second, 3, 1290, 10, Place::slot(1, SlotIndex(90)), 144);
     Contents { first_seq: 145, epoch: 3, partitions: vec![(0, first), (4, second)] }
 }
 
-/// A checkpoint as an input says it.
+/// The input that gives this checkpoint.
 pub fn compact(bytes: &[u8]) -> Vec<u8> {
     let body = &bytes[HEADER_BYTES..bytes.len() - 8];
     [&bytes[..HEADER_USED], body].concat()
@@ -182,7 +184,7 @@ fn seeds() -> Vec<Vec<u8>> {
         some.push(Contents { partitions: vec![rich.partitions[index].clone()], ..rich.clone() });
     }
     let mut small = Versions::new(256);
-    change(&mut small, 1, 3, 2, Place::slot(1, 5), 1);
+    change(&mut small, 1, 3, 2, Place::slot(1, SlotIndex(5)), 1);
     small.freeze_before(2, &[1]);
     change(&mut small, 2, 4, 250, Place::ZERO, 2);
     some.push(Contents { first_seq: 3, epoch: 2, partitions: vec![(0, small)] });

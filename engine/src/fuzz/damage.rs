@@ -1,13 +1,13 @@
-//! Damage: a good journal to which something has happened.
+//! Damage: a good journal that was damaged.
 //!
-//! How it works      The input says which changes were recorded, in which segments, how far they were committed, and what
-//!                   has happened: up to four bytes in a row have changed, which a CRC-32C always shows, or a sector
-//!                   reads as zeroes, or the file is shorter. The last of the files is the manifest.
-//! Promises          promise 5: what is recovered is what was recorded, all of it after a kill, up to what was committed
-//!                   after a power loss; or recovery is refused. Never anything else.
+//! How it works      The input says which changes were recorded, in which segments, up to which record they were
+//!                   committed, and the damage: up to four bytes in a row have changed, which a CRC-32C always detects,
+//!                   or a sector reads as zeroes, or the file is shorter. The last of the files is the manifest.
+//! Promises          promise 5: recovery finds what was recorded, all of it after a kill, up to what was committed
+//!                   after a power loss; or it refuses. Never anything else.
 
 use super::Target;
-use super::checkpoint::{Said, blocks_of, said};
+use super::checkpoint::{MapRuns, blocks_of, map_runs};
 use super::files::BOOT_ID;
 use super::journal::{incarnation, map_record, recover_segments, write_manifest, write_segment};
 use super::random::Choices;
@@ -16,6 +16,7 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::format::{HEADER_BYTES, Record};
 use crate::change_log::manifest::State;
+use crate::units::SlotIndex;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "damage", run, seeds, bytes_max: 512 };
@@ -36,7 +37,7 @@ fn run(input: &[u8]) {
         records.push(record(&mut choices, records.len() as u64 + 1));
     }
     let count = records.len() as u64;
-    // A mark is followed by another, or was the last that anybody waited for: both marks say the same.
+    // Another mark follows a mark, or it was the last one waited for: both marks cover the same.
     let committed = committed.min(count);
     let split = split.min(records.len());
     let boot = if killed { BOOT_ID } else { OTHER_BOOT };
@@ -58,7 +59,7 @@ fn run(input: &[u8]) {
         Err(error) => assert!(harmed, "refused without cause: {error}"),
         Ok(recovered) => {
             let reached = recovered.next_seq - 1;
-            let found = recovered.partitions.get(&PARTITION).map(|one| said(&one.live));
+            let found = recovered.partitions.get(&PARTITION).map(|one| map_runs(&one.live));
             let wanted = &states[usize::try_from(reached).expect("few")];
             assert_eq!(&found.unwrap_or_default(), wanted, "up to record {reached}");
             let least = if killed { count } else { committed };
@@ -76,12 +77,12 @@ fn record(choices: &mut Choices<'_>, seq: u64) -> (Record, Vec<u32>) {
     let place = match kind % 4 {
         0 => Place::BASE,
         1 => Place::ZERO,
-        _ => Place::slot(1, seq * 1000),
+        _ => Place::slot(1, SlotIndex(seq * 1000)),
     };
     map_record(seq, 1, PARTITION, first, count, place)
 }
 
-/// Harms one file; says whether it did.
+/// Damages one file; returns whether it did.
 fn harm(segments: &mut [Vec<u8>], kind: u8, where_: u16, how: &[u8]) -> bool {
     let index = usize::from(kind >> 4) % segments.len();
     let bytes = &mut segments[index];
@@ -104,10 +105,10 @@ fn harm(segments: &mut [Vec<u8>], kind: u8, where_: u16, how: &[u8]) -> bool {
     *bytes != before
 }
 
-/// What the partition's live map says after each number of records.
-fn states(records: &[(Record, Vec<u32>)]) -> Vec<Said> {
+/// The runs of the partition's live map after each number of records.
+fn states(records: &[(Record, Vec<u32>)]) -> Vec<MapRuns> {
     let mut versions = Versions::new(blocks_of(PARTITION).expect("it is owned"));
-    let mut states = vec![said(&versions.live)];
+    let mut states = vec![map_runs(&versions.live)];
     for (record, sums) in records {
         let place = record.checked_place(sums).expect("a good record");
         let change = Change {
@@ -119,7 +120,7 @@ fn states(records: &[(Record, Vec<u32>)]) -> Vec<Said> {
             seq: record.seq,
         };
         versions.apply(change, &History::line(&[1, 2]), |_, _, _| {});
-        states.push(said(&versions.live));
+        states.push(map_runs(&versions.live));
     }
     states
 }

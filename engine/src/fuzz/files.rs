@@ -1,4 +1,4 @@
-//! Files: a system that has nothing but a directory of files in memory, for code that only reads and writes files.
+//! Files: a system that has only a directory of files in memory, for code that only reads and writes files.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct Files(Mutex<BTreeMap<PathBuf, Bytes>>);
 struct MemoryFile(Bytes);
 
 impl Files {
-    /// Puts a file there.
+    /// Adds a file.
     pub fn put(&self, path: PathBuf, bytes: Vec<u8>) {
         self.files().insert(path, Arc::new(Mutex::new(bytes)));
     }
@@ -43,7 +43,7 @@ impl Files {
     }
 }
 
-/// Who reads and writes these files.
+/// The identity of the journal with these files.
 pub fn identity(files: &Arc<Files>) -> Identity {
     Identity {
         system: Arc::clone(files) as Arc<dyn System>,

@@ -1,7 +1,7 @@
-//! Hand-over: whatever may stand in the place of what one process tells the next of a connection.
+//! Hand-over: any bytes in place of the state of a connection that one process passes to the next.
 //!
-//! How it works      The input is such a state. Unless its first byte says not to, the checksum is put right first.
-//! Promises          it is refused with a reason, or it is a state that is written back to the same bytes.
+//! How it works      The input is such a state. The checksum is corrected first, unless the first byte says not to.
+//! Promises          it is refused with a reason, or it is a state whose encoding has the same bytes.
 
 use super::Target;
 use crate::checksum;
@@ -10,7 +10,7 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::hand_over::State;
 use crate::nbd::reader::{Refusal, ResumePoint};
 use crate::nbd::request::Agreed;
-use crate::volume::request::Contexts;
+use crate::request::Contexts;
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "hand_over", run, seeds, bytes_max: 4096 };
@@ -24,7 +24,7 @@ fn run(bytes: &[u8]) {
     }
     match State::decode(&bytes) {
         Ok(state) => {
-            assert!(state.encode() == bytes, "written back to other bytes");
+            assert!(state.encode() == bytes, "encoded to other bytes");
             assert!(state.resume_point.skip <= REQUEST_BYTES_MAX);
         }
         Err(why) => assert!(!why.is_empty()),

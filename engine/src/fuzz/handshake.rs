@@ -1,9 +1,9 @@
-//! Handshake: whatever a peer says before transmission.
+//! Handshake: any bytes from a peer before transmission.
 //!
 //! How it works      The input is what the peer sends. It is fed twice, in large pieces and in small ones, the output
 //!                   taken each time as a socket would.
-//! Promises          HN1..HN3 of the handshake: both ways come to the same output and the same end, what is held stays
-//!                   bounded, and nothing but whole replies comes out.
+//! Promises          HN1..HN3 of the handshake: both ways give the same output and the same end, the memory held is
+//!                   bounded, and the output consists of complete replies.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub const TARGET: Target = Target { name: "handshake", run, seeds, bytes_max: 40
 enum End {
     Waits,
     Closed,
-    /// The export, structured replies, block status, and what belongs to the transmission.
+    /// The export, structured replies, block status, and the bytes of the transmission.
     Agreed(String, bool, bool, Vec<u8>),
 }
 
@@ -39,7 +39,7 @@ fn exports() -> ExportTable {
     table
 }
 
-/// Feeds `bytes` in pieces of `piece`; what came out, and how it ended.
+/// Feeds `bytes` in pieces of `piece`; returns the output, and how it ended.
 fn talk(table: &ExportTable, bytes: &[u8], piece: usize) -> (Vec<u8>, End) {
     let mut handshake = Handshake::new();
     let mut out = Vec::new();
@@ -81,14 +81,14 @@ fn run(bytes: &[u8]) {
     let piece = 1 + bytes.first().map_or(0, |byte| usize::from(*byte));
     let (out, end) = talk(&table, bytes, piece);
     let (same, same_end) = talk(&table, bytes, FEED_BYTES_MAX);
-    assert!(out == same && end == same_end, "HN1: how bytes are cut must not matter");
+    assert!(out == same && end == same_end, "HN1: the size of pieces must not matter");
     check_replies(&out, &end);
     for export in table.list() {
-        assert_eq!(export.connections(), 0, "an attachment has stayed");
+        assert_eq!(export.connections(), 0, "an attachment was leaked");
     }
 }
 
-/// The greeting, then whole replies; the answer to EXPORT_NAME, which has no header, may come last.
+/// Checks the greeting, then complete replies; the answer to EXPORT_NAME, which has no header, may come last.
 fn check_replies(out: &[u8], end: &End) {
     let (greeting, mut rest) = out.split_at(18);
     assert!(greeting.starts_with(b"NBDMAGICIHAVEOPT"));
@@ -102,7 +102,7 @@ fn check_replies(out: &[u8], end: &End) {
         }
         assert_eq!(take_u64(&mut rest), Some(OPTION_REPLY_MAGIC));
         let _ = (take_u32(&mut rest).expect("an option"), take_u32(&mut rest).expect("a kind"));
-        let payload = take_string(&mut rest).expect("a whole reply");
+        let payload = take_string(&mut rest).expect("a complete reply");
         assert!(payload.len() <= 8192, "a reply of {} bytes", payload.len());
     }
 }
@@ -156,9 +156,9 @@ fn seeds() -> Vec<Vec<u8>> {
         all.extend(&one);
         seeds.push([&1_u32.to_be_bytes()[..], &one, b"rest"].concat());
     }
-    let mut told_too_long = 3_u32.to_be_bytes().to_vec();
-    told_too_long.extend(OPTION_MAGIC.to_be_bytes());
-    told_too_long.extend([0, 0, 0, 7, 0, 1, 0, 1]);
-    seeds.extend([all, told_too_long]);
+    let mut too_long = 3_u32.to_be_bytes().to_vec();
+    too_long.extend(OPTION_MAGIC.to_be_bytes());
+    too_long.extend([0, 0, 0, 7, 0, 1, 0, 1]);
+    seeds.extend([all, too_long]);
     seeds
 }

@@ -1,16 +1,16 @@
-//! Journal: whatever a journal's segments may hold, with a checkpoint before them or none.
+//! Journal: any contents of a journal's segments, with or without a checkpoint before them.
 //!
-//! How it works      The input says which snapshots there are, whether a checkpoint comes first, whether there is a manifest,
-//!                   and how long each segment is; each segment is the used bytes of its header, two commit marks, how it
-//!                   was begun, and records, which are moved apart to where they belong. All of it is recovered.
-//! Promises          what cannot be read back is refused with a reason; what is recovered makes sense and could be
+//! How it works      The input says which snapshots exist, whether there are a checkpoint and a manifest, and how long
+//!                   each segment is; each segment is the used bytes of its header, two commit marks, the words of its
+//!                   begin, and records, which are expanded to their offsets. All of it is recovered.
+//! Promises          a refused journal is refused with a reason; a recovered one is consistent and could be
 //!                   checkpointed.
 
 use std::sync::Arc;
 
 use super::Target;
 use super::checkpoint::{
-    HEADER_USED, blocks_of, bytes_of, compact, expand, fix_header, rich, said_by,
+    HEADER_USED, blocks_of, bytes_of, compact, expand, fix_header, rich, version_runs,
 };
 use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
@@ -28,12 +28,12 @@ use crate::change_log::manifest::{
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
 use crate::error::{ErrorKind, Result};
-use crate::units::Epoch;
+use crate::units::{Epoch, SlotIndex};
 
 /// See the module's head.
 pub const TARGET: Target = Target { name: "journal", run, seeds, bytes_max: 8192 };
 
-/// Bytes of a segment before its records, as an input says it.
+/// Bytes of a segment before its records, in an input.
 const SEGMENT_HEAD: usize = HEADER_USED + 2 * MARK_BYTES + BEGIN_BYTES;
 const FIX: u8 = 1;
 const CHECKPOINT: u8 = 2;
@@ -57,7 +57,7 @@ fn segment(input: &[u8], fix: bool) -> Vec<u8> {
     bytes
 }
 
-/// Puts every checksum of a segment right.
+/// Corrects every checksum of a segment.
 pub fn fix_checksums(bytes: &mut [u8]) {
     fix_header(bytes);
     let incarnation: [u8; 8] = bytes[72..80].try_into().expect("8 bytes");
@@ -114,13 +114,16 @@ fn run(input: &[u8]) {
     }
 }
 
-/// The snapshots that an input's marks name: the epochs 1, 2 and 3, each with a bit of its own.
+/// Whether an input's flags include the snapshot of this epoch: the epochs 1, 2 and 3 have a bit each.
 fn choices_have(marks: u8, epoch: Epoch) -> bool {
     marks & (2 << epoch) != 0
 }
 
 fn check(recovered: Recovered) {
-    assert!(recovered.covered < recovered.next_seq, "what the checkpoint covers comes first");
+    assert!(
+        recovered.covered < recovered.next_seq,
+        "the records that the checkpoint covers come first"
+    );
     assert!(recovered.epoch > 0);
     let mut partitions: Vec<_> = recovered.partitions.into_iter().collect();
     partitions.sort_unstable_by_key(|(partition, _)| *partition);
@@ -128,7 +131,7 @@ fn check(recovered: Recovered) {
     let bytes = bytes_of(&contents, recovered.next_number);
     let (_, again) = checkpoint::read(&bytes, blocks_of).expect("what was written is read");
     for ((_, versions), (_, others)) in contents.partitions.iter().zip(&again.partitions) {
-        assert_eq!(said_by(versions), said_by(others));
+        assert_eq!(version_runs(versions), version_runs(others));
     }
 }
 
@@ -137,7 +140,7 @@ pub fn incarnation(number: u64) -> u64 {
     0x1234 + number
 }
 
-/// A manifest's file of two copies and what was appended.
+/// A manifest's file from two copies and the number of the last record.
 fn manifest_file(copies: [Vec<u8>; 2], appended: &[u8], fix: bool) -> Vec<u8> {
     let mut bytes = vec![0; MANIFEST_BYTES];
     for (at, mut copy) in COPY_OFFSETS.into_iter().zip(copies) {
@@ -151,7 +154,7 @@ fn manifest_file(copies: [Vec<u8>; 2], appended: &[u8], fix: bool) -> Vec<u8> {
     bytes
 }
 
-/// The manifest that says this, in whole.
+/// A complete manifest with this state.
 pub fn write_manifest(state: &State, appended: u64) -> Vec<u8> {
     let identity = identity(&Arc::default());
     let turn = |turn| manifest::encode(&State { turn, ..state.clone() }, &identity).to_vec();
@@ -159,7 +162,7 @@ pub fn write_manifest(state: &State, appended: u64) -> Vec<u8> {
     manifest_file([turn(2), turn(1)], &words, false)
 }
 
-/// A segment with these records, whole; the next record's number.
+/// A complete segment with these records, and the next record's number.
 pub fn write_segment(
     number: u64,
     boot: [u8; 16],
@@ -179,7 +182,7 @@ pub fn write_segment(
     };
     let mut bytes = header.encode(JOURNAL_MAGIC).to_vec();
     bytes.resize(HEADER_BYTES, 0);
-    // The first mark of a segment is in both places; if there are two others, they are the next ones.
+    // The first mark of a segment is in both places; two different marks are the next ones.
     let turn = if marks[0] == marks[1] { 1 } else { 3 };
     for (committed_seq, turn) in marks.into_iter().zip(turn..).filter(|(seq, _)| *seq > 0) {
         let at = MARK_OFFSETS[(turn % 2) as usize];
@@ -254,23 +257,23 @@ fn input(
 
 fn seeds() -> Vec<Vec<u8>> {
     let first = [
-        map_record(1, 1, 4, 0, 4, Place::slot(1, 100)),
+        map_record(1, 1, 4, 0, 4, Place::slot(1, SlotIndex(100))),
         map_record(2, 1, 0, 250, 6, Place::ZERO),
         cut_record(3, 1),
         map_record(4, 2, 4, 2, 600, Place::ZERO),
-        map_record(5, 2, 4, 700, 3, Place::slot(2, (1 << 40) - 3)),
+        map_record(5, 2, 4, 700, 3, Place::slot(2, SlotIndex((1 << 40) - 3))),
     ];
     let second = [
         map_record(6, 2, 1, 0, 1024, Place::ZERO),
         cut_record(7, 2),
-        map_record(8, 1, 4, 1, 1, Place::slot(1, 500)),
+        map_record(8, 1, 4, 1, 1, Place::slot(1, SlotIndex(500))),
         map_record(9, 3, 4, 0, 1300, Place::BASE),
     ];
     let other_boot = [7; 16];
     let segments = |boot: [u8; 16]| {
         vec![write_segment(1, boot, 1, [2, 4], &first), write_segment(2, boot, 6, [6, 8], &second)]
     };
-    let behind = [map_record(145, 3, 4, 9, 1, Place::slot(1, 9))];
+    let behind = [map_record(145, 3, 4, 9, 1, Place::slot(1, SlotIndex(9)))];
     let rich = bytes_of(&rich(), 1);
     let mut seeds = Vec::new();
     for marks in [FIX, FIX | 4, FIX | 12, FIX | 28, 0] {
@@ -292,7 +295,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Recovers these segments, in a boot of its own or in theirs, with this manifest, if any; for [`super::damage`].
+/// Recovers these segments, in another boot or in theirs, with this manifest, if any; for [`super::damage`].
 pub fn recover_segments(
     segments: &[Vec<u8>],
     manifest: Option<Vec<u8>>,

@@ -1,22 +1,22 @@
-//! Memory: a volume in memory that ends each request where it stands, for what reads requests.
+//! Memory: a volume in memory that ends each request synchronously, for tests of code that reads requests.
 //!
-//! Promises          R2: it is given nothing invalid.
+//! Promises          R2: it receives no invalid request.
 
 use std::sync::Arc;
 
+use crate::request::{ChangedRun, Request, Target, Verb};
 use crate::sync::Mutex;
 use crate::units::{Epoch, VolumeId};
-use crate::volume::request::{ChangedRun, Request, Target, Verb};
 
 /// A volume in memory that ends each request at once.
 pub struct Memory {
-    /// What it holds.
+    /// Its contents.
     pub(super) bytes: Mutex<Vec<u8>>,
     read_only: bool,
 }
 
 impl Memory {
-    /// One of `size` bytes, each saying where it is.
+    /// A volume of `size` bytes, whose contents depend on the offset.
     pub fn new(size: usize, read_only: bool) -> Memory {
         Memory { bytes: Mutex::new(contents(size)), read_only }
     }
@@ -67,7 +67,7 @@ impl Target for Memory {
     }
 }
 
-/// What one of this size holds at first.
+/// The initial contents of one of this size.
 pub(super) fn contents(size: usize) -> Vec<u8> {
     (0..size).map(|at| (at ^ (at >> 8)) as u8).collect()
 }

@@ -1,6 +1,6 @@
-//! Random: choices taken from an input, byte by byte; when it is used up, every choice is 0.
+//! Random: choices read from an input, byte by byte; at its end every choice is 0.
 
-/// What is left of an input.
+/// The rest of an input.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl<'a> Choices<'a> {

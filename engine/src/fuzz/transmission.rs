@@ -1,12 +1,12 @@
-//! Transmission: whatever a peer sends as requests, through the real reader, replies and budget.
+//! Transmission: any bytes from a peer as requests, through the real reader, replies and budget.
 //!
-//! How it works      The input's first byte says what was agreed on; then come the sizes of pieces that are received and
-//!                   sent at once, and after how many pieces the connection is handed over, again and again, as from
-//!                   one process to the next; the rest is what the peer sends. The target is a volume in memory that ends each
-//!                   request where it stands, so that one thread does it all. A few lines of [`expected`], which know
-//!                   nothing of how the reader works, say what the replies must be.
-//! Promises          R1, R2, RQ3, RP2: each request is answered once, as it should be; refused payloads are consumed; the
-//!                   volume is given nothing invalid, and holds in the end what the requests say; the budget has
+//! How it works      The input's first byte says what was agreed on; then come the sizes of pieces that are received
+//!                   and sent at once, and the number of pieces after which the connection is repeatedly handed over,
+//!                   as from one process to the next; the rest is what the peer sends. The target is a volume in memory
+//!                   that ends each request synchronously, so one thread does everything. [`expected`] computes the
+//!                   correct replies in a few lines, independently of the reader.
+//! Promises          R1, R2, RQ3, RP2: each request is answered once and correctly; refused payloads are consumed; the
+//!                   volume receives nothing invalid, and has the expected contents at the end; the budget has
 //!                   everything back; HO2: hand-overs change nothing of that.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -29,24 +29,24 @@ use crate::nbd::request::Agreed;
 use crate::nbd::wire::{
     REQUEST_HEADER_BYTES, REQUEST_MAGIC, RequestHeader, command, command_flag, error, parse_request,
 };
+use crate::request::{Contexts, Target};
 use crate::sync::Mutex;
 use crate::volume::export::{Attachment, ExportTable};
-use crate::volume::request::{Contexts, Target};
 
 /// See the module's head.
 pub const TARGET: Fuzzed = Fuzzed { name: "transmission", run, seeds, bytes_max: 8192 };
 
-/// The name of the volume that everything is tried on.
+/// The name of the volume under test.
 pub const VOLUME: &str = "v";
 /// Its size, bytes: an odd number of sectors.
 const SIZE: usize = 33 << 9;
 
-/// A peer whose bytes are all known beforehand.
+/// A peer whose bytes are all given in advance.
 struct Scripted {
-    /// Its connection, which it has continue sending.
+    /// Its connection, on which it calls `send_on`.
     connection: OnceLock<Weak<Connection>>,
     state: Mutex<Script>,
-    /// Nothing more is taken now.
+    /// It accepts no more bytes now.
     full: AtomicBool,
     /// Its connection wants to continue sending.
     armed: AtomicBool,
@@ -56,16 +56,16 @@ struct Script {
     input: Vec<u8>,
     received: usize,
     output: Vec<u8>,
-    /// How much is received at once, and how much is sent before it has to wait; 0: without limit.
+    /// How much is received at once, and how much is sent before a send would block; 0: without limit.
     receives: usize,
     sends: usize,
-    /// Nothing is held back any more: the connection freezes or ends.
+    /// Sends and receives are not limited any more: the connection freezes or ends.
     flows: bool,
     /// Pieces until the next hand-over; `None`: there is none.
     freeze_after: Option<usize>,
 }
 
-/// A scripted peer, as its connection holds it.
+/// A connection's reference to its scripted peer.
 struct Handle(Arc<Scripted>);
 
 impl Peer for Handle {
@@ -94,14 +94,14 @@ impl Peer for Handle {
         space[..length].copy_from_slice(&script.input[here..here + length]);
         script.received += length;
         if script.received == script.input.len() {
-            script.flows = true; // nobody would send the rest later
+            script.flows = true; // no thread would send the rest later
         }
         Ok(length)
     }
 
     fn receive_now(&self, spaces: &mut [IoSliceMut<'_>]) -> Result<usize, SystemErrno> {
         if lock(&self.0.state).received % 7 == 3 {
-            return Err(SystemErrno::AGAIN); // it comes a little later
+            return Err(SystemErrno::AGAIN); // the bytes arrive a little later
         }
         let length = spaces.iter().map(|space| space.len()).sum();
         let mut bytes = vec![0; length];
@@ -173,13 +173,13 @@ fn run(bytes: &[u8]) {
     let contexts = Contexts { allocation: since.is_empty() || marks & 32 != 0, since };
     let chunks = if agreed.status { contexts.times() } else { 1 };
     let (output, held) = serve(agreed, agreed.status.then_some(contexts), script);
-    assert!(held == expected.held, "the volume does not hold what was written");
+    assert!(held == expected.held, "the volume has other contents than were written");
     let mut found = parse(&output, &agreed, chunks, &expected.replies);
     found.sort();
     assert_eq!(found, expected.replies, "R1: not the replies that belong to the requests");
 }
 
-/// Runs a connection to its end, from process to process; what it has sent, and what the volume holds then.
+/// Runs a connection to its end, from process to process; returns what it sent, and the volume's contents.
 fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec<u8>, Vec<u8>) {
     let table = ExportTable::default();
     let memory = Arc::new(Memory::new(SIZE, agreed.read_only));
@@ -187,7 +187,7 @@ fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec
     let attachment = table.attach(VOLUME).expect("just added");
     let mut freeze_after = script.freeze_after;
     let mut from = ResumePoint::default();
-    // Every other process is told to hand over before it has done anything.
+    // Every other process hands over before it has done anything.
     for at_once in [false, true].into_iter().cycle() {
         let at_once = at_once && freeze_after.is_some();
         let ended;
@@ -203,7 +203,7 @@ fn serve(agreed: Agreed, contexts: Option<Contexts>, mut script: Script) -> (Vec
         assert!(back.encode() == state.encode(), "another state");
         from = back.resume_point;
         script.flows = false;
-        // More for each process than for the one before, so that there is an end soon.
+        // More pieces for each process than for the one before, so that the test ends soon.
         freeze_after = freeze_after.map(|pieces| 2 * pieces + 1);
         script.freeze_after = freeze_after;
     }
@@ -241,9 +241,9 @@ fn serve_once(
     }
     let ended = reader::run(&connection, &ExportTable::default(), attachment, from);
     connection.evict();
-    assert_eq!(Arc::strong_count(&connection), 1, "a request has stayed");
+    assert_eq!(Arc::strong_count(&connection), 1, "a request was leaked");
     drop(connection);
-    assert_eq!(common.pool.free(), POOL_BYTES, "RP2: something was not given back");
+    assert_eq!(common.pool.free(), POOL_BYTES, "RP2: something was not released");
     let script = Arc::into_inner(peer).expect("the connection's peer is gone with it").state;
     (script.into_inner().expect("no holder panics"), ended)
 }
@@ -251,17 +251,17 @@ fn serve_once(
 /// A reply: cookie, error, and the data of a read.
 type Answer = (u64, u32, Vec<u8>);
 
-/// What must come of a stream.
+/// The expected result of a stream.
 struct Expected {
     /// In order of cookies.
     replies: Vec<Answer>,
-    /// What the volume holds then.
+    /// The volume's contents at the end.
     held: Vec<u8>,
-    /// The stream was good to its end.
+    /// The stream was valid to its end.
     to_the_end: bool,
 }
 
-/// Reads the stream as the protocol says, and gives each request a cookie of its own: its number.
+/// Interprets the stream by the protocol, and gives each request a cookie of its own: its number.
 fn expected(input: &mut [u8], agreed: &Agreed) -> Expected {
     let mut found = Expected { replies: Vec::new(), held: contents(SIZE), to_the_end: true };
     let mut at = 0;
@@ -278,18 +278,18 @@ fn expected(input: &mut [u8], agreed: &Agreed) -> Expected {
         let length = if header.command == command::WRITE { header.length as usize } else { 0 };
         let whole = length <= input.len() - at;
         if error != 0 || whole {
-            let data = do_it(&header, error, &input[at..], &mut found.held);
+            let data = apply_request(&header, error, &input[at..], &mut found.held);
             found.replies.push((cookie, error, data));
         }
         if !whole || length as u64 > REQUEST_BYTES_MAX {
-            break; // no input is as long as what is thrown away of such a payload
+            break; // every input is shorter than what is discarded of such a payload
         }
         at += length;
     }
     found
 }
 
-fn do_it(header: &RequestHeader, error: u32, payload: &[u8], held: &mut [u8]) -> Vec<u8> {
+fn apply_request(header: &RequestHeader, error: u32, payload: &[u8], held: &mut [u8]) -> Vec<u8> {
     let from = usize::try_from(header.offset).unwrap_or(usize::MAX);
     let length = header.length as usize;
     match header.command {
@@ -302,7 +302,7 @@ fn do_it(header: &RequestHeader, error: u32, payload: &[u8], held: &mut [u8]) ->
     Vec::new()
 }
 
-/// What the protocol and docs/nbd.md say of one request.
+/// The error of one request, by the protocol and docs/nbd.md.
 fn error_of(header: &RequestHeader, agreed: &Agreed) -> u32 {
     use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE};
     let writes = [command::WRITE, command::TRIM, command::WRITE_ZEROES].contains(&header.command);
@@ -338,7 +338,7 @@ fn error_of(header: &RequestHeader, agreed: &Agreed) -> u32 {
     }
 }
 
-/// What a client reads out of the stream; an answer to BLOCK_STATUS is checked for itself.
+/// Parses the stream like a client; an answer to BLOCK_STATUS is checked separately.
 fn parse(mut output: &[u8], agreed: &Agreed, chunks: u64, expected: &[Answer]) -> Vec<Answer> {
     use crate::nbd::wire::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk};
     use crate::nbd::wire::{take_string, take_u16, take_u32, take_u64};
@@ -349,7 +349,7 @@ fn parse(mut output: &[u8], agreed: &Agreed, chunks: u64, expected: &[Answer]) -
         if magic == SIMPLE_REPLY_MAGIC {
             let error = take_u32(&mut output).expect("an error");
             let cookie = take_u64(&mut output).expect("a cookie");
-            // How much follows only the request knows.
+            // The length of the data is known only from the request.
             let request = usize::try_from(cookie).ok().and_then(|number| expected.get(number));
             let length = request.expect("R1: an answer to nothing").2.len();
             let length = if error == 0 { length } else { 0 };
@@ -364,7 +364,7 @@ fn parse(mut output: &[u8], agreed: &Agreed, chunks: u64, expected: &[Answer]) -
         let flags = take_u16(&mut output).expect("flags");
         let kind = take_u16(&mut output).expect("a kind");
         let cookie = take_u64(&mut output).expect("a cookie");
-        let mut payload = take_string(&mut output).expect("a whole chunk");
+        let mut payload = take_string(&mut output).expect("a complete chunk");
         if kind == chunk::BLOCK_STATUS {
             statuses += 1;
             assert_eq!(flags == chunk::DONE, statuses == chunks, "one chunk for each context");
@@ -433,7 +433,7 @@ fn seeds() -> Vec<Vec<u8>> {
         let stream: Vec<u8> = good.flat_map(|(_, request)| request.clone()).collect();
         seeds.push([&[marks, 0, marks * 9, marks & 3, marks][..], &stream].concat());
     }
-    // Large writes of one length (of fuzzing), of which the next are received ahead, and what comes between them.
+    // Large writes of one length (for fuzzing), which are prefetched, and other requests between them.
     let refused = |length| {
         let header = request_bytes(0, command::WRITE, size, length);
         [header, vec![0xdd; length as usize]].concat()

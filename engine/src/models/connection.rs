@@ -1,6 +1,6 @@
-//! A connection and those who finish its requests: each reply is sent once and whole, also where the socket takes only
-//! part of it and the rest is sent later; a reader that waits is woken; all memory comes back (RP1, RP2, CN1); its socket is
-//! shut down or handed over, never both, and never handed over with a reply unsent (CN3).
+//! A connection and the threads that finish its requests: each reply is sent once and completely, also if the socket
+//! accepts only part of it and the rest is sent later; a reader that waits is woken; all memory is released (RP1, RP2,
+//! CN1); its socket is shut down or handed over, never both, and never handed over with a reply unsent (CN3).
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
@@ -20,17 +20,17 @@ use crate::nbd::connection::{Common, Connection, QuiesceTimeouts};
 use crate::nbd::peer::Peer;
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::SIMPLE_REPLY_BYTES;
+use crate::request::{Request, Sink, Verb};
 use crate::sync::Mutex;
-use crate::volume::request::{Request, Sink, Verb};
 
 /// What one of the requests here holds.
 const COST: u64 = REQUEST_OVERHEAD_BYTES;
 
-/// What became of a connection's replies.
+/// The replies that a connection sent.
 #[derive(Default)]
 struct Sent {
     bytes: Vec<u8>,
-    /// It takes no more than this, until somebody has gone on.
+    /// The socket accepts no more bytes than this, until a thread continues sending.
     room: Option<usize>,
     /// Threads that continue sending.
     later: Vec<thread::JoinHandle<()>>,
@@ -88,7 +88,7 @@ struct Scene {
     sent: Arc<Mutex<Sent>>,
 }
 
-/// A connection with so many requests in flight, on a socket that takes `room` bytes at first.
+/// A connection with so many requests in flight, on a socket that accepts `room` bytes at first.
 fn scene(requests: usize, room: Option<usize>) -> Scene {
     let sent = Arc::new(Mutex::new(Sent { room, ..Sent::default() }));
     let known = Arc::new(OnceLock::new());
@@ -116,7 +116,7 @@ impl Scene {
         sink.kick();
     }
 
-    /// Waits for what is sent later; the cookies that were answered, in order.
+    /// Waits for what is sent later; returns the answered cookies, in order.
     fn cookies(&self) -> Vec<u64> {
         loop {
             let later = std::mem::take(&mut self.sent.lock().unwrap().later);
@@ -136,7 +136,7 @@ impl Scene {
 }
 
 #[test]
-fn each_request_is_answered_once_whoever_sends() {
+fn each_request_is_answered_once_by_any_sender() {
     for room in [None, Some(20)] {
         check(move || {
             let scene = scene(2, room);
@@ -167,7 +167,7 @@ fn a_reader_that_leaves_waits_for_its_requests() {
 }
 
 #[test]
-fn breaking_off_in_mid_reply_gives_everything_back() {
+fn an_abort_in_the_middle_of_a_reply_releases_everything() {
     check(|| {
         let scene = scene(1, Some(10));
         assert_eq!(
@@ -182,7 +182,7 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
             later.into_iter().for_each(|thread| thread.join().unwrap());
         });
         let common = Arc::clone(&scene.connection.common);
-        // What is still held is just the connection's share.
+        // Only the connection's guaranteed memory is still held.
         assert_eq!(common.pool.free(), POOL_BYTES, "RP2");
     });
 }
@@ -191,7 +191,7 @@ fn breaking_off_in_mid_reply_gives_everything_back() {
 fn a_reader_that_waits_for_its_own_replies_is_woken() {
     check(|| {
         let scene = scene(1, None);
-        // The connection holds all that it may: another request has to wait for this one's answer.
+        // The connection is at its limit: another request has to wait for this one's answer.
         let all = CONNECTION_BYTES_MAX;
         assert_eq!(scene.connection.reserve(COST, COST, 1), Some(COST));
         let theirs = Arc::clone(&scene.connection);
@@ -206,7 +206,7 @@ const LONG: QuiesceTimeouts =
     QuiesceTimeouts { total: Duration::from_secs(3600), stalled: Duration::from_secs(3600) };
 
 #[test]
-fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
+fn a_handed_over_socket_has_all_replies_and_is_not_shut_down() {
     for room in [None, Some(20)] {
         check(move || {
             let scene = scene(2, room);
@@ -229,7 +229,7 @@ fn what_is_handed_over_was_answered_and_is_nobodys_to_shut_down() {
 }
 
 #[test]
-fn a_connection_is_broken_off_or_released_never_both() {
+fn a_connection_is_aborted_or_released_never_both() {
     check(|| {
         let scene = scene(1, None);
         scene.connection.freeze();

@@ -1,5 +1,5 @@
 //! The cut: two processors, and a host that issues B on one after A was acknowledged by the other. No snapshot has B
-//! without A (C1 to C3). The cut and the queues are the real ones; a processor is reduced to what it does with writes.
+//! without A (C1 to C3). The cut and the queues are the real ones; a processor is reduced to its handling of writes.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -15,7 +15,7 @@ use crate::sync::{Condvar, Mutex};
 use crate::system::Task;
 use crate::system::linux::Linux;
 
-/// What it takes to find that writes are not held: one processor is to be run by somebody else at the stop, and at the go.
+/// Needed to detect that writes are not held: another thread must run one processor at the stop, and at the go.
 const PREEMPTIONS: usize = 3;
 
 /// What a deliberate bug leaves out.
@@ -28,14 +28,14 @@ enum Without {
     Meeting,
 }
 
-/// The epochs that the two writes were made in, in the order of their numbers; 0: not yet.
+/// The epochs of the two writes, by number; 0: not made yet.
 #[derive(Default)]
 struct Acknowledged {
     epochs: Mutex<[u64; 2]>,
     changed: Condvar,
 }
 
-/// A processor, as far as cuts and writes go. It ends when it has advanced and its one write is done.
+/// A processor with only cuts and writes. It ends when it has advanced and its one write is done.
 struct Half {
     acknowledged: Arc<Acknowledged>,
     without: Without,
@@ -75,7 +75,7 @@ impl Handler for Half {
                     }
                     cut.resumed(Stall { processor: 0, nanoseconds: 0 });
                 }
-                Control::Stop => {} // its thread is to see that it has stopped
+                Control::Stop => {} // wakes its thread, which sees that it has stopped
                 _ => unreachable!(),
             }
         }
@@ -104,18 +104,18 @@ fn model(without: Without) {
         let threads = runners.clone().map(|runner| thread::spawn(move || runner.run()));
         let all: Vec<_> =
             runners.iter().map(|runner| Arc::clone(runner) as Arc<dyn Mailbox>).collect();
-        let told = Arc::clone(&acknowledged);
+        let shared = Arc::clone(&acknowledged);
         let host = thread::spawn(move || {
             let [first, second] = &runners;
             first.queue.push(control(Control::CheckpointDone(0, 0, 0)));
-            let mut epochs = told.epochs.lock().unwrap();
+            let mut epochs = shared.epochs.lock().unwrap();
             while epochs[0] == 0 {
-                epochs = told.changed.wait(epochs).unwrap();
+                epochs = shared.changed.wait(epochs).unwrap();
             }
             drop(epochs);
             second.queue.push(control(Control::CheckpointDone(1, 0, 0)));
         });
-        // Who makes the cut: no thread of its own, which would be one more whose turn may come.
+        // This thread makes the cut: another one would add more orders to try.
         let cut = |runners| Arc::new(Cut::new(Arc::new(Linux), runners, channel().0));
         let cuts = match without {
             Without::Meeting => all.iter().map(|one| cut(vec![Arc::clone(one)])).collect(),
@@ -141,12 +141,12 @@ fn no_snapshot_has_an_effect_without_its_cause() {
 
 #[test]
 #[should_panic(expected = "B without A")]
-fn a_cut_that_does_not_hold_writes_is_found() {
+fn a_cut_that_does_not_hold_writes_is_detected() {
     model(Without::Holding);
 }
 
 #[test]
 #[should_panic(expected = "B without A")]
-fn a_cut_that_processors_make_each_for_itself_is_found() {
+fn a_cut_that_each_processor_makes_alone_is_detected() {
     model(Without::Meeting);
 }

@@ -1,5 +1,5 @@
-//! The flusher: each waiter is answered, by a sync that began after it came (F1), also while another's job is ending, or
-//! a sync outside of the pool, which ends before the flusher has stopped.
+//! The flusher: each waiter is answered by a sync that began after it arrived (F1), also while another's job is ending,
+//! or a sync outside of the pool, which ends before the flusher has stopped.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,9 +9,10 @@ use std::sync::mpsc::channel;
 use loom::thread;
 
 use super::check;
+use crate::processor::durable::Durable;
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::sync::Mutex;
 use crate::system::pool::{Job, Lane, Pool, Runner};
-use crate::volume::flusher::{Durable, Flusher, Waiter};
 
 /// A pool that runs each job on a thread of its own.
 #[derive(Default)]
@@ -37,7 +38,7 @@ impl Runner for Threads {
 }
 
 #[test]
-fn whoever_waits_is_answered() {
+fn each_waiter_is_answered() {
     check(|| {
         let pool = Pool::new(Arc::new(Threads::default()));
         let flusher = Arc::new(Flusher::on(
@@ -54,12 +55,12 @@ fn whoever_waits_is_answered() {
         other.join().unwrap();
         let answers: Vec<_> = receiver.try_iter().collect();
         assert_eq!(answers.len(), 2);
-        assert!(answers.iter().any(|answer| answer.is_ok()), "ours came before the stop");
+        assert!(answers.iter().any(|answer| answer.is_ok()), "our waiter arrived before the stop");
     });
 }
 
 #[test]
-fn whoever_syncs_for_itself_leaves_nobody_waiting_and_nothing_under_way() {
+fn an_inline_sync_leaves_no_waiter_and_nothing_in_flight() {
     check(|| {
         let pool = Pool::new(Arc::new(Threads::default()));
         let readings = Arc::new(AtomicU64::new(0));
@@ -79,6 +80,6 @@ fn whoever_syncs_for_itself_leaves_nobody_waiting_and_nothing_under_way() {
         assert_eq!(readings.load(Ordering::Relaxed), read, "nothing begins after the stop");
         let answers: Vec<_> = receiver.try_iter().collect();
         assert_eq!(answers.len(), 2);
-        assert!(answers.iter().any(|answer| answer.is_ok()), "ours came before the stop");
+        assert!(answers.iter().any(|answer| answer.is_ok()), "our waiter arrived before the stop");
     });
 }

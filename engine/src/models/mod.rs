@@ -1,10 +1,11 @@
-//! Models: protocols between threads, run in every order of their steps that matters.
+//! Models: protocols between threads, run in every relevant order of their steps.
 //!
-//! How it works      `RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib models::` builds the crate on
-//!                   loom's primitives (see [`crate::sync`]), so that what is tried is the code that serves hosts, not a
-//!                   copy of it. Each model starts two to four threads; loom runs it again and again until all orders
-//!                   with up to [`PREEMPTIONS`] preemptions have been seen, and finds deadlocks by itself.
-//! What they cannot see   orders that need more preemptions, and what is not on these primitives: sockets, disks, time.
+//! How it works      `RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib models::` builds the
+//!                   crate on loom's primitives (see [`crate::sync`]), so that a model runs the code that serves hosts,
+//!                   not a copy of it. Each model starts two to four threads; loom runs it repeatedly until all orders
+//!                   with up to [`PREEMPTIONS`] preemptions were tried, and detects deadlocks.
+//! What they cannot see   orders that need more preemptions, and code that does not use these primitives: sockets,
+//!                   disks, time.
 
 mod connection;
 mod cut;
@@ -22,7 +23,7 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
     check_within(PREEMPTIONS, model);
 }
 
-/// As [`check`], with other than [`PREEMPTIONS`].
+/// Like [`check`], with another number of preemptions.
 fn check_within(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

@@ -1,5 +1,5 @@
-//! The queue and who runs a processor: every event exactly once, in the order of pushes, by one runner at a time, and
-//! nothing is left lying (Q1 to Q4).
+//! The queue and the runner of a processor: every event is run exactly once, in the order of pushes, by one thread at a
+//! time, and none is left in the queue (Q1 to Q4).
 
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
 use crate::processor::runner::{Handler, Runner};
+use crate::request::{Request, Sink, Verb};
 use crate::sync::Mutex;
 use crate::system::Task;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::units::LocalIndex;
 
-/// An event that is known again: who pushed it, and which of its own it is.
+/// An identifiable event: the thread that pushed it, and its number in that thread.
 fn event(who: u32, number: u64) -> Event {
     Event::Control(Box::new(Control::CheckpointDone(who, number, 0)))
 }
@@ -30,13 +31,13 @@ fn look() -> Event {
 }
 
 const LOOKS: u32 = 0;
-/// Events that are left for the next run.
+/// The number of events that are left for the next run.
 const LEFT: u32 = 99;
 
-/// Notes what it serves.
+/// A handler that records the events it runs.
 struct Recorder {
     seen: Arc<Mutex<Vec<(u32, u64)>>>,
-    /// What it has left for its next run.
+    /// Events left for its next run.
     left: Vec<u64>,
     stopped: bool,
 }
@@ -100,7 +101,7 @@ fn numbers_of(seen: &Seen, who: u32) -> Vec<u64> {
 }
 
 #[test]
-fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
+fn every_event_is_run_once_and_in_order_by_any_runner() {
     check(|| {
         let (runner, seen, processor) = start();
         let theirs = Arc::clone(&runner);
@@ -119,7 +120,7 @@ fn every_event_is_run_once_and_in_order_whoever_runs_the_processor() {
 }
 
 #[test]
-fn those_who_share_a_processor_leave_nothing_lying_and_never_meet_who_runs_it() {
+fn shared_mode_leaves_no_event_and_excludes_the_runner() {
     check(|| {
         let (runner, seen, processor) = start();
         let theirs = Arc::clone(&runner);
@@ -135,7 +136,7 @@ fn those_who_share_a_processor_leave_nothing_lying_and_never_meet_who_runs_it() 
 }
 
 #[test]
-fn what_is_pushed_while_a_processor_is_shared_is_run() {
+fn an_event_pushed_in_shared_mode_is_run() {
     check(|| {
         let (runner, seen, processor) = start();
         let theirs = Arc::clone(&runner);
@@ -150,7 +151,7 @@ fn what_is_pushed_while_a_processor_is_shared_is_run() {
 }
 
 #[test]
-fn what_a_run_leaves_in_the_processor_is_run_whoever_ran_it() {
+fn unfinished_work_of_a_run_is_run_by_any_runner() {
     check(|| {
         let (runner, seen, processor) = start();
         let theirs = Arc::clone(&runner);
@@ -166,7 +167,7 @@ fn what_a_run_leaves_in_the_processor_is_run_whoever_ran_it() {
 }
 
 #[test]
-fn a_stop_that_another_runs_still_ends_the_thread() {
+fn a_stop_that_another_thread_runs_still_ends_the_processors_thread() {
     check(|| {
         let (runner, seen, processor) = start();
         runner.run_or_push(&mut vec![event(1, 1), stop()]);
@@ -175,7 +176,7 @@ fn a_stop_that_another_runs_still_ends_the_thread() {
     });
 }
 
-/// Counts what comes back.
+/// Counts completed requests.
 struct Counting(Mutex<u32>);
 
 impl Sink for Counting {
@@ -194,7 +195,7 @@ fn part(sink: &Arc<Counting>) -> Event {
         request,
         view: 0,
         share: 0,
-        local: 0,
+        local: LocalIndex(0),
         offset: 0,
         length: 1,
         rest: 0,
@@ -206,7 +207,7 @@ fn part(sink: &Arc<Counting>) -> Event {
 }
 
 #[test]
-fn requests_that_meet_a_stop_are_answered_all_the_same() {
+fn requests_that_race_with_a_stop_are_still_answered() {
     check(|| {
         let (runner, _, processor) = start();
         let sink = Arc::new(Counting(Mutex::new(0)));

@@ -1,4 +1,4 @@
-//! A request whose parts end on two threads: one of them, and only one, gets it, and sees how all of it went (R1, R3).
+//! A request whose parts end on two threads: exactly one of them gets it, and sees the results of all parts (R1, R3).
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use loom::thread;
 use super::check;
 use crate::buffer::Buffer;
 use crate::error::Errno;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::request::{Request, Sink, Verb};
 
 struct Nowhere;
 
@@ -16,7 +16,7 @@ impl Sink for Nowhere {
     fn kick(&self) {}
 }
 
-/// Ends a part; what its owner sees.
+/// Ends a part; returns the result if this thread is the owner.
 fn end(request: &Request, result: Result<(), Errno>) -> Option<Result<(), Errno>> {
     if let Err(errno) = result {
         request.fail(errno);

@@ -1,5 +1,5 @@
-//! Space waiters: each waiter for slots is woken to try again as long as there is anything to wait for (SW1), also where it was for
-//! a claim of another share that has failed (SW3).
+//! Space waiters: each waiter for slots is woken to try again as long as slots may become free (SW1), also if it waited
+//! because of a claim of another share that failed (SW3).
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::change_log::space::Space;
 use crate::processor::queue::Queue;
 use crate::processor::space_waiters::{SpaceWaiters, Verdict};
 
-/// The shares of one volume, each with a write of `wanted` slots; nobody is asked for space.
+/// The shares of one volume, each with a write of `wanted` slots; no event asks for space.
 struct Shares {
     space: Space,
     space_waiters: SpaceWaiters,
@@ -21,12 +21,12 @@ struct Shares {
 impl Shares {
     fn new(count: usize, free: u64, wanted: u64) -> Arc<Shares> {
         let space = Space::default();
-        space.give(free);
+        space.add_free(free);
         let queues = (0..count).map(|_| Arc::default()).collect();
         Arc::new(Shares { space, space_waiters: SpaceWaiters::default(), queues, wanted })
     }
 
-    /// As a share writes; `false`: the write waits. A write that lands gives back as many slots as it `frees`.
+    /// A share's write; `false`: the write waits. A write that ends frees `frees` slots.
     fn write(&self, share: usize, frees: u64) -> bool {
         if !self.space.claim(self.wanted) {
             let queue = &self.queues[share];
@@ -34,14 +34,14 @@ impl Shares {
                 self.space_waiters.wait_or_refuse(&self.space, self.wanted, queue, share as u32);
             return verdict == Verdict::Refuse;
         }
-        self.space.give(frees);
-        self.space.land(self.wanted);
+        self.space.add_free(frees);
+        self.space.end_write(self.wanted);
         self.space_waiters.wake_all();
         true
     }
 }
 
-/// Has each share write once at the same time, then those continue that were told to; none is left that waits.
+/// Makes each share write once at the same time; then the woken ones continue; at the end none waits.
 fn all_end(shares: &Arc<Shares>, frees: u64) {
     let write = |share| {
         let shares = Arc::clone(shares);
@@ -52,12 +52,12 @@ fn all_end(shares: &Arc<Shares>, frees: u64) {
     ended.extend(others.into_iter().map(|other| other.join().unwrap()));
     let mut batch = Vec::new();
     while let Some(waits) = ended.iter().position(|ended| !ended) {
-        let told = (waits..ended.len())
+        let woken = (waits..ended.len())
             .find(|share| !ended[*share] && shares.queues[*share].try_take_all(&mut batch))
-            .expect("somebody who waits was told to try again");
+            .expect("a waiter was woken to try again");
         batch.clear();
-        shares.queues[told].leave(false);
-        ended[told] = shares.write(told, frees);
+        shares.queues[woken].leave(false);
+        ended[woken] = shares.write(woken, frees);
     }
 }
 

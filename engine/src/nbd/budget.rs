@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
+use crate::request::{ChangedRun, Contexts, EXTENTS_MAX, StatusExtent, Verb};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use crate::units::BLOCK_SIZE;
-use crate::volume::request::{ChangedRun, Contexts, EXTENTS_MAX, StatusExtent, Verb};
 
 /// What a connection may hold without reserving from the pool, bytes.
 pub const GUARANTEED_BYTES: u64 = 64 << 10;
@@ -365,7 +365,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::limits::REQUEST_BYTES_MAX;
-    use crate::volume::request::Verb;
+    use crate::request::Verb;
 
     /// Reserves for one request after the other until one fails; returns that result.
     fn reserve_all(account: &mut Account, pool: &Pool, each: u64, proven: bool) -> Reservation {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use crate::buffer::{Buffer, Inbox};
 use crate::nbd::budget::{INBOX_PAYLOAD_MAX, SPARE_BYTES_MAX, lock};
+use crate::request::Request;
 use crate::sync::Mutex;
-use crate::volume::request::Request;
 
 /// Smallest large buffer, bytes.
 const LARGE_BYTES_MIN: usize = INBOX_PAYLOAD_MAX + 1;

@@ -5,28 +5,12 @@
 //!                   time.
 //! Errors            None: a connection that ends during the listing is left out.
 
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use crate::nbd::budget::lock;
 use crate::nbd::connection::Connection;
+use crate::nbd::peer::Who;
 use crate::nbd::{STOP_WITHIN, Server};
-
-/// The other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// A process of this host; `pid` is that of the process that connected, as far as this one can see it.
-    Local {
-        /// The process.
-        pid: Option<u32>,
-        /// Its user's number.
-        uid: u32,
-    },
-    /// A peer on the network.
-    Remote(SocketAddr),
-    /// The socket does not say, because it is not connected any more.
-    Unknown,
-}
 
 /// A connection in transmission.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! Connection: the state of a connection in transmission, for the threads that share it.
 //!
 //! How it works      One reader thread (`reader.rs`) receives requests and owns the connection's life. Finished
-//!                   requests return through [`Connection`], which is their sink (`reply.rs`).
+//!                   requests return through [`Connection`], which is their sink (`sending.rs`).
 //! Invariants        CN1 `submitted` counts requests that a target has; the attachment is released at 0;
 //!                   CN2 once broken, nothing is sent on a connection again, and finished requests are dropped;
 //!                   CN3 it is aborted or released, never both: a released one has nothing in flight and nothing to
@@ -20,8 +20,8 @@ use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
 use crate::nbd::reply::{Outbox, Reply};
 use crate::nbd::request::Agreed;
+use crate::request::Contexts;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
-use crate::volume::request::Contexts;
 
 /// The longest that a waiting reader sleeps before it checks again without a wake-up.
 const WAIT_AT_MOST: Duration = Duration::from_millis(30);

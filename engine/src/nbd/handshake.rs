@@ -24,8 +24,8 @@ use crate::nbd::wire::{
     EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_HEADER_BYTES,
     OPTION_REPLY_MAGIC, handshake_flag, option, option_reply, take_u32, take_u64,
 };
+use crate::request::Contexts;
 use crate::volume::export::{Attachment, Export, ExportTable};
-use crate::volume::request::Contexts;
 
 /// Longest payload of an option, bytes.
 pub const OPTION_BYTES_MAX: usize = 64 << 10;

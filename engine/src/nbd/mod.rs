@@ -4,7 +4,7 @@
 //!                   the state machine). A handshake that ends with an export becomes a connection with a
 //!                   reader thread of its own (`reader.rs`), which parses and validates requests
 //!                   (`request.rs`) and submits them in batches to the export's target. The thread that finishes
-//!                   requests passes them to the connection (`reply.rs`) and kicks it; a kick sends what it can and
+//!                   requests passes them to the connection (`sending.rs`) and kicks it; a kick sends what it can and
 //!                   never blocks. The sender thread sends what a socket does not accept at once. `clients.rs` lists
 //!                   the connections. `hand_over.rs` stops connections between two requests, for the next process to
 //!                   continue with.
@@ -35,6 +35,7 @@ pub(crate) mod peer;
 pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
+mod sending;
 mod status;
 #[allow(missing_docs)] // The protocol's own names, explained in docs/nbd.md.
 pub(crate) mod wire;

@@ -27,7 +27,6 @@ use rustix::net::{
     getpeername, recv, recvmsg, sendmsg, shutdown,
 };
 
-use crate::nbd::clients::Who;
 use crate::system::credentials;
 use crate::system::reaper::{Reaper, Reaping, Turn};
 
@@ -43,6 +42,22 @@ const BUSY_POLL_MAX: Duration = Duration::from_millis(1);
 const PAUSES: u32 = 50;
 /// How often an idle reader checks whether its connection freezes.
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A process of this host; `pid` is that of the process that connected, as far as this one can see it.
+    Local {
+        /// The process.
+        pid: Option<u32>,
+        /// Its user's number.
+        uid: u32,
+    },
+    /// A peer on the network.
+    Remote(SocketAddr),
+    /// The socket does not say, because it is not connected any more.
+    Unknown,
+}
 
 /// See the module's head.
 pub trait Peer: Send + Sync {

@@ -31,8 +31,8 @@ use crate::nbd::reader::source::Source;
 use crate::nbd::reply::Reply;
 use crate::nbd::request::{Agreed, Command, Parsed, check, extents_max};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, RequestHeader, command, parse_request};
+use crate::request::{Request, Sink, Target, Verb};
 use crate::volume::export::{Attachment, ExportTable};
-use crate::volume::request::{Request, Sink, Target, Verb};
 
 /// Least free space for a receive, bytes.
 const RECEIVE_BYTES_MIN: usize = 16 << 10;

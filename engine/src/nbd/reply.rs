@@ -1,14 +1,8 @@
-//! Replies: from a finished request to bytes on the socket, without ever blocking a processor.
+//! Reply: a finished request as bytes, and the replies that are being sent.
 //!
-//! How it works      A finished request becomes a [`Reply`] in its connection's queue. A kick sends all that
-//!                   is queued: one `sendmsg` for many replies. When the socket accepts no more, or one kick has sent
-//!                   much, the connection is passed to the server's sender thread, which waits for the socket (epoll,
-//!                   one shot) and continues. Until then kicks only queue.
-//! Invariants        RP1 one thread sends at a time: the one that set `sending`, or, once the connection is passed to
-//!                   it, the sender thread; the thread that sends checks the queue again before it stops;
-//!                   RP2 what a request holds is released once, when its reply is sent or dropped.
-//! Owner and locks   the outbox's lock, then the connection's state, then the pool.
-//! Errors            a failed send ends the peer's own connection.
+//! How it works      A reply has a head of a few bytes, and perhaps a body: the buffer of its request, which is sent from where
+//!                   it is. An [`Outbox`] sends the parts of many replies in one call.
+//! Owner and locks   the sending thread (RP1 of [`sending`](super::sending)).
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -17,21 +11,19 @@ use std::sync::Arc;
 use rustix::io::Errno as SystemErrno;
 
 use crate::error::Errno;
-use crate::nbd::budget::{self, lock};
+use crate::nbd::budget;
 use crate::nbd::buffer_pool::BufferPool;
-use crate::nbd::connection::{Connection, State};
+use crate::nbd::peer::Peer;
 use crate::nbd::status;
 use crate::nbd::wire::{
     CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, chunk, error, only_chunk, simple_reply,
 };
-use crate::volume::request::{Request, Sink, Verb};
+use crate::request::{Request, Verb};
 
 /// Replies in one `sendmsg`.
 const REPLIES_PER_SEND: usize = 128;
 /// Up to so many replies use the shorter list of parts.
 const FEW_REPLIES: usize = 8;
-/// What one kick sends before it leaves the rest to the sender thread, bytes.
-const BYTES_PER_TURN: usize = 1 << 20;
 /// The longest head: a data chunk's header and its offset.
 const HEAD_BYTES_MAX: usize = CHUNK_HEADER_BYTES + 8;
 /// The kernel's limit for parts of one message.
@@ -54,9 +46,9 @@ pub struct Reply {
     head_bytes: usize,
     body: Body,
     /// What is released once it is sent, bytes (RP2).
-    cost: u64,
+    pub cost: u64,
     /// How many requests it answers.
-    requests: u32,
+    pub requests: u32,
 }
 
 impl Reply {
@@ -145,21 +137,26 @@ fn protocol_error(errno: Errno) -> u32 {
 /// The replies that the sending thread took from the queue.
 #[derive(Default)]
 pub struct Outbox {
-    replies: VecDeque<Reply>,
+    /// In order; the first may be sent in part.
+    pub replies: VecDeque<Reply>,
     /// How much of the first reply was sent, bytes.
     first_sent: usize,
 }
 
 /// What sent replies held, and is not released yet.
 #[derive(Default)]
-struct Finished {
-    cost: u64,
-    requests: u32,
-    bytes: usize,
+pub struct Finished {
+    /// Bytes to release (RP2).
+    pub cost: u64,
+    /// Requests that were answered.
+    pub requests: u32,
+    /// Bytes sent.
+    pub bytes: usize,
 }
 
 impl Finished {
-    fn count(&mut self, reply: &Reply) {
+    /// Counts a reply that was sent or dropped.
+    pub fn count(&mut self, reply: &Reply) {
         self.cost += reply.cost;
         self.requests += reply.requests;
     }
@@ -167,14 +164,14 @@ impl Finished {
 
 impl Outbox {
     /// Sends as much as the socket accepts in one call.
-    fn send(&self, connection: &Connection) -> Result<usize, SystemErrno> {
+    pub fn send(&self, peer: &dyn Peer) -> Result<usize, SystemErrno> {
         match self.replies.len() {
-            0..=FEW_REPLIES => self.send_by::<{ 2 * FEW_REPLIES }>(connection),
-            _ => self.send_by::<{ 2 * REPLIES_PER_SEND }>(connection),
+            0..=FEW_REPLIES => self.send_by::<{ 2 * FEW_REPLIES }>(peer),
+            _ => self.send_by::<{ 2 * REPLIES_PER_SEND }>(peer),
         }
     }
 
-    fn send_by<const PARTS: usize>(&self, connection: &Connection) -> Result<usize, SystemErrno> {
+    fn send_by<const PARTS: usize>(&self, peer: &dyn Peer) -> Result<usize, SystemErrno> {
         let mut parts = [IoSlice::new(&[]); PARTS];
         let mut used = 0;
         let mut skip = self.first_sent;
@@ -188,11 +185,11 @@ impl Outbox {
                 }
             }
         }
-        connection.peer.send(&parts[..used])
+        peer.send(&parts[..used])
     }
 
     /// Drops the replies that `sent` bytes completed.
-    fn advance(&mut self, sent: usize, finished: &mut Finished, buffers: &BufferPool) {
+    pub fn advance(&mut self, sent: usize, finished: &mut Finished, buffers: &BufferPool) {
         finished.bytes += sent;
         self.first_sent += sent;
         while let Some(first) = self.replies.front() {
@@ -207,130 +204,11 @@ impl Outbox {
         }
     }
 
-    fn clear(&mut self, finished: &mut Finished) {
+    /// Drops all replies.
+    pub fn clear(&mut self, finished: &mut Finished) {
         for reply in self.replies.drain(..) {
             finished.count(&reply);
         }
         self.first_sent = 0;
-    }
-}
-
-impl Connection {
-    /// Queues a reply; a kick sends it.
-    pub fn push(&self, reply: Reply) {
-        let mut state = lock(&self.state);
-        self.push_locked(&mut state, reply);
-    }
-
-    fn push_locked(&self, state: &mut State, reply: Reply) {
-        if state.broken {
-            self.give_back(state, reply.cost, reply.requests);
-        } else {
-            state.queue.push(reply);
-        }
-    }
-
-    /// Sends what is queued, unless another thread is already sending.
-    pub fn send_queued(&self) {
-        {
-            let mut state = lock(&self.state);
-            if state.sending || state.queue.is_empty() {
-                return;
-            }
-            state.sending = true;
-        }
-        self.send_on();
-    }
-
-    /// Continues sending; the caller is the sending thread (RP1).
-    pub fn send_on(&self) {
-        let mut outbox = lock(&self.outbox);
-        let mut finished = Finished::default();
-        let mut turn = 0;
-        loop {
-            if !self.refill(&mut outbox, &mut finished) {
-                return;
-            }
-            if turn >= BYTES_PER_TURN {
-                break;
-            }
-            match outbox.send(self) {
-                Ok(sent) => {
-                    turn += sent;
-                    outbox.advance(sent, &mut finished, &self.common.buffers);
-                }
-                Err(SystemErrno::INTR) => {}
-                Err(SystemErrno::AGAIN) => break,
-                Err(_) => self.abort(),
-            }
-        }
-        lock(&self.state).begin_turn();
-        // Unlocked first: the sender thread may continue before the next line has ended.
-        drop(outbox);
-        self.leave_to_sender();
-    }
-
-    /// Releases what was sent and takes what is queued. If nothing is queued, it ends the sending and returns false.
-    fn refill(&self, outbox: &mut Outbox, finished: &mut Finished) -> bool {
-        let mut state = lock(&self.state);
-        if state.broken {
-            outbox.clear(finished);
-        }
-        state.moved += finished.bytes as u64;
-        self.give_back(&mut state, finished.cost, finished.requests);
-        *finished = Finished::default();
-        outbox.replies.extend(state.queue.drain(..));
-        if outbox.replies.is_empty() {
-            state.sending = false;
-            state.end_turn();
-            if state.reader_waits {
-                self.waiter.changed.notify_all();
-            }
-            return false;
-        }
-        true
-    }
-
-    /// Leaves the rest to the sender thread.
-    fn leave_to_sender(&self) {
-        if self.peer.send_later().is_err() {
-            // No memory for epoll: no thread would continue, so the connection ends here.
-            self.abort();
-            self.drop_unsent();
-        }
-    }
-
-    /// Drops everything that is not sent yet, for a connection that is broken.
-    pub fn drop_unsent(&self) {
-        let mut finished = Finished::default();
-        let mut outbox = lock(&self.outbox);
-        outbox.clear(&mut finished);
-        let mut state = lock(&self.state);
-        state.sending = false;
-        for reply in std::mem::take(&mut state.queue) {
-            finished.count(&reply);
-        }
-        self.give_back(&mut state, finished.cost, finished.requests);
-    }
-}
-
-impl Sink for Connection {
-    fn complete(&self, request: Arc<Request>) {
-        let reply = Reply::to(request, self.agreed.structured, &self.common.buffers);
-        let mut state = lock(&self.state);
-        state.submitted = state.submitted.saturating_sub(1);
-        self.push_locked(&mut state, reply);
-        if state.submitted == 0 && state.reader_waits {
-            self.waiter.changed.notify_all();
-        }
-    }
-
-    fn kick(&self) {
-        self.send_queued();
-    }
-
-    fn is_gone(&self) -> bool {
-        let state = lock(&self.state);
-        state.broken && !state.disconnected
     }
 }

@@ -10,7 +10,7 @@
 use crate::error::Errno;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::nbd::wire::{RequestHeader, command, command_flag};
-use crate::volume::request::{EXTENTS_MAX, Verb};
+use crate::request::{EXTENTS_MAX, Verb};
 
 /// The result of the handshake that requests depend on.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@ use crate::nbd::wire::{
     BASE_ALLOCATION_ID, CHANGED_SINCE_ID, STATE_DIRTY, STATE_HOLE, STATE_ZERO, chunk, next_chunk,
     only_chunk,
 };
-use crate::volume::request::{ChangedRun, Request};
+use crate::request::{ChangedRun, Request};
 
 /// All chunks, the last one marked as such.
 pub fn chunks(request: &Request) -> Vec<u8> {

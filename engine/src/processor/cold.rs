@@ -1,16 +1,16 @@
-//! Cold: who does what a processor has handed over: reads that the page cache cannot answer, many at a time on one thread, and
-//! all else that may have to be waited for, on the pool's threads.
+//! Cold: the threads for I/O that may block: reads that the page cache cannot answer, many at a time on one thread, and
+//! everything else on the pool's threads.
 //!
-//! How it works      To have looked into the page cache was enough for the kernel to begin reading. What is left of a batch of
-//!                   events goes to the processor's ring, whose thread brings all that have ended to the processor, and runs it
-//!                   itself if that is idle. Reads past the page cache begin at once, and one thread for all processors brings
-//!                   them back ([`Direct`]). What neither can read goes to the pool: what lies in pieces, what they have
-//!                   failed to read, and everything where there is no ring; and so does all that is no read. There up to
-//!                   [`AT_ONCE`] small parts of one lane are one job, whose thread does one after the other. So a read costs
-//!                   no wake-up but the disk's, and a batch of writes one.
-//! A device that hangs   delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and none of
-//!                   one that is silent; the pool has a lane for each device. What waits there can be taken back; what a ring
-//!                   has, the kernel has.
+//! How it works      The attempt to read from the page cache already made the kernel begin the read. The remaining
+//!                   reads of a batch of events go to the processor's ring, whose thread returns completed ones to the
+//!                   processor, and runs it if it is idle. O_DIRECT reads begin at once, and are reaped for all
+//!                   processors together ([`Direct`]). The pool does the rest: reads of several runs, reads that failed
+//!                   there, all reads if there is no ring, and everything that is not a read. There up to
+//!                   [`PARTS_PER_JOB`] small parts of one lane are one job, whose thread does one after the other. So a
+//!                   read costs no wake-up except the disk's, and a batch of writes one.
+//! A device that hangs   delays only users of that device: a ring has at most [`RING_READS`] reads of one device, and
+//!                   none of one that is silent; the pool has a lane for each device. Work that waits there can be taken
+//!                   back; reads in a ring are in the kernel.
 //! Owner and locks   the processor has the list, which is empty between batches.
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -31,15 +31,16 @@ use crate::system::ring::{Read, Ring};
 use crate::system::ticks::Ticks;
 
 /// Parts of one job; more parts become more jobs, and so more threads.
-const AT_ONCE: usize = 8;
+const PARTS_PER_JOB: usize = 8;
 /// Longer parts become jobs of their own, bytes.
 const SMALL_BYTES: u32 = 64 << 10;
-/// Reads of one device that a ring has: fewer than a disk's queue holds, so that there is space in it for who only looks.
+/// Reads of one device in a ring: fewer than a disk's queue holds, so that reads from the page cache never find it
+/// full.
 const RING_READS: u32 = 64;
-/// A thread that has completed parts for so long runs the processor before it does the next part, nanoseconds.
-const BRING_NS: u64 = 200_000;
+/// A thread that has worked on parts for this time runs the processor before it does the next part, nanoseconds.
+const RUN_PROCESSOR_AFTER_NS: u64 = 200_000;
 
-/// A part, or work of a share's own, that was handed over, its blocks reserved (I1).
+/// A part, or work of the share itself, for other threads; its blocks are reserved (I1).
 pub struct Cold {
     pub(super) share: u32,
     pub(super) id: u64,
@@ -49,7 +50,7 @@ pub struct Cold {
     pub(super) errand: Arc<Errand>,
 }
 
-/// What was taken from its errand, to be read.
+/// The content of an errand, to be read.
 pub struct Taken {
     cold: Cold,
     part: Option<Part>,
@@ -57,20 +58,21 @@ pub struct Taken {
     device: Arc<Device>,
 }
 
-/// The `O_DIRECT` reader shared by all processors; made when it is first needed. `None` inside: the kernel offers none.
+/// The `O_DIRECT` reader shared by all processors; made when it is first needed. `None` inside: the kernel does not
+/// support it.
 pub type DirectReader = Arc<OnceLock<Option<Direct<Owned>>>>;
 
 /// A part that is read for this processor.
 pub type Owned = (Weak<Runner<Processor>>, Taken);
 
-/// Those who do what a processor has handed over.
+/// The threads that do a processor's blocking I/O.
 pub struct Readers {
     ring: Option<Ring<Taken>>,
     direct_reader: Option<DirectReader>,
     pool: Lanes,
 }
 
-/// The pool, and whom its threads bring back what they have done.
+/// The pool, and the processor to which its threads return finished parts.
 #[derive(Clone)]
 struct Lanes {
     system: Arc<dyn System>,
@@ -80,7 +82,7 @@ struct Lanes {
 }
 
 impl Readers {
-    /// With a ring if there is one available and it is `wanted`, and then with `direct_reader`.
+    /// With a ring if one is available and `wanted`, and then with `direct_reader`.
     pub fn new(
         name: &str,
         system: &Arc<dyn System>,
@@ -98,7 +100,7 @@ impl Readers {
         Readers { ring, direct_reader, pool }
     }
 
-    /// Does all of `colds`, which is left empty.
+    /// Starts all of `colds`, which is left empty.
     pub fn do_all(&self, colds: &mut Vec<Cold>) {
         if self.ring.is_some() || self.direct_reader.is_some() {
             let (mut direct, mut reads) = (Vec::new(), Vec::with_capacity(colds.len()));
@@ -111,7 +113,7 @@ impl Readers {
             }
             reads.extend(self.read_direct(direct));
             let refused = match &self.ring {
-                // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
+                // SAFETY: a part holds its request, and only it fills its range of the buffer (B3).
                 Some(ring) if !reads.is_empty() => unsafe { ring.read(reads) },
                 _ => reads,
             };
@@ -120,7 +122,7 @@ impl Readers {
         self.pool.do_all(colds);
     }
 
-    /// Begins reads past the page cache; returns those that could not be.
+    /// Submits O_DIRECT reads; returns those that were not accepted.
     fn read_direct(&self, reads: Vec<(Read, Taken)>) -> Vec<(Read, Taken)> {
         let Some(direct_reader) = self.direct_reader.as_ref().filter(|_| !reads.is_empty()) else {
             return reads;
@@ -130,13 +132,13 @@ impl Readers {
         let runner = &self.pool.runner;
         let owned =
             reads.into_iter().map(|(read, taken)| (read, (Weak::clone(runner), taken))).collect();
-        // SAFETY: a part that is read has its request, whose buffer it fills alone (B3).
+        // SAFETY: a part holds its request, and only it fills its range of the buffer (B3).
         let refused = unsafe { direct.read(owned) };
         refused.into_iter().map(|(read, (_, taken))| (read, taken)).collect()
     }
 }
 
-/// Brings what was read past the page cache to its processors.
+/// Returns completed O_DIRECT reads to their processors.
 fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
     let pool = pool.clone();
     move |mut reads| {
@@ -151,13 +153,13 @@ fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'st
 }
 
 impl Cold {
-    /// Takes it, if all of it is one read that a ring may have.
+    /// Takes it, if it is a single read that a ring may have.
     fn take_read(self, ticks: &Ticks) -> Result<(Read, Taken), Cold> {
         let Lane::Device(_) = self.lane else { return Err(self) };
         if !self.errand.is_read() || self.bytes > INLINE_BYTES_MAX {
             return Err(self);
         }
-        // What has just been handed over is not taken back.
+        // An errand that was just made is not taken back.
         let Some((part, mut job)) = self.errand.take(ticks) else { return Err(self) };
         let Some((read, device)) = job.only_read() else {
             self.errand.put_back((part, job));
@@ -177,7 +179,7 @@ impl Cold {
 }
 
 impl Taken {
-    /// It was not read: it is to be done another way.
+    /// Puts it back, because it was not read: it is to be done in another way.
     fn put_back(self) -> Cold {
         let Taken { cold, part, job, device } = self;
         device.silence.leave_ring();
@@ -187,7 +189,7 @@ impl Taken {
 }
 
 impl Lanes {
-    /// Brings what was read to its processor; has the pool read what could not be.
+    /// Returns completed reads to the processor; the pool repeats the failed ones.
     fn ended(&self, reads: Vec<(Taken, bool)>) {
         let (mut read, mut failed) = (Vec::with_capacity(reads.len()), Vec::new());
         for (mut taken, full) in reads {
@@ -200,19 +202,19 @@ impl Lanes {
             }
         }
         self.do_all(&mut failed);
-        // An engine that was stopped has left behind what hangs.
+        // A stopped engine has abandoned reads that hang.
         if let Some(runner) = self.runner.upgrade().filter(|_| !read.is_empty()) {
             runner.submit(&mut read);
         }
     }
 
-    /// Has the pool do all of `colds`, which is left empty.
+    /// Queues all of `colds` on the pool, and leaves it empty.
     fn do_all(&self, colds: &mut Vec<Cold>) {
         let mut groups: Vec<(Lane, Vec<Cold>)> = Vec::new();
         for cold in colds.drain(..) {
             let (lane, small) = (cold.lane, cold.bytes <= SMALL_BYTES);
             let fits = |group: &&mut (Lane, Vec<Cold>)| {
-                group.0 == lane && group.1.len() < AT_ONCE && group.1[0].bytes <= SMALL_BYTES
+                group.0 == lane && group.1.len() < PARTS_PER_JOB && group.1[0].bytes <= SMALL_BYTES
             };
             match groups.iter_mut().find(fits).filter(|_| small) {
                 Some(group) => group.1.push(cold),
@@ -225,7 +227,7 @@ impl Lanes {
         }
     }
 
-    /// Does a group. A part that had to wait for a disk is returned at once; the others together.
+    /// Does a group. A part that waited for a disk is returned at once; the others together.
     fn do_one_by_one(&self, group: Vec<Cold>) {
         let mut began = self.system.monotonic_ns();
         let last = group.len() - 1;
@@ -235,7 +237,7 @@ impl Lanes {
             let Some(runner) = self.runner.upgrade() else { return };
             let mut done = vec![cold.done(part, job, result)];
             let now = self.system.monotonic_ns();
-            if index == last || now.saturating_sub(began) > BRING_NS {
+            if index == last || now.saturating_sub(began) > RUN_PROCESSOR_AFTER_NS {
                 began = now;
                 runner.submit(&mut done);
             } else {

@@ -2,9 +2,10 @@
 //!
 //! How it works      The engine sends `CutStop` to each processor concerned. Each stops starting writes of the
 //!                   volumes and arrives; reads continue. The last one to arrive sends `CutGo` to all; on it each
-//!                   advances the epoch of its shares and starts the writes that it held. No thread is woken for it: the
-//!                   sender of either, and a thread that meets a stop, run the idle processors themselves. With all cores
-//!                   busy a thread that was woken may wait for a core for milliseconds, and hosts would wait with it.
+//!                   advances the epoch of its shares and starts the writes that it held. No thread is woken for it:
+//!                   the sender of either message, and a thread that handles a stop, run the idle processors
+//!                   themselves. If all cores are busy, a woken thread may wait for a core for milliseconds, and hosts
+//!                   would wait with it.
 //! Invariants        C1 no processor advances before all have arrived;
 //!                   C2 between its arrival and its advance a processor starts no write of the volumes;
 //!                   C3 a write takes its epoch from its share when it starts.
@@ -13,8 +14,8 @@
 //!                   one. If A is of the new epoch, then by C1 all had arrived before A started, so B, which
 //!                   starts after A ended, starts after its own processor's arrival, and by C2 after its
 //!                   advance: B is of the new epoch too. No snapshot has B without A.
-//! Writes in flight  A write that was started before and has not ended belongs to the old epoch, wherever it
-//!                   is placed: `Settle` waits for those, and until then the snapshot is not read.
+//! Writes in flight  A write that was started before and has not ended belongs to the old epoch, wherever it is placed:
+//!                   `Settle` waits for these, and until then the snapshot is not read.
 //! A crash           leaves records with epochs and no snapshot in the catalog: recovery makes no frozen map for
 //!                   it, so nothing of the cut remains.
 
@@ -27,7 +28,7 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
 
-/// How long one processor kept writes waiting.
+/// How long one processor held writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Stall {
     /// The processor.
@@ -44,7 +45,7 @@ pub struct Report {
     pub stalls: Vec<Stall>,
 }
 
-/// What the processors of one cut share.
+/// The state that the processors of one cut share.
 pub struct Cut {
     system: Arc<dyn System>,
     out: AtomicUsize,
@@ -72,8 +73,8 @@ impl Cut {
         }
     }
 
-    /// The caller has stopped starting writes. The last one to arrive starts all again; the others run idle processors, so
-    /// that all stop soon even if the thread that makes the cut is descheduled.
+    /// Notes that the caller has stopped starting writes. The last one to arrive sends `CutGo` to all; the others run
+    /// idle processors, so that all stop soon even if the thread that makes the cut is descheduled.
     pub fn arrive(self: &Arc<Self>) {
         if self.out.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.instant_ns.store(self.system.wall_ns(), Ordering::Release);
@@ -101,13 +102,13 @@ impl Cut {
         self.instant_ns.load(Ordering::Acquire)
     }
 
-    /// The caller has advanced and starts writes again.
+    /// Notes that the caller has advanced and starts writes again.
     pub fn resumed(&self, stall: Stall) {
         assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
         let mut report = self.report.lock().expect("no holder panics");
         report.push(stall);
         if report.len() == self.runners.len() {
-            // The caller may have gone; the cut was made anyway.
+            // The caller may not wait any more; the cut was still made.
             let stalls = std::mem::take(&mut *report);
             let _ = self.done.send(Report { instant_ns: self.instant_ns(), stalls });
         }

@@ -1,11 +1,11 @@
 //! I/O jobs: the I/O of one part, planned by its processor, done there or on a pool thread.
 //!
-//! How it works      A job is a list of steps that needs no map and no lock to be run: places were resolved when
-//!                   it was planned. What a write will change in the map comes with it and is applied by the
-//!                   processor after the job has succeeded.
-//! Invariants        I1 a job's blocks are reserved in its share while it is on a pool thread: nothing that
-//!                   overlaps them in a way that matters starts in the meantime;
-//!                   I2 a slot is read whole and checked, or not used.
+//! How it works      A job is a list of steps that needs no map and no lock to be run: places were resolved when it was
+//!                   planned. It includes a write's changes of the map, which the processor applies after the job has
+//!                   succeeded.
+//! Invariants        I1 a job's blocks are reserved in its share while it is on a pool thread: no conflicting request
+//!                   that overlaps them starts in the meantime;
+//!                   I2 a slot is read completely and checked, or its contents are not used.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use std::sync::Arc;
 use crate::block_map::place::Place;
 use crate::checksum;
 use crate::error::Errno;
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
+use crate::geometry::{Geometry, Partition};
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::part::Part;
+use crate::request::Request;
 use crate::system::ring::Read;
 use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::geometry::{Geometry, Partition};
-use crate::volume::origin::Origin;
-use crate::volume::request::Request;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -36,18 +36,18 @@ pub struct Spot {
     pub place: Place,
 }
 
-/// Where the old contents of a block are, of which a part is overwritten.
+/// Where the old contents of a partially overwritten block are.
 #[derive(Clone, Debug)]
 pub enum Old {
-    /// At its base place, or a source's.
+    /// At its base place, or an origin's.
     Base(Option<Arc<Origin>>),
-    /// Nowhere.
+    /// Nowhere: it is zero.
     Zero,
-    /// In a slot, or a source's, with this checksum.
+    /// In a slot, or an origin's, with this checksum.
     Slot(Option<Arc<Origin>>, Spot, u32),
 }
 
-/// Where complete blocks go.
+/// The destination of complete blocks.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// To their base places.
@@ -56,8 +56,8 @@ pub enum Target {
     Slots(Spot),
 }
 
-/// One step of a job. `at` counts bytes from the request's start; offsets count from the partition's. `of`: the source
-/// whose place it is, if it is not the volume's own.
+/// One step of a job. `at` counts bytes from the request's start; offsets count from the partition's. `of`: the origin
+/// that has the place, if it is not the volume itself.
 #[allow(missing_docs)]
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -65,7 +65,7 @@ pub enum Step {
     ReadBase { of: Option<Arc<Origin>>, offset: u64, length: u64, at: usize },
     /// Fill with zeroes.
     ReadZero { length: usize, at: usize },
-    /// Read consecutive slots: `skip` bytes of the first are not wanted.
+    /// Read consecutive slots, without the first `skip` bytes.
     ReadSlots {
         of: Option<Arc<Origin>>,
         spot: Spot,
@@ -77,28 +77,28 @@ pub enum Step {
     },
     /// Overwrite at the base place.
     WriteInPlace { offset: u64, length: u64, at: usize },
-    /// Write complete blocks somewhere new.
+    /// Write complete blocks to a new place.
     WriteWhole { change: usize, target: Target, at: usize },
-    /// Write one block somewhere new, of which `length` bytes from `skip` are overwritten.
+    /// Write one block, of which `length` bytes from `skip` on are overwritten, to a new place.
     WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
     /// Punch or zero a run of base places.
     Clear { offset: u64, length: u64, keep_allocated: bool },
-    /// Ask what is allocated of a run of base places; `at` is in the volume.
-    Look { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
-    /// Read a run of base places ahead.
+    /// Query the allocation of a run of base places; `at` is in the volume.
+    Allocation { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
+    /// Read-ahead of a run of base places.
     AheadBase { of: Option<Arc<Origin>>, offset: u64, length: u64 },
-    /// Read consecutive slots ahead.
+    /// Read-ahead of consecutive slots.
     AheadSlots { spot: Spot, offset: u64, length: u64 },
 }
 
-/// A change of the map that a job prepares.
+/// A change of the map, prepared by a job.
 #[derive(Clone, Debug)]
 pub struct NewPlace {
     /// First block.
     pub first: BlockIndex,
     /// Blocks.
     pub count: u32,
-    /// The first one's place.
+    /// The place of the first block.
     pub place: Place,
     /// Checksums, computed as the data is written.
     pub sums: Vec<u32>,
@@ -110,45 +110,45 @@ pub struct Job {
     pub geometry: Arc<Geometry>,
     /// The partition within the volume.
     pub partition: u32,
-    /// Whose buffer is read or filled; `None` for work of the share's own.
+    /// The request whose buffer is read or filled; `None` for work of the share itself.
     pub request: Option<Arc<Request>>,
-    /// What to do, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// What changes when all has been done.
+    /// Changes of the map after success.
     pub changes: Vec<NewPlace>,
     /// Write zeroes instead of the request's buffer.
     pub zeroes: bool,
-    /// Where in the partition it stopped, if it was long and did not come to its end.
+    /// Where in the partition it stopped, if it was long and did not finish.
     pub stopped_at: Option<u64>,
-    /// The change whose slots could not be written, if that is why it failed.
+    /// The change whose slots could not be written, if that is the reason of a failure.
     pub failed: Option<usize>,
-    /// Where blocks are noted that cannot be read back right.
+    /// The list of bad blocks.
     pub bad: Arc<BadBlocks>,
 }
 
-/// A job that a pool thread is done with.
+/// A job that a pool thread has finished.
 pub struct Done {
     /// The share.
     pub share: u32,
     /// The reservation.
     pub id: u64,
-    /// The part, unless it was work of the share's own.
+    /// The part, unless it was work of the share itself.
     pub part: Option<Part>,
     /// The job.
     pub job: Job,
-    /// How it ended.
+    /// Its result.
     pub result: Result<(), Errno>,
 }
 
 impl Job {
-    /// Runs all steps, waiting for the disk where that is needed.
+    /// Runs all steps, and waits for the disk if necessary.
     pub fn run(&mut self) -> Result<(), Errno> {
         let geometry = Arc::clone(&self.geometry);
         let partition = &geometry.partitions[self.partition as usize];
         let steps = std::mem::take(&mut self.steps);
         match steps.first() {
             Some(Step::Clear { .. }) => return self.clear_all(partition, &steps),
-            Some(Step::Look { .. }) => return self.look_at(partition, &steps),
+            Some(Step::Allocation { .. }) => return self.query_allocation(partition, &steps),
             Some(Step::AheadBase { .. } | Step::AheadSlots { .. }) => {
                 return self.read_ahead(partition, &steps);
             }
@@ -168,11 +168,11 @@ impl Job {
 
     /// The request's bytes `at..at + length`, to fill.
     fn fill(&mut self, at: usize, length: usize) -> &mut [u8] {
-        // SAFETY: B3: the part holds its range of the request's buffer alone, and `at` is inside it.
+        // SAFETY: B3: only this part accesses its range of the request's buffer, and `at` is inside it.
         unsafe { self.buffer().data.part_mut(at, length) }
     }
 
-    /// All that it reads, if that is one range of one device, of complete blocks where they have checksums; and the device.
+    /// Its only read and the device, if it reads one range of one device, of complete blocks if they have checksums.
     pub fn only_read(&mut self) -> Option<(Read, Arc<Device>)> {
         let partition = &self.geometry.partitions[self.partition as usize];
         let [step] = &self.steps[..] else { return None };
@@ -180,12 +180,12 @@ impl Job {
             Step::ReadBase { of, offset, length, at } => {
                 let (mut found, mut pieces) = (None, 0);
                 let base = self.base(of.as_ref(), partition);
-                let told = base.pieces(*offset, *length, |device, from, _, _| {
+                let result = base.pieces(*offset, *length, |device, from, _, _| {
                     pieces += 1;
                     found = Some((Arc::clone(device), from));
                     Ok::<(), Errno>(())
                 });
-                assert!(told.is_ok(), "nothing was read");
+                assert!(result.is_ok(), "nothing was read");
                 let (device, from) = found.filter(|_| pieces == 1)?;
                 (device, from, *at, *length as usize)
             }
@@ -199,7 +199,7 @@ impl Job {
         Some((Read { file, offset, start, length: length as u32 }, device))
     }
 
-    /// Checks what was read as [`Job::only_read`] says.
+    /// Checks the bytes after the read of [`Job::only_read`].
     pub fn check_read(&mut self) -> Result<(), Errno> {
         let geometry = Arc::clone(&self.geometry);
         let partition = &geometry.partitions[self.partition as usize];
@@ -207,7 +207,7 @@ impl Job {
         steps.iter().try_for_each(|step| self.read_step(partition, step, |_, _, _| Ok(())))
     }
 
-    /// Reads with `read`, and checks what was read.
+    /// Reads with `read`, and checks the checksums.
     fn read_step(
         &mut self,
         partition: &Partition,
@@ -244,7 +244,7 @@ impl Job {
     fn write_step(&mut self, partition: &Partition, step: &Step) -> Result<(), Errno> {
         match step {
             Step::WriteInPlace { offset, length, at } => {
-                with_source(self.zeroes, self.buffer(), *at, *length as usize, |source| {
+                with_bytes(self.zeroes, self.buffer(), *at, *length as usize, |source| {
                     write_base(partition, *offset, source)
                 })
             }
@@ -252,8 +252,8 @@ impl Job {
                 let NewPlace { first, count, .. } = self.changes[*change];
                 let length = count as usize * BLOCK;
                 let mut sums = std::mem::take(&mut self.changes[*change].sums);
-                let result = with_source(self.zeroes, self.buffer(), *at, length, |source| {
-                    put(partition, first, target, source, &mut sums)
+                let result = with_bytes(self.zeroes, self.buffer(), *at, length, |source| {
+                    write_blocks(partition, first, target, source, &mut sums)
                 });
                 self.changes[*change].sums = sums;
                 self.noted(*change, target, result)
@@ -262,12 +262,12 @@ impl Job {
                 let first = self.changes[*change].first;
                 let mut block = [0; BLOCK];
                 self.read_old(partition, first, old, &mut block)?;
-                with_source(self.zeroes, self.buffer(), *at, *length, |source| {
+                with_bytes(self.zeroes, self.buffer(), *at, *length, |source| {
                     block[*skip..*skip + *length].copy_from_slice(source);
                     Ok(())
                 })?;
                 let mut sums = Vec::with_capacity(1);
-                let result = put(partition, first, target, &block, &mut sums);
+                let result = write_blocks(partition, first, target, &block, &mut sums);
                 self.changes[*change].sums = sums;
                 self.noted(*change, target, result)
             }
@@ -277,7 +277,7 @@ impl Job {
 }
 
 impl Job {
-    /// The partition's base places, or a source's.
+    /// The partition's base places, or an origin's.
     pub(super) fn base<'a>(
         &self,
         of: Option<&'a Arc<Origin>>,
@@ -286,7 +286,7 @@ impl Job {
         of.map_or(own, |source| &source.geometry.partitions[self.partition as usize])
     }
 
-    /// Where bad blocks are noted of the volume, or of a source.
+    /// The list of bad blocks of the volume, or of an origin.
     fn bad_of<'a>(&'a self, of: Option<&'a Arc<Origin>>) -> &'a Arc<BadBlocks> {
         of.map_or(&self.bad, |source| &source.bad)
     }
@@ -319,7 +319,7 @@ impl Job {
         }
     }
 
-    /// Notes which change's slots could not be written.
+    /// Notes the change whose slots could not be written.
     fn noted(
         &mut self,
         change: usize,
@@ -333,11 +333,11 @@ impl Job {
     }
 }
 
-/// For partial blocks that are to read as zeroes: at most two that lie side by side.
+/// For partial blocks that are to read as zeroes: at most two adjacent ones.
 static ZEROES: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
-/// Calls `f` with the bytes to write: of the request, or zeroes, at most as many as there are.
-fn with_source(
+/// Calls `f` with the bytes to write: those of the request, or zeroes, in pieces of at most [`ZEROES`].
+fn with_bytes(
     zeroes: bool,
     request: &Request,
     at: usize,
@@ -355,7 +355,7 @@ pub fn write_base(partition: &Partition, offset: u64, source: &[u8]) -> Result<(
 }
 
 /// Writes complete blocks to their target; slots get their checksums.
-pub fn put(
+pub fn write_blocks(
     partition: &Partition,
     first: BlockIndex,
     target: &Target,
@@ -364,12 +364,12 @@ pub fn put(
 ) -> Result<(), Errno> {
     match target {
         Target::Base => write_base(partition, u64::from(first) * BLOCK_SIZE, source),
-        Target::Slots(spot) => put_slots(&spot.device, spot.offset, source, sums),
+        Target::Slots(spot) => write_slots(&spot.device, spot.offset, source, sums),
     }
 }
 
 /// Writes complete blocks to slots, which get their checksums.
-pub fn put_slots(
+pub fn write_slots(
     device: &Device,
     offset: u64,
     source: &[u8],
@@ -392,9 +392,9 @@ pub fn verify(blocks: &[u8], sums: &[u32], mut note: impl FnMut(u32)) -> Result<
     if bug(Bug::NoChecksum) { Ok(()) } else { result }
 }
 
-/// Reads consecutive slots into `out`, leaving out `skip` bytes of the first, by `read`, which says whether it
-/// could without waiting. Complete blocks are read straight into `out`. Calls `note` with the index of each block that
-/// does not match.
+/// Reads consecutive slots into `out`, without the first `skip` bytes, with `read`, which returns whether it could
+/// without waiting. Complete blocks are read straight into `out`. Calls `note` with the index of each block that does
+/// not match.
 pub fn read_slots(
     spot: &Spot,
     sums: &[u32],

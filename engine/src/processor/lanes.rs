@@ -1,9 +1,9 @@
-//! Lanes: what waits for its turn, one lane for each connection, so that no connection waits for all requests of another.
+//! Lanes: queued items, in one lane for each connection, so that no connection waits for all requests of another.
 //!
-//! How it works      Each lane is in order. [`Lanes::pop`] takes the first of the lane whose turn it is, and that lane goes
-//!                   to the end; [`Lanes::next`] takes several small ones of one lane.
-//! Invariants        LN1 a lane is in `order` exactly once as long as it has something, and not at all otherwise: whatever
-//!                      was pushed comes after at most one turn of each other lane, and what its own lane had before.
+//! How it works      Each lane is in order (round robin over the lanes). [`Lanes::pop`] takes the first item of the
+//!                   next lane, and that lane goes to the end; [`Lanes::next`] takes several small ones of one lane.
+//! Invariants        LN1 a lane is in `order` exactly once as long as it is not empty, and not at all otherwise: an
+//!                   item comes after at most one turn of each other lane for each turn of its own.
 //! Owner and locks   the owner of the value.
 
 use std::collections::{HashMap, VecDeque};
@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use crate::processor::part::Part;
 
-/// A connection, as far as it matters here: the address of its sink.
+/// Identifies a connection: the address of its sink.
 pub type Key = usize;
 
-/// The lane that a part waits in.
+/// The lane of a part.
 pub fn lane_of(part: &Part) -> Key {
     Arc::as_ptr(part.request.sink()).cast::<()>().addr()
 }
 
-/// What one turn of a lane may cost: so many small parts, or one large one.
+/// Cost of one turn of a lane: this many small parts, or one large one.
 pub const QUANTUM: u32 = 16;
 
 /// See the module's head.
@@ -35,12 +35,12 @@ impl<T> Default for Lanes<T> {
 }
 
 impl<T> Lanes<T> {
-    /// Whether nothing waits.
+    /// Whether all lanes are empty.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
 
-    /// Puts something at the end of a lane.
+    /// Adds an item at the end of a lane.
     pub fn push(&mut self, key: Key, item: T) {
         let lane = self.lanes.entry(key).or_default();
         if lane.is_empty() {
@@ -49,14 +49,14 @@ impl<T> Lanes<T> {
         lane.push_back(item);
     }
 
-    /// The first of the lane whose turn it is.
+    /// The first item of the next lane.
     pub fn pop(&mut self) -> Option<T> {
         let mut item = None;
         self.next(1, |_| 1, |only| item = Some(only));
         item
     }
 
-    /// Calls `f` with the first ones of the lane whose turn it is, one at least, as long as their costs are below `quantum`.
+    /// Calls `f` with the first items of the next lane, at least one, as long as their total cost is below `quantum`.
     pub fn next(&mut self, quantum: u32, cost: impl Fn(&T) -> u32, mut f: impl FnMut(T)) {
         let Some(key) = self.order.pop_front() else { return };
         let lane = self.lanes.get_mut(&key).expect("LN1");
@@ -74,7 +74,7 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes out all of which `of` says so.
+    /// Removes and returns all items for which `of` is true.
     pub fn take_if(&mut self, of: impl Fn(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
         for key in std::mem::take(&mut self.order) {
@@ -97,7 +97,7 @@ mod tests {
     use super::Lanes;
 
     #[test]
-    fn who_comes_late_waits_for_one_turn_of_each_other_lane_however_much_they_have() {
+    fn a_late_item_waits_for_one_turn_of_each_other_lane() {
         let mut lanes = Lanes::default();
         for number in 0..64 * 1000 {
             lanes.push(number % 64, "others'");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_takes_small_ones_up_to_the_quantum_and_at_least_one() {
+    fn a_turn_takes_small_items_up_to_the_quantum_and_at_least_one() {
         let mut lanes = Lanes::default();
         [3, 3, 3, 3, 9, 9].into_iter().for_each(|cost| lanes.push(1, cost));
         let mut turns = Vec::new();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_out_is_gone_and_the_rest_stays_in_order() {
+    fn after_a_removal_the_rest_stays_in_order() {
         let mut lanes = Lanes::default();
         (0..12).for_each(|number| lanes.push(number % 3, number));
         let mut taken = lanes.take_if(|number| number % 3 == 1 || *number > 8);

@@ -1,7 +1,7 @@
-//! Messages: what a [queue](super::queue) carries to a processor: parts of requests, jobs that come back, and control events.
+//! Messages: the events in a processor's [queue](super::queue): parts of requests, finished jobs, and controls.
 //!
 //! Owner and locks   a message belongs to the queue that it is in, then to the processor that takes it.
-//! Errors            a question that is refused, or whose processor stops, is never answered: its sender is dropped.
+//! Errors            a query that is refused, or whose processor stops, is never answered: its sender is dropped.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,44 +14,45 @@ use crate::processor::cut::Cut;
 use crate::processor::io_job::Done;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
-use crate::processor::share::compare::{HandedOut, Pair};
+use crate::processor::share::compare::{Pair, VersionsPage};
 use crate::processor::share::grow::Growth;
 use crate::processor::share::reclaim::Dropping;
 use crate::processor::share::scrub::Question;
 use crate::processor::share::stats::PartitionState;
 use crate::units::Epoch;
 
-/// The result of something that a processor was asked to do.
+/// The result of a control.
 pub type Ended = std::result::Result<(), Errno>;
 
 /// A control event from the engine.
 pub enum Control {
     /// Serve a volume.
     AddShare(u32, Box<Share>),
-    /// Stop serving it, and give its share back when nothing of it is in flight.
+    /// Stop serving it, and return its share when nothing of it is in flight.
     RemoveShare(u32, Sender<Box<Share>>),
     /// First step of a cut: stop starting writes of these shares.
     CutStop(Arc<Cut>, Vec<CutShare>),
     /// Last step of a cut: advance the epoch and start writes again.
     CutGo(Arc<Cut>),
-    /// Say when the writes of this epoch and earlier ones have landed, and whether the journal has its end.
+    /// Answer when the writes of this epoch and earlier ones have ended, with whether the journal has the end of the
+    /// epoch.
     Settle(u32, Epoch, Sender<Ended>),
-    /// Forget the snapshots of these epochs, and the rollback at an epoch, if one is named; answer with the bytes that only
-    /// they could see.
+    /// Drop the snapshots of these epochs, and forget the rollback at an epoch, if one is given; answer with the bytes
+    /// that only they could see.
     Drop(u32, Vec<Epoch>, Option<Epoch>, Sender<u64>),
     /// Answer with the snapshots and rollbacks, and the epoch of the newest durable checkpoint (0: there is none).
     History(u32, Sender<(History, Epoch)>),
     /// Answer whether there is a snapshot of this epoch.
     HasSnapshot(u32, Epoch, Sender<bool>),
-    /// Go back to a snapshot, as soon as nothing is in flight; answer whether that was done.
+    /// Roll back to a snapshot, as soon as nothing is in flight; answer whether that was done.
     RollBack(u32, Rollback, Sender<Ended>),
-    /// Write a checkpoint of now, and say whether that was done.
+    /// Write a checkpoint now, and answer whether that was done.
     Checkpoint(u32, Sender<bool>),
-    /// Make journal segments removable, where there is little space, and say whether that was done.
+    /// Make journal segments removable, because there is little space, and answer whether that was done.
     Relieve(u32, Sender<bool>),
     /// Continue a `Drop`.
     DropMore(u32, Box<Dropping>),
-    /// A sync ended that a share had asked for.
+    /// A sync that a share had requested has ended.
     Release {
         /// The share.
         share: u32,
@@ -60,21 +61,21 @@ pub enum Control {
     },
     /// Continue a `Release`.
     ReleaseMore(u32),
-    /// So many empty chunks of a share are back in their logs.
+    /// So many empty chunks of a share were returned to their logs.
     ChunksReturned(u32, u64),
-    /// Answer a share's question of a scrub.
+    /// Answer a scrub's query of a share.
     Scrub(u32, Question),
     /// A device was reopened.
     DeviceBack(u32),
-    /// A tick has gone by: what has lasted for too long ends.
+    /// A tick: end what has lasted too long.
     Tick,
-    /// There may be room for the parts that wait for slots.
+    /// There may be slots for the parts that wait for them.
     TryAgain(u32),
-    /// Redirected writes use one more log, where none is named if it is a default one. Answer when that is so.
+    /// Redirected writes can use one more log; a default log is used if none is named. Answer when that is done.
     LogAdded(u32, u16, bool, Sender<()>),
-    /// A share's volume has grown. Answer when the share serves what is new of it.
+    /// A share's volume has grown. Answer when the share serves the new blocks.
     Grow(u32, Box<Growth>),
-    /// A share's journal could not be synced: make it so that what it lost is not needed.
+    /// A share's journal could not be synced: make the lost records unnecessary.
     RenewJournal(u32),
     /// A share's next journal segment was prepared, or could not be.
     SegmentPrepared(u32, Option<Prepared>),
@@ -85,7 +86,7 @@ pub enum Control {
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
     Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
     /// Answer with clones of these partitions' versions, by their numbers on the share.
-    Versions(u32, Range<u32>, Sender<HandedOut>),
+    Versions(u32, Range<u32>, Sender<VersionsPage>),
     /// Answer with the blocks mapped.
     Use(u32, Sender<u64>),
     /// End the thread.
@@ -97,22 +98,22 @@ pub enum Control {
 pub struct CutShare {
     /// The share.
     pub share: u32,
-    /// The log for what is written after the cut, if one was named.
+    /// The log for writes after the cut, if one was named.
     pub log: Option<u16>,
 }
 
-/// What a queue holds.
+/// An event in a queue.
 pub enum Event {
-    /// Work of a host.
+    /// A part of a host's request.
     Part(Part),
-    /// A pool thread is done with a part, or with work of the share's own.
+    /// A pool thread has finished a part, or work of the share itself.
     Done(Box<Done>),
-    /// Work of the engine.
+    /// A control of the engine.
     Control(Box<Control>),
 }
 
 impl Event {
-    /// Ends what no processor will take: a part fails, and a question gets no answer.
+    /// Ends an event that no processor will take: a part fails, and a query gets no answer.
     pub fn refuse(self) {
         if let Event::Part(part) = self {
             part.request.fail(Errno::ESHUTDOWN);

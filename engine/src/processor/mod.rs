@@ -1,21 +1,23 @@
 //! Processors: the worker threads that alone touch the mutable state of the partitions that they own.
 //!
-//! How it works      A processor ([`runner`]) drains its [`queue`] ([`run`]), and for each volume that it owns partitions of, a
-//!                   [`share`] serves the parts of requests. What would block goes to the pool's threads, or to the ring
-//!                   of [`cold`], and comes back as an event. What changes nothing of a processor the readers do
-//!                   themselves on the [`fast_path`](share::fast_path). [`cut`] is how all processors agree on an instant.
+//! How it works      A processor ([`runner`]) drains its [`queue`] ([`run`]), and for each volume that it owns
+//!                   partitions of, a [`share`] serves the parts of requests. Work that would block goes to the pool's
+//!                   threads, or to the ring of [`cold`], and returns as an event. Readers do work that changes no
+//!                   state of a processor themselves, on the [`fast_path`](share::fast_path). [`cut`] is how all
+//!                   processors agree on an instant.
 //!
 //! Ownership; no other file explains it:
 //!
 //! | state | owner | other readers | held for |
 //! |---|---|---|---|
-//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads clones | a small batch |
-//! | journal, records' bytes | the processor | flusher: how far it got (atomic) | - |
+//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads
+//! clones | a small batch |
+//! | journal, records' bytes | the processor | flusher: the last record (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
-//! | a queue's events | its lock | everyone pushes, the processor takes all | a push |
+//! | a queue's events | its lock | all threads push, the processor takes all | a push |
 //! | a log's chunks | a lock each | processors of the volume | a search in it |
-//! | space waiters | its lock | processors of the volume | a look at counters |
-//! | geometry | nobody: never changes; a volume that grows gets another | everyone | - |
+//! | space waiters | its lock | processors of the volume | a read of counters |
+//! | geometry | none: immutable; a volume that grows gets a new one | all threads | - |
 //! | an export table | its lock | connections look up | a look-up |
 //! | a request's buffer | its parts, each its range (B3) | the sink, after the last part | - |
 //!
@@ -25,6 +27,8 @@
 pub mod cold;
 pub mod cut;
 mod drain;
+pub mod durable;
+pub mod flusher;
 pub mod io_job;
 pub mod lanes;
 pub mod messages;

@@ -1,17 +1,17 @@
-//! Queue: how work is handed to a processor, by batch: push all, wake once.
+//! Queue: passes work to a processor in batches: one push, at most one wake-up.
 //!
-//! How it works      A thread that submits a small batch to an idle processor is let in, which saves two wake-ups. First it
-//!                   enters shared mode, together with others, for the [`fast_path`](super::share::fast_path). With the rest of the
-//!                   batch it runs the processor exclusively if no thread does; else the thread that runs it finds what was
-//!                   pushed when it has finished its own batch. While events wait for exclusive mode, no thread enters
-//!                   shared mode, so they do not wait long. A run of the processor is short, and may leave work in the
-//!                   processor itself.
+//! How it works      A thread that submits a small batch to an idle processor is let in, which saves two wake-ups.
+//!                   First it enters shared mode, together with others, for the [`fast_path`](super::share::fast_path).
+//!                   With the rest of the batch it runs the processor exclusively if no thread does; otherwise the
+//!                   thread that runs it finds the pushed events when it has finished its own batch. While events wait
+//!                   for exclusive mode, no thread enters shared mode, so they do not wait long. A run of the processor
+//!                   is short, and may leave work in the processor itself.
 //! Invariants        Q1 an event that was pushed is taken exactly once, in the order of pushes;
-//!                   Q2 whenever events are there, a thread runs the processor, or shares it and will check, or its own thread is
-//!                      awake or being woken, or the thread that pushed them is about to run it; the same holds for work
-//!                      that a run has left in the processor (`unfinished`);
+//!                   Q2 whenever there are events, a thread runs the processor, or shares it and will check, or its own
+//!                      thread is awake or being woken, or the thread that pushed them is about to run it; the same
+//!                      holds for work that a run has left in the processor (`unfinished`);
 //!                   Q3 at most one thread runs a processor at a time, and then none shares it;
-//!                   Q4 what is pushed after the queue was closed is refused at once, by the thread that pushes it.
+//!                   Q4 an event pushed after the queue was closed is refused at once, by the thread that pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
 use std::sync::mpsc::Sender;
@@ -24,30 +24,30 @@ use crate::system::{System, wait};
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
-    /// The last run has left work in it, and no thread runs it.
+    /// The last run has left work in the processor, and no thread runs it.
     unfinished: bool,
     /// A thread runs the processor: its thread, or one that was let in.
     running: bool,
-    /// How many share it.
+    /// Number of threads that share it.
     sharing: usize,
     sleeping: bool,
     closed: bool,
 }
 
 impl State {
-    /// There is something to be done.
+    /// Whether there is work.
     fn has_work(&self) -> bool {
         self.unfinished || !self.events.is_empty()
     }
 
-    /// The caller runs the processor (Q3), with all that there is.
+    /// Notes that the caller runs the processor (Q3), and takes all events.
     fn run(&mut self, batch: &mut Vec<Event>) {
         self.running = true;
         self.unfinished = false;
         std::mem::swap(&mut self.events, batch);
     }
 
-    /// No thread runs the processor or shares it.
+    /// Whether no thread runs the processor or shares it.
     fn idle(&self) -> bool {
         !self.running && self.sharing == 0
     }
@@ -79,7 +79,7 @@ impl Queue {
         self.state.lock().expect("no holder panics")
     }
 
-    /// Wakes the thread if it sleeps and nobody else will see what was pushed (Q2).
+    /// Wakes the thread if it sleeps and no other thread will see the pushed events (Q2).
     fn wake_if_needed(&self, mut state: MutexGuard<'_, State>) {
         let wake = state.idle() && std::mem::take(&mut state.sleeping);
         drop(state);
@@ -99,8 +99,8 @@ impl Queue {
         self.wake_if_needed(state);
     }
 
-    /// Pushes all of `batch`, which is left empty, and wakes no thread: the caller is to [`Queue::try_enter`] to run it soon (Q2), or
-    /// a tick brings a thread to it.
+    /// Pushes all of `batch`, which is left empty, and wakes no thread: the caller must call [`Queue::try_enter`] soon
+    /// to run it (Q2), or a tick lets a thread run it.
     pub fn push_all_without_wake(&self, batch: &mut Vec<Event>) {
         let mut state = self.lock();
         if state.closed {
@@ -110,7 +110,7 @@ impl Queue {
         state.push(batch);
     }
 
-    /// Pushes one event and wakes no thread: the caller is to [`Queue::try_enter`] to run it next (Q2).
+    /// Pushes one event and wakes no thread: the caller must call [`Queue::try_enter`] next to run it (Q2).
     pub fn push_without_wake(&self, event: Event) {
         self.add(event);
     }
@@ -134,8 +134,8 @@ impl Queue {
         Some(state)
     }
 
-    /// Lets the caller share the processor, if no thread runs it or is about to. A caller that was let in must call
-    /// [`Queue::leave_shared`].
+    /// Lets the caller share the processor, if no thread runs it or is about to. If it returns `true`, the caller must
+    /// call [`Queue::leave_shared`].
     pub fn enter_shared(&self) -> bool {
         let mut state = self.lock();
         let shared = !state.closed && !state.running && !state.has_work();
@@ -143,16 +143,16 @@ impl Queue {
         shared
     }
 
-    /// The caller shares the processor no longer, and pushes what it has left to do. `true` lets it run the processor, with
-    /// `batch`: it must call [`Queue::next`] until that says that there is no more, or [`Queue::leave`].
+    /// Ends sharing, and pushes the events that the caller has left. If it returns `true`, the caller runs the
+    /// processor, with `batch`: it must call [`Queue::next`] until that returns `false`, or [`Queue::leave`].
     pub fn leave_shared(&self, batch: &mut Vec<Event>) -> bool {
         let mut state = self.lock();
         state.sharing -= 1;
         self.enter(state, batch)
     }
 
-    /// Pushes `batch`, and lets the caller run the processor, with all there is, if no thread runs or shares it: as
-    /// [`Queue::leave_shared`] does.
+    /// Pushes `batch`, and lets the caller run the processor, with all events, if no thread runs or shares it, like
+    /// [`Queue::leave_shared`].
     pub fn try_enter(&self, batch: &mut Vec<Event>) -> bool {
         let state = self.lock();
         self.enter(state, batch)
@@ -166,14 +166,15 @@ impl Queue {
         }
         state.push(batch);
         if !state.idle() || !state.has_work() {
-            return false; // Q2: who runs or shares it will look
+            return false; // Q2: a thread that runs or shares it will check
         }
         state.run(batch);
         true
     }
 
-    /// For the thread that runs the processor: what was pushed in the meantime, into `batch`, which is empty. `unfinished`: something is
-    /// left in the processor to be done. `false` if there is nothing to do: then the caller no longer runs it.
+    /// For the thread that runs the processor: takes the events pushed in the meantime into `batch`, which is empty.
+    /// `unfinished`: the processor has work left. Returns `false` if there is nothing to do: then the caller no longer
+    /// runs it.
     pub fn next(&self, batch: &mut Vec<Event>, unfinished: bool) -> bool {
         debug_assert!(batch.is_empty());
         let mut state = self.lock();
@@ -185,7 +186,8 @@ impl Queue {
         true
     }
 
-    /// For the thread that runs the processor and has other things to do: leaves the rest to its thread; see [`Queue::next`].
+    /// For a thread that stops running the processor: leaves the rest to the processor's own thread; see
+    /// [`Queue::next`].
     pub fn leave(&self, unfinished: bool) {
         let mut state = self.lock();
         state.running = false;
@@ -195,7 +197,7 @@ impl Queue {
         }
     }
 
-    /// Refuses what is in the queue, and all that will be pushed (Q4).
+    /// Refuses all events in the queue, and all later ones (Q4).
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -204,7 +206,7 @@ impl Queue {
         events.into_iter().for_each(Event::refuse);
     }
 
-    /// As [`Queue::take_all`], but without sleeping: `false` if there is nothing to take, or another thread runs the
+    /// Like [`Queue::take_all`], without sleeping: `false` if there are no events, or another thread runs the
     /// processor.
     pub fn try_take_all(&self, batch: &mut Vec<Event>) -> bool {
         debug_assert!(batch.is_empty());
@@ -230,7 +232,7 @@ impl Queue {
     }
 }
 
-/// Asks a processor and waits for its answer.
+/// Sends a query to a processor and waits for its answer.
 pub fn ask<T>(
     system: &dyn System,
     queue: &Queue,

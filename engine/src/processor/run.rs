@@ -1,12 +1,14 @@
-//! Run: what a processor does with a batch of events: serve each, then what is due, then kick who was given something.
+//! Run: serves a batch of events: each event, then background work that is due, then kicks the sinks that received
+//! something.
 //!
-//! How it works      Controls and the ends of jobs are served at once: how many there are is bounded. Parts are served as they
-//!                   come as long as the [time slice](super::time_slice) lasts. What is left then waits in [lanes](super::lanes), one for each
-//!                   connection, and so does what comes as long as there is any. The next turns serve a little of one
-//!                   lane after the other, and look at what came in between.
-//! Invariants        RU1 a part waits for one turn of each other connection and for what its own asked before, not for all
-//!                      that others asked for; decision 36 tells what bounds each piece of work;
-//!                   RU2 no part of a share that is not there, or leaves, stays in a lane: its number may become another's.
+//! How it works      Controls and finished jobs are served at once: their number is bounded. Parts are served in order
+//!                   of arrival as long as the [time slice](super::time_slice) lasts. Then the rest waits in
+//!                   [lanes](super::lanes), one for each connection, and so do later parts while a lane is not empty.
+//!                   The next turns serve a few parts of one lane after the other, and new events in between.
+//! Invariants        RU1 a part waits for one turn of each other connection and for earlier parts of its own, not for
+//!                   all parts of others; decision 36 lists the bound of each piece of work;
+//!                   RU2 no part of a share that does not exist, or leaves, stays in a lane: another share may get its
+//!                       number.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -26,13 +28,13 @@ use crate::processor::share::fast_path::Answered;
 use crate::processor::share::reclaim::Dropping;
 use crate::processor::share::{Context, Share, count};
 use crate::processor::time_slice::{TimeSlice, cost};
+use crate::request::Sink;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Task, TaskHandle};
 use crate::units::ProcessorIndex;
-use crate::volume::request::Sink;
 
-/// After so many events what was answered is sent, so that clients and processors work side by side.
+/// After so many events replies are sent, so that clients and processors work in parallel.
 const KICK_EVERY: usize = 8;
 
 /// Counters of one processor, written by the threads that run or share it.
@@ -43,11 +45,11 @@ pub struct ProcessorStats {
     pub batches: AtomicU64,
     pub slow_ios: AtomicU64,
     pub partitions: AtomicU64,
-    /// A tick has something to look at.
+    /// A tick has something to check.
     pub watches: AtomicBool,
 }
 
-/// The engine's end of a processor.
+/// The engine's handle of a processor.
 pub struct Handle {
     /// The processor.
     pub runner: Arc<Runner<Processor>>,
@@ -103,7 +105,7 @@ impl Handle {
         Ok(Handle { runner, stats, driving: Some(driving) })
     }
 
-    /// Ends it; its shares are gone already.
+    /// Ends it; its shares were removed before.
     pub fn stop(&mut self) {
         self.runner.queue.push(Event::Control(Box::new(Control::Stop)));
         if let Some(driving) = self.driving.take() {
@@ -112,7 +114,7 @@ impl Handle {
     }
 }
 
-/// Who asked for a share.
+/// The sender for the share of a removal.
 pub(super) type Asked = Sender<Box<Share>>;
 
 /// See the module's head.
@@ -126,20 +128,20 @@ pub struct Processor {
     pub(super) ticks: Arc<Ticks>,
     pub(super) shares: Vec<Option<Box<Share>>>,
     sinks: Vec<Arc<dyn Sink>>,
-    /// What takes part in the cut that is being made.
+    /// Shares that take part in the cut in progress.
     cutting: Vec<CutShare>,
-    /// Shares that are to be given back as soon as nothing of them is in flight.
+    /// Shares to return as soon as nothing of them is in flight.
     pub(super) leaving: Vec<(u32, Tick, Option<Asked>)>,
-    /// Shares that are to go back to a snapshot as soon as nothing of them is in flight.
+    /// Shares to roll back to a snapshot as soon as nothing of them is in flight.
     pub(super) rolling_back: Vec<(u32, Rollback, Tick, Sender<Ended>)>,
     slow_ios: u64,
-    /// What is to be read when the batch is over.
+    /// Blocking I/O to start at the end of the batch.
     colds: Vec<Cold>,
-    /// The threads that do cold reads.
+    /// The threads that do blocking I/O.
     readers: Readers,
     /// Parts that wait for their turn.
     pub(super) later: Lanes<Part>,
-    /// Some share has more to do.
+    /// A share has more work.
     again: bool,
     /// It was asked to stop.
     stopped: bool,
@@ -185,7 +187,7 @@ impl Handler for Processor {
                 turn.count(cost(part), &*self.system);
             }
             if let Some(event) = self.apply_shared(event, &mut answered) {
-                // What comes after it is left as well: a client may hope that its requests are done in order.
+                // Later ones are left too: a client may expect that its requests are done in order.
                 left.push(event);
                 break;
             }
@@ -209,7 +211,7 @@ impl Handler for Processor {
 }
 
 impl Processor {
-    /// Its shares, and what they need of it.
+    /// Its shares, and their context.
     pub(super) fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
         let Processor { queue, system, pool, checkpoints, sinks, slow_ios, .. } = self;
         let (colds, later, again) = (&mut self.colds, &mut self.later, &mut self.again);
@@ -229,7 +231,7 @@ impl Processor {
         (&mut self.shares, context)
     }
 
-    /// Serves parts that wait for their turn, those of one lane at least.
+    /// Serves waiting parts, of at least one lane.
     fn serve_later(&mut self, turn: &mut TimeSlice) {
         let mut some = Vec::new();
         while !self.later.is_empty() {
@@ -245,7 +247,7 @@ impl Processor {
         }
     }
 
-    /// Serves one event if that changes nothing; else gives it back.
+    /// Serves one event if that changes no state; otherwise returns it.
     fn apply_shared(&self, event: Event, answered: &mut Answered) -> Option<Event> {
         let Event::Part(mut part) = event else { return Some(event) };
         let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
@@ -256,7 +258,7 @@ impl Processor {
         None
     }
 
-    /// Serves one event; says whether it was the last one ever.
+    /// Serves one event; returns whether it was the last one ever.
     pub(super) fn apply(&mut self, event: Event) -> bool {
         let (shares, mut context) = self.split();
         match event {
@@ -273,7 +275,9 @@ impl Processor {
             }
             Event::Done(done) => {
                 let share = shares.get_mut(done.share as usize).and_then(Option::as_mut);
-                share.expect("a share stays while a job of its is out").done(*done, &mut context);
+                share
+                    .expect("a share stays while one of its jobs is out")
+                    .done(*done, &mut context);
             }
             Event::Control(control) => return self.control(*control),
         }
@@ -303,7 +307,7 @@ impl Processor {
         count(&self.stats.batches, 1);
     }
 
-    /// Does something with a share, unless it was removed in the meantime.
+    /// Calls `f` with a share, unless it was removed in the meantime.
     pub(super) fn with_share<T>(
         &mut self,
         number: u32,
@@ -337,7 +341,7 @@ impl Processor {
                 self.with_share(number, |share, context| share.relieve(answer, context));
             }
             Control::DropMore(number, dropping) => self.drop_more(number, *dropping),
-            // A question about a share that was removed gets no answer: its sender is dropped.
+            // A query of a removed share gets no answer: its sender is dropped.
             Control::Settle(number, epoch, answer) => {
                 self.with_share(number, |share, context| share.settle(epoch, answer, context));
             }
@@ -378,7 +382,7 @@ impl Processor {
         false
     }
 
-    /// Answers what changes nothing.
+    /// Answers queries.
     fn answer(&mut self, question: Control) {
         match question {
             Control::Scrub(number, question) => {
@@ -397,7 +401,7 @@ impl Processor {
                 self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
             }
             Control::Versions(number, range, answer) => {
-                self.with_share(number, |share, _| answer.send(share.hand_out(range)));
+                self.with_share(number, |share, _| answer.send(share.clone_versions(range)));
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));
@@ -411,7 +415,7 @@ impl Processor {
         if self.shares.len() <= number {
             self.shares.resize_with(number + 1, || None);
         }
-        assert!(self.shares[number].is_none(), "a share's number is its own");
+        assert!(self.shares[number].is_none(), "a share's number is unique");
         self.shares[number] = Some(share);
         self.count_partitions();
     }
@@ -437,7 +441,7 @@ impl Processor {
         cut.resumed(Stall { processor: self.index, nanoseconds: longest });
     }
 
-    /// The shares that take part start writes again; returns the longest stall, nanoseconds.
+    /// Makes the shares of the cut start writes again; returns the longest stall, nanoseconds.
     fn advance_shares(&mut self, cut: &Arc<Cut>) -> u64 {
         let instant_ns = cut.instant_ns();
         let mut longest = 0;

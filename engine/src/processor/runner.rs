@@ -1,11 +1,11 @@
 //! Runner: the executor of a processor: it runs on its own thread, or to completion on a thread that submits work to it
 //! while it is idle.
 //!
-//! How it works      The own thread takes all events and runs them until there are no more. A thread that submits a small
-//!                   batch is let in if the processor is idle: it does the fast path in shared mode
+//! How it works      The own thread takes all events and runs them until there are no more. A thread that submits a
+//!                   small batch enters if the processor is idle: it does the fast path in shared mode
 //!                   ([`Queue::enter_shared`]), runs the rest of the batch exclusively for a few rounds
-//!                   ([`Queue::leave_shared`]), and leaves what remains to the own thread. A run is short: it may leave
-//!                   work in the processor itself ([`Handler::unfinished`]), which the next run continues.
+//!                   ([`Queue::leave_shared`]), and leaves the remaining events to the own thread. A run is short: it
+//!                   may leave work in the processor itself ([`Handler::unfinished`]), which the next run continues.
 //! Invariants        Q1 to Q4 of the [queue](super::queue); checked by the models in `models/queue.rs`.
 
 use std::sync::Arc;
@@ -15,19 +15,20 @@ use crate::processor::queue::Queue;
 use crate::sync::RwLock;
 use crate::system::Task;
 
-/// Batches of others that a submitting thread runs before it leaves the rest to the processor's own thread.
+/// Batches of other threads that a submitting thread runs before it leaves the rest to the processor's own thread.
 const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 
-/// What a runner runs: a processor, or the one of a model.
+/// What a runner runs: a processor, or that of a model.
 pub trait Handler {
-    /// Takes every event of `batch`, which is left empty, and serves them and those left by earlier runs, for a bounded time.
+    /// Takes every event of `batch`, which is left empty, and serves them and those left by earlier runs, for a bounded
+    /// time.
     fn run_batch(&mut self, batch: &mut Vec<Event>);
     /// Whether it has left work for the next [`Handler::run_batch`].
     fn unfinished(&self) -> bool {
         false
     }
-    /// Serves those events of `batch` that change none of its state, for a bounded time, and leaves the others there, in
-    /// order. `true`: there may be more of them.
+    /// Serves those events of `batch` that change none of its state, for a bounded time, and leaves the others there,
+    /// in order. `true`: there may be more of them.
     fn run_shared(&self, _batch: &mut Vec<Event>) -> bool {
         false
     }
@@ -35,11 +36,11 @@ pub trait Handler {
     fn stopped(&self) -> bool;
 }
 
-/// Something that takes events.
+/// A receiver of events.
 pub trait Mailbox: Send + Sync {
-    /// Takes an event. The caller calls [`Mailbox::run_if_idle`] afterwards.
+    /// Queues an event. The caller calls [`Mailbox::run_if_idle`] afterwards.
     fn take(&self, event: Event);
-    /// Runs what is there on the calling thread, if no thread does.
+    /// Runs queued events on the calling thread, if no thread runs them.
     fn run_if_idle(&self);
 }
 
@@ -53,16 +54,16 @@ impl<R: Handler + Send + Sync> Mailbox for Runner<R> {
     }
 }
 
-/// A processor, run by its own thread or by one that was let in (Q3).
+/// A processor, run by its own thread or by one that entered (Q3).
 pub struct Runner<R> {
     /// Its queue.
     pub queue: Arc<Queue>,
-    /// Locked for writing by the thread that runs it, for reading by those that share it; never contended (Q3).
+    /// Locked for writing by the thread that runs it, for reading by threads that share it; never contended (Q3).
     processor: RwLock<R>,
 }
 
 impl<R: Handler> Runner<R> {
-    /// A processor that takes what it runs from `queue`.
+    /// A processor that takes its events from `queue`.
     pub fn new(queue: Arc<Queue>, processor: R) -> Runner<R> {
         Runner { queue, processor: RwLock::new(processor) }
     }
@@ -87,14 +88,14 @@ impl<R: Handler> Runner<R> {
         self.submit(batch);
     }
 
-    /// As [`Runner::run_or_push`], for what changes the processor.
+    /// Like [`Runner::run_or_push`], for events that change the processor.
     pub fn submit(&self, batch: &mut Vec<Event>) {
         if self.queue.try_enter(batch) {
             self.run_some(batch);
         }
     }
 
-    /// Runs `batch`, and what comes in while it runs, for a bounded time; the caller was let in.
+    /// Runs `batch`, and events that arrive during the run, for a bounded time; the caller has entered.
     fn run_some(&self, batch: &mut Vec<Event>) {
         let (mut stopped, mut more) = (false, true);
         for _ in 0..RUNS_MAX {
@@ -109,12 +110,12 @@ impl<R: Handler> Runner<R> {
             self.queue.leave(unfinished);
         }
         if stopped {
-            // It is for the thread to end.
+            // Its own thread must end.
             self.queue.push(Event::Control(Box::new(Control::Stop)));
         }
     }
 
-    /// Serves `batch` and all that comes in while it runs; returns whether it was asked to stop.
+    /// Serves `batch` and all events that arrive during the run; returns whether it was asked to stop.
     fn serve(&self, batch: &mut Vec<Event>) -> bool {
         let mut stopped = false;
         loop {
@@ -125,8 +126,8 @@ impl<R: Handler> Runner<R> {
         }
     }
 
-    /// Serves `batch` for a bounded time; returns whether work is left in the processor, and notes whether it was told to
-    /// stop.
+    /// Serves `batch` for a bounded time; returns whether work is left in the processor, and notes whether it was asked
+    /// to stop.
     fn run_once(&self, batch: &mut Vec<Event>, stopped: &mut bool) -> bool {
         let mut processor = self.processor.try_write().expect("Q3, and no runner panics");
         processor.run_batch(batch);

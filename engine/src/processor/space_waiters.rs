@@ -1,31 +1,33 @@
 //! Space waiters: the wait queue of a volume's shares that have parts blocked on free slots.
 //!
-//! How it works      A share that finds too few free slots for a part keeps the part and enters the queue. Each release of
-//!                   slots wakes all waiters, which try again. If no slots are about to be released, Python is asked
-//!                   once (a [`LogFull`](Event::LogFull) event): it frees space and says so, or says that it will not be
-//!                   asked again. A share that is refused ends its part with ENOSPC.
+//! How it works      A share that finds too few free slots for a part keeps the part and enters the queue. Each release
+//!                   of slots wakes all waiters, which try again. If no slots are about to be released, Python gets one
+//!                   [`LogFull`](Event::LogFull) event: it frees space and reports that, or turns off these events. A
+//!                   share that is refused ends its part with ENOSPC.
 //! Invariants        SW1 a waiter is woken when slots are free, when some are about to be released, and when a
-//!                      write has ended. It enters the queue before it reads the counters; the others change the counters
-//!                      before they check for waiters;
-//!                   SW2 no waiter waits for itself: a part without space has nothing reserved, so cuts and deletes proceed;
-//!                   SW3 a share that is refused wakes the others: they may have waited for its own claim, which is counted
+//!                      write has ended. It enters the queue before it reads the counters; the others change the
+//!                      counters before they check for waiters;
+//!                   SW2 no waiter waits for itself: a part without space has nothing reserved, so cuts and deletes
+//!                       proceed;
+//!                   SW3 a share that is refused wakes the others: they may have waited for its own claim, which is
+//!                       counted
 //!                      while it fails. Each refusal ends a part, so this ends.
-//! Owner and locks   one lock, held to read counters; queues are pushed to after it was released. Checked by the models
-//!                   in `models/space_waiters.rs`.
+//! Owner and locks   one lock, held to read counters; it is released before events are pushed to queues. Checked by the
+//!                   models in `models/space_waiters.rs`.
 
 use std::sync::Arc;
 
 use crate::change_log::space::{EmptyChunk, Space};
-use crate::engine::events::{self, Events};
+use crate::events::{self, Events};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::Queue;
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 
-/// Where to report that a volume's change logs are full, or that a journal has no space.
+/// Destination of the events of full change logs and full journals.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// Where Python hears of it.
+    /// The engine's events.
     pub events: Arc<Events>,
     /// The volume.
     pub volume: VolumeId,
@@ -35,12 +37,12 @@ pub struct Ask {
 struct State {
     waiters: Vec<(Arc<Queue>, u32)>,
     ask: Option<Ask>,
-    /// Python was asked, and has not answered.
+    /// An event was sent, and Python has not answered.
     asked: bool,
 }
 
 impl State {
-    /// Asks Python unless it was asked already; `false` if there is nobody to ask.
+    /// Sends an event to Python unless one was already sent; `false` if events are turned off.
     fn ask(&mut self) -> bool {
         let Some(Ask { events, volume }) = &self.ask else { return false };
         self.asked = self.asked || events.push(events::Event::LogFull(*volume));
@@ -48,7 +50,7 @@ impl State {
     }
 }
 
-/// What a share does with a part that found too few slots.
+/// The decision on a part that found too few slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Keep it: the share is woken to try again.
@@ -61,7 +63,7 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct SpaceWaiters {
     state: Mutex<State>,
-    /// How many are waiters, to be looked at without the lock.
+    /// Number of waiters, for reading without the lock.
     count: AtomicUsize,
 }
 
@@ -88,8 +90,8 @@ impl SpaceWaiters {
         let now = at.unwrap_or(state.waiters.len() - 1);
         self.count.store(state.waiters.len(), Ordering::SeqCst);
         fence(Ordering::SeqCst); // SW1
-        // In this order: slots are counted at their old place until they are counted at their new one (SP2).
-        let returning = space.waiting() > 0 || space.returning() > 0;
+        // In this order: slots stay in their old counter until their new one includes them (SP2).
+        let returning = space.pending_free() > 0 || space.returning() > 0;
         let room = space.free() >= wanted;
         let coming = returning || space.in_flight() > 0;
         let verdict = if room || coming || state.ask() { Verdict::Wait } else { Verdict::Refuse };
@@ -109,7 +111,7 @@ impl SpaceWaiters {
         verdict
     }
 
-    /// Slots may be free, or Python has to be asked now: all waiters try again.
+    /// Wakes all waiters, because slots may be free, or an event may be needed now.
     pub fn wake_all(&self) {
         fence(Ordering::SeqCst); // SW1
         if self.count.load(Ordering::SeqCst) == 0 {
@@ -122,13 +124,13 @@ impl SpaceWaiters {
         try_again(waiters);
     }
 
-    /// Python has done what it could: all waiters try again, and ask again if that is not enough.
+    /// Notes that Python has done what it could: all waiters try again, and send an event again if that is not enough.
     pub fn policy_done(&self) {
         self.lock().asked = false;
         self.wake_all();
     }
 
-    /// Sets where to ask; `None`: parts without space are refused, also those that wait.
+    /// Sets the destination of events; `None`: parts without space are refused, also waiting ones.
     pub fn set_ask(&self, ask: Option<Ask>) {
         let mut state = self.lock();
         state.ask = ask;
@@ -142,7 +144,7 @@ impl SpaceWaiters {
         self.count.load(Ordering::SeqCst) > 0
     }
 
-    /// Retires those of these chunks that are worth punching: none while a share waits for slots.
+    /// Retires these chunks for punching, but none while a share waits for slots.
     pub fn retire(&self, space: &Space, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
         let state = self.lock();
         if !state.waiters.is_empty() {

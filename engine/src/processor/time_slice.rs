@@ -1,24 +1,24 @@
-//! Time slice: how long a processor runs before it looks at newer events.
+//! Time slice: how long a processor runs before it checks for new events.
 //!
-//! How it works      The cost of what is done is added up, in units of about a microsecond. The clock is read only after some
-//!                   cost, so small batches never read it. The slice ends when [`SLICE_NS`] have passed.
+//! How it works      The cost of the work done is added up, in units of about a microsecond. The clock is read only
+//!                   after some cost, so small batches never read it. The slice ends when [`SLICE_NS`] have passed.
 
 use crate::processor::part::Part;
+use crate::request::Verb;
 use crate::system::System;
-use crate::volume::request::Verb;
 
 /// How long a slice may take before it ends after the current piece of work, nanoseconds.
 pub const SLICE_NS: u64 = 200_000;
 /// Cost after which the clock is read.
-const LOOK_EVERY: u32 = 16;
-/// What costs as much as a small request, bytes.
+const CLOCK_EVERY: u32 = 16;
+/// log2 of the bytes that cost as much as a small request.
 const UNIT_SHIFT: u32 = 14;
 
-/// What doing a part costs, roughly.
+/// The approximate cost of a part.
 pub fn cost(part: &Part) -> u32 {
     match part.request.verb {
         Verb::Read | Verb::Write => 1 + (part.length >> UNIT_SHIFT),
-        _ => LOOK_EVERY,
+        _ => CLOCK_EVERY,
     }
 }
 
@@ -31,10 +31,10 @@ pub struct TimeSlice {
 }
 
 impl TimeSlice {
-    /// Adds the cost of what was done.
+    /// Adds the cost of work that was done.
     pub fn count(&mut self, cost: u32, system: &dyn System) {
         self.spent += cost;
-        if self.spent < LOOK_EVERY {
+        if self.spent < CLOCK_EVERY {
             return;
         }
         self.spent = 0;
@@ -43,7 +43,7 @@ impl TimeSlice {
         self.over |= now - began >= SLICE_NS;
     }
 
-    /// Whether the slice is over: other connections have their turn.
+    /// Whether the slice is over, and other connections have their turn.
     pub fn is_over(&self) -> bool {
         self.over
     }

@@ -25,7 +25,7 @@ use crate::units::Epoch;
 use crate::volume::Volume;
 use crate::volume::local_client::LocalClient;
 
-/// Extents, and where the next page begins.
+/// Extents, and the start of the next page.
 type ChangesPage = (Vec<(u64, u64)>, Option<u64>);
 
 /// See `engine.pyi`.
@@ -319,9 +319,9 @@ impl Engine {
         start: u64,
         extents_max: usize,
     ) -> PyResult<ChangesPage> {
-        let told =
+        let changes =
             self.call(py, |this| this.inner.changes(volume, since, until, start, extents_max))?;
-        Ok((told.extents, told.next))
+        Ok((changes.extents, changes.next))
     }
 
     fn change_total(
@@ -402,7 +402,7 @@ impl Engine {
     }
 
     fn listen(&self, py: Python<'_>, fd: RawFd) -> PyResult<()> {
-        // SAFETY: the caller hands this descriptor over and uses it no more (engine.pyi says so).
+        // SAFETY: the caller transfers this descriptor and does not use it any more (see engine.pyi).
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         self.call(py, |this| this.server.listen(socket))
     }
@@ -435,7 +435,7 @@ impl Engine {
     }
 
     fn adopt(&self, py: Python<'_>, fd: RawFd, export: &str, state: &[u8]) -> PyResult<()> {
-        // SAFETY: the caller hands this descriptor over and uses it no more (engine.pyi says so).
+        // SAFETY: the caller transfers this descriptor and does not use it any more (see engine.pyi).
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         self.call(py, |this| this.server.adopt(socket, export, state))
     }

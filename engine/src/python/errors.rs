@@ -1,4 +1,4 @@
-//! Errors as Python sees them: [`Error`] becomes `EngineError`, an [`Errno`] becomes `OSError`.
+//! Conversion of errors for Python: [`Error`] becomes `EngineError`, an [`Errno`] becomes `OSError`.
 
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError};

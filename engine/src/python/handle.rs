@@ -9,8 +9,8 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::error::Errno;
 use crate::python::errors::os_error;
+use crate::request::Verb;
 use crate::volume::local_client::LocalClient;
-use crate::volume::request::Verb;
 
 /// See `engine.pyi`.
 #[pyclass(frozen, module = "polyvol.engine")]
@@ -18,9 +18,9 @@ pub struct Handle {
     client: RwLock<Option<Arc<LocalClient>>>,
     /// Calls in flight.
     in_flight: AtomicU64,
-    /// Bytes that were written, as far as the calls have succeeded.
+    /// Bytes written by calls that succeeded.
     written: AtomicU64,
-    /// Bytes that were read.
+    /// Bytes read.
     read: AtomicU64,
 }
 
@@ -40,7 +40,7 @@ impl Handle {
         client.ok_or_else(|| os_error(Errno::ESHUTDOWN))
     }
 
-    /// Has the client do something, without the GIL, as a call in flight.
+    /// Calls the client without the GIL, and counts the call as in flight.
     fn call<T: Send>(
         &self,
         py: Python<'_>,
@@ -67,7 +67,7 @@ impl Handle {
     fn read(&self, py: Python<'_>, length: u64, offset: u64) -> PyResult<crate::buffer::Buffer> {
         let request = self.call(py, |client| client.read(offset, length))?;
         self.read.fetch_add(length, Ordering::Relaxed);
-        // The sink has given the request back, so nobody else holds it for long; but a processor may not have
+        // The sink has returned the request, so no other thread holds it for long; but a processor may not have
         // released its reference yet.
         Ok(match Arc::try_unwrap(request) {
             Ok(request) => request.data,

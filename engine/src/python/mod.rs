@@ -1,4 +1,4 @@
-//! Python: the module `polyvol.engine`, as `engine/python/engine.pyi` describes it.
+//! Python: the module `polyvol.engine`, described in `engine/python/engine.pyi`.
 //!
 //! How it works      Thin: arguments in, a call of [`crate::engine::Engine`], results out. Every call that may wait
 //!                   releases the GIL. No thread of the engine ever takes it.

@@ -1,4 +1,4 @@
-//! Reports: what the engine tells, as Python's dictionaries.
+//! Reports: results of the engine as Python dictionaries.
 
 use std::os::fd::IntoRawFd;
 use std::time::UNIX_EPOCH;
@@ -9,9 +9,10 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use crate::engine::scrub::ScrubReport;
 use crate::engine::watch::DeviceState;
 use crate::error::Errno;
-use crate::nbd::clients::{Client, Who};
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::nbd::clients::Client;
 use crate::nbd::hand_over::HandedOver;
-use crate::volume::bad_blocks::BadBlocks;
+use crate::nbd::peer::Who;
 
 /// A `DeviceStats`.
 pub fn device<'py>(py: Python<'py>, state: &DeviceState) -> PyResult<Bound<'py, PyDict>> {
@@ -103,7 +104,7 @@ pub fn client<'py>(py: Python<'py>, client: &Client) -> PyResult<Bound<'py, PyDi
     Ok(dict)
 }
 
-/// A `HandOverReport`; the descriptors are the caller's from here on.
+/// A `HandOverReport`; the caller owns the descriptors afterwards.
 pub fn hand_over<'py>(py: Python<'py>, handed: HandedOver) -> PyResult<Bound<'py, PyDict>> {
     let connections = PyList::empty(py);
     for connection in handed.connections {

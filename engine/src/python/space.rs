@@ -1,11 +1,11 @@
-//! Space: what Python gets to know of the space of change logs.
+//! Space: the use of change logs, and events, as Python dictionaries.
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::change_log::chunks::CHUNK_BYTES;
-use crate::engine::events::Event;
 use crate::engine::usage::VolumeUse;
+use crate::events::Event;
 use crate::units::BLOCK_SIZE;
 use crate::volume::Volume;
 

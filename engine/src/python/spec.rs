@@ -1,4 +1,4 @@
-//! Specifications: the catalog's dictionaries as the engine's structures.
+//! Specifications: converts the catalog's dictionaries to the engine's structures.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,13 +1,13 @@
-//! Account: comparing everything with the model, and the last account of a simulation.
+//! Account: comparing everything with the model, and the final check of a simulation.
 
 use super::contents::SECTOR;
 use super::driver::{End, Result, Running, Simulation};
 use super::model::Sector;
 use super::shape::VOLUME;
+use crate::request::Verb;
 use crate::units::Epoch;
-use crate::volume::request::Verb;
 
-/// Sectors that are read at once to compare all.
+/// Sectors of one read when everything is compared.
 const VERIFY_SECTORS: Sector = 192;
 
 impl Simulation {
@@ -34,7 +34,7 @@ impl Simulation {
         while self.host.lock().is_read_all(view) && running.system.turn() {
             self.host.settle();
         }
-        if self.goes_on()? == End::Crashed {
+        if self.run_state()? == End::Crashed {
             return Ok(());
         }
         let host = self.host.lock();
@@ -45,10 +45,11 @@ impl Simulation {
         }
     }
 
-    /// Nothing fails any more: everything is as it should be, and nothing is left when all was deleted.
+    /// The final check, without faults: everything has the expected contents, and nothing is left after everything was
+    /// deleted.
     pub(super) fn account(&mut self) -> Result<()> {
         self.disk.lock().failing = false;
-        // Where a sync has failed, none succeeds before the machine was restarted.
+        // After a failed sync, none succeeds before the machine is restarted.
         self.disk.lock().crash(true);
         self.start_again();
         self.disk.lock().plan = None;
@@ -57,19 +58,19 @@ impl Simulation {
         self.verify_all(&running)?;
         if self.disk.lock().injected.short > 0 {
             self.end(&running);
-            return Ok(()); // what is lost cannot be deleted, nor made durable
+            return Ok(()); // lost data can neither be deleted nor made durable
         }
         while !self.catalog.snapshots.is_empty() {
             self.delete_snapshot(&running)?;
         }
-        self.host.whole(Verb::Trim);
+        self.host.submit_whole(Verb::Trim);
         self.drain(&running)?;
         for _ in 0..2 {
-            self.host.whole(Verb::Flush);
+            self.host.submit_whole(Verb::Flush);
             self.drain(&running)?;
         }
         self.expect_nothing_used(&running)?;
-        self.stop_well(&running)?;
+        self.stop_cleanly(&running)?;
         self.disk.lock().crash(true);
         self.crashed(&running);
         drop(running);

@@ -1,10 +1,10 @@
-//! Contents: what one simulated file holds: in the page cache, and on the disk itself.
+//! Contents: the contents of one simulated file, in the page cache and on the disk.
 //!
-//! How it works      Pages of 4096 bytes. A page that was changed keeps what the disk has of it beside what the cache
-//!                   has, until a sync has made them one. Writing back may happen at any time, sector by sector. A
-//!                   mapping is memory that its owner stores into unseen: what has changed in it is taken into the
-//!                   pages ([`Contents::absorb`]) whenever somebody looks.
-//! A failed sync     leaves pages clean that the disk does not have: no later sync writes them, unless they are changed
+//! How it works      Pages of 4096 bytes. A changed page has the disk's contents in addition to the cache's, until a
+//!                   sync makes them equal. Write-back may happen at any time, sector by sector. A mapping is memory
+//!                   whose owner stores into it without a call: before each access its changes are copied to the pages
+//!                   ([`Contents::absorb`]).
+//! A failed sync     leaves pages clean that differ from the disk: no later sync writes them, unless they are changed
 //!                   again.
 
 use std::cell::UnsafeCell;
@@ -15,7 +15,7 @@ use super::random::Random;
 
 /// Bytes in a page.
 pub const PAGE: usize = 4096;
-/// Bytes that reach the disk whole or not at all.
+/// Bytes that the disk writes atomically.
 pub const SECTOR: usize = 512;
 
 /// A page's bytes; `None`: a hole.
@@ -30,13 +30,13 @@ fn bytes(block: &Block) -> &[u8; PAGE] {
 #[derive(Clone, Debug, Default)]
 struct Page {
     cache: Block,
-    /// What the disk has, where that may be something else.
+    /// The disk's contents, if they may differ.
     durable: Option<Block>,
     /// A sync will write it.
     dirty: bool,
 }
 
-/// Memory that stands for a mapping.
+/// Memory of a mapping.
 #[derive(Debug)]
 pub struct Memory(Box<[UnsafeCell<u8>]>);
 
@@ -50,15 +50,15 @@ impl Memory {
         Memory((0..length).map(|_| UnsafeCell::new(0)).collect())
     }
 
-    /// How many bytes it is.
+    /// Its length, bytes.
     pub fn length(&self) -> usize {
         self.0.len()
     }
 
-    /// What is written to the file is seen in the mapping, as far as that goes.
+    /// Copies what is written to the file into the mapping, up to the mapping's end.
     pub fn store(&self, offset: usize, bytes: &[u8]) {
         for (cell, byte) in self.0.iter().skip(offset).zip(bytes) {
-            // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
+            // SAFETY: one thread, and no slice of a mapping is alive during an operation of the disk.
             unsafe { *cell.get() = *byte };
         }
     }
@@ -66,19 +66,19 @@ impl Memory {
     fn page(&self, index: usize) -> &[u8] {
         let from = index * PAGE;
         let to = (from + PAGE).min(self.0.len());
-        // SAFETY: one thread, and no slice of a mapping is alive while the disk does something.
+        // SAFETY: one thread, and no slice of a mapping is alive during an operation of the disk.
         unsafe { std::slice::from_raw_parts(self.0[from].get(), to - from) }
     }
 }
 
-/// How much of what was not synced a power loss leaves.
+/// How much unsynced data a power loss leaves.
 #[derive(Clone, Copy, Debug)]
 pub enum Survival {
     /// Nothing.
     None,
     /// Everything.
     All,
-    /// Each sector so many times in a million.
+    /// Each sector with this probability, in millionths.
     Some(u64),
 }
 
@@ -86,7 +86,7 @@ pub enum Survival {
 #[derive(Clone, Debug, Default)]
 pub struct Contents {
     pages: Vec<Page>,
-    /// Pages of which the disk may have something else.
+    /// Pages that may differ from the disk.
     unsettled: BTreeSet<usize>,
     /// Length in bytes.
     pub length: u64,
@@ -95,14 +95,14 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// A hole of so many bytes, durable.
+    /// A durable hole of `length` bytes.
     pub fn hole(length: u64) -> Contents {
         let mut contents = Contents { length, durable_length: length, ..Contents::default() };
         contents.pages.resize_with((length as usize).div_ceil(PAGE), Page::default);
         contents
     }
 
-    /// Makes it `length` bytes long at least.
+    /// Extends it to at least `length` bytes.
     fn extend(&mut self, length: u64) {
         self.length = self.length.max(length);
         let pages = (self.length as usize).div_ceil(PAGE);
@@ -111,7 +111,7 @@ impl Contents {
         }
     }
 
-    /// Makes it `length` bytes long, durably: what is beyond is gone, what is new is a hole.
+    /// Sets its length, durably: bytes beyond are lost, new ones are a hole.
     pub fn set_length(&mut self, length: u64) {
         self.absorb();
         (self.length, self.durable_length) = (length, length);
@@ -138,7 +138,7 @@ impl Contents {
         memory
     }
 
-    /// Takes in what was stored in the mapping.
+    /// Copies changes of the mapping to the pages.
     pub fn absorb(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         for index in 0..memory.0.len().div_ceil(PAGE) {
@@ -150,7 +150,7 @@ impl Contents {
         self.memory = Some(memory);
     }
 
-    /// Stores bytes in the cache.
+    /// Writes bytes to the cache.
     pub fn write(&mut self, offset: u64, source: &[u8]) {
         self.absorb();
         self.store(offset, source);
@@ -173,7 +173,7 @@ impl Contents {
         }
     }
 
-    /// Makes a range of whole pages a hole.
+    /// Makes a range of complete pages a hole.
     pub fn punch(&mut self, offset: u64, length: u64) {
         let (from, to) = (offset as usize / PAGE, (offset + length) as usize / PAGE);
         for index in from..to.min(self.pages.len()) {
@@ -216,7 +216,7 @@ impl Contents {
         self.pages.get(index).is_none_or(|page| page.cache.is_none())
     }
 
-    /// Makes the disk have what the cache has.
+    /// Writes all dirty pages to the disk.
     pub fn sync(&mut self) {
         self.absorb();
         let pages = &mut self.pages;
@@ -230,7 +230,7 @@ impl Contents {
         self.durable_length = self.length;
     }
 
-    /// A sync that fails: some of it was written, and none of it will be.
+    /// A failing sync: some pages are written, and the others are not written any more.
     pub fn fail_sync(&mut self, random: &mut Random) {
         self.absorb();
         for index in &self.unsettled {
@@ -241,7 +241,7 @@ impl Contents {
         }
     }
 
-    /// The kernel writes some of it back by itself.
+    /// Writes some sectors back, like the kernel without a sync.
     pub fn write_back_some(&mut self, random: &mut Random) {
         self.absorb();
         for index in &self.unsettled {
@@ -263,7 +263,7 @@ impl Contents {
         }
     }
 
-    /// Flips a bit of what is there, in the cache and on the disk; `false` in a hole.
+    /// Flips a bit of data, in the cache and on the disk; `false` in a hole.
     pub fn flip(&mut self, at: u64, bit: u32) -> bool {
         let (index, inner) = (at as usize / PAGE, at as usize % PAGE);
         let page = &mut self.pages[index];
@@ -277,20 +277,20 @@ impl Contents {
         flipped
     }
 
-    /// All that is in the cache.
+    /// All contents of the cache.
     pub fn all(&mut self) -> Vec<u8> {
         let mut bytes = vec![0; self.length as usize];
         self.read(0, &mut bytes);
         bytes
     }
 
-    /// The process that had it open is gone: the cache stays.
+    /// The process that had it open was killed: the cache stays.
     pub fn kill(&mut self) {
         self.absorb();
         self.memory = None;
     }
 
-    /// The power is gone: the cache is lost.
+    /// The power is lost, and with it the cache.
     pub fn lose_power(&mut self, random: &mut Random, survival: Survival) {
         self.kill();
         for index in std::mem::take(&mut self.unsettled) {

@@ -1,9 +1,9 @@
 //! Disk: every file of a simulated machine, in memory, with a page cache, faults and crashes.
 //!
 //! How it works      Each call counts as one operation; before it, a crash may be due, or the kernel writes something
-//!                   back. After a crash the disk is dead, and has what the next start finds, until [`Disk::start`].
-//! A kill            leaves the page cache. A write in the middle of which it comes is done in part.
-//! A power loss      leaves what was synced, any other sectors, and the first few of the operations on names.
+//!                   back. After a crash the disk is dead, with the contents for the next start, until [`Disk::start`].
+//! A kill            leaves the page cache. A write during which it comes is done in part.
+//! A power loss      leaves what was synced, some other sectors, and the first few operations on names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -39,13 +39,13 @@ pub struct Disk {
     directories: BTreeSet<PathBuf>,
     remembered: BTreeMap<PathBuf, Vec<u8>>,
     pub(super) random: Random,
-    /// How often it fails.
+    /// The rates of its faults.
     pub rates: Rates,
-    /// Whether it fails at all.
+    /// Whether it injects faults.
     pub failing: bool,
     /// The next crash.
     pub plan: Option<Plan>,
-    /// What it has done wrong since it was made.
+    /// The faults injected so far.
     pub injected: Injected,
     /// Operations so far.
     pub operations: u64,
@@ -54,7 +54,7 @@ pub struct Disk {
     /// Print operations.
     pub verbose: bool,
     pub(super) hung: Option<(usize, u64)>,
-    /// It has crashed, and was not started again.
+    /// It has crashed, and was not restarted.
     pub dead: bool,
     /// Starts of the machine.
     pub boots: u64,
@@ -84,7 +84,7 @@ impl Disk {
         }
     }
 
-    /// Makes a device of so many bytes, all hole.
+    /// Adds a device of `length` bytes, all hole.
     pub fn add_device(&mut self, path: &str, length: u64, role: Role) {
         let number = self.inodes.len();
         self.inodes.push(Inode { role, contents: Contents::hole(length) });
@@ -92,7 +92,7 @@ impl Disk {
         self.durable_names.insert(PathBuf::from(path), number);
     }
 
-    /// Takes something into the trace.
+    /// Adds an operation to the trace.
     pub fn note(&mut self, what: &str, a: u64, b: u64, c: u64) {
         if self.verbose {
             println!("{:6} {what} {a} {b} {c}", self.operations);
@@ -104,7 +104,7 @@ impl Disk {
         self.trace = hash;
     }
 
-    /// The machine, or the process, starts again.
+    /// Restarts the machine or the process.
     pub fn start(&mut self) {
         assert!(self.dead, "it was stopped or has crashed");
         self.dead = false;
@@ -121,8 +121,8 @@ impl Disk {
             return;
         }
         self.boots += 1;
-        let kept = self.random.below(self.pending.len() as u64 + 1) as usize;
-        for change in self.pending.drain(..).take(kept) {
+        let reached_disk = self.random.below(self.pending.len() as u64 + 1) as usize;
+        for change in self.pending.drain(..).take(reached_disk) {
             apply(&mut self.durable_names, change);
         }
         self.names.clone_from(&self.durable_names);
@@ -140,7 +140,7 @@ impl Disk {
         }
     }
 
-    /// A place where a crash may be due, between operations.
+    /// A point between operations at which a crash may be due.
     pub fn maybe_crash(&mut self) {
         if let Some(plan) = self.plan
             && self.operations + 1 >= plan.at
@@ -150,7 +150,7 @@ impl Disk {
         }
     }
 
-    /// Begins an operation: the power to crash in it, if it is due.
+    /// Begins an operation; returns the plan of a crash, if one is due in it.
     fn begin(
         &mut self,
         what: &str,
@@ -173,8 +173,8 @@ impl Disk {
         Ok(self.plan.filter(|plan| self.operations >= plan.at))
     }
 
-    /// Begins an operation that has no effects.
-    fn look(&mut self, what: &str, inode: usize, offset: u64, length: u64) -> Result<()> {
+    /// Begins an operation without effects.
+    fn begin_query(&mut self, what: &str, inode: usize, offset: u64, length: u64) -> Result<()> {
         match self.begin(what, inode, offset, length)? {
             None => Ok(()),
             Some(plan) => {
@@ -212,7 +212,7 @@ impl Disk {
 
     /// Reads.
     pub fn read(&mut self, inode: usize, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.look("read", inode, offset, buffer.len() as u64)?;
+        self.begin_query("read", inode, offset, buffer.len() as u64)?;
         if self.fails(inode, self.rates.read) {
             buffer.fill(0xee);
             return Err(Errno::EIO);
@@ -229,7 +229,7 @@ impl Disk {
         self.read(inode, buffer, offset).map(|()| Cached::Done)
     }
 
-    /// Stores some sectors of what is to be written.
+    /// Writes some of the sectors of a write.
     fn write_some(&mut self, inode: usize, bytes: &[u8], offset: u64) {
         let all = self.random.below(3) == 0;
         for (index, sector) in bytes.chunks(SECTOR).enumerate() {
@@ -249,7 +249,7 @@ impl Disk {
         }
         let length = self.inodes[inode].contents.length;
         let outside = offset + bytes.len() as u64 > length;
-        // A device is a file, which a write makes longer; but where none becomes shorter, nobody may write there.
+        // A write extends a device's file; but if no device becomes shorter, a write there is an error.
         if outside && self.inodes[inode].role != Role::State && self.injected.short == 0 {
             return Err(Errno::EIO);
         }
@@ -287,7 +287,7 @@ impl Disk {
         if plan.is_some() || fails {
             length = self.random.below(length / PAGE as u64 + 1) * PAGE as u64;
         }
-        // The size stays.
+        // The size does not change.
         length = length.min(self.inodes[inode].contents.length.saturating_sub(offset));
         if hole {
             self.inodes[inode].contents.punch(offset, length);
@@ -317,7 +317,7 @@ impl Disk {
         Ok(())
     }
 
-    /// How many bytes from `offset`, at most `limit`, are alike, and whether they are a hole; EIO beyond the end.
+    /// Length of the run from `offset`, at most `limit` bytes, and whether it is a hole; EIO beyond the end.
     pub fn allocation(&mut self, inode: usize, offset: u64, limit: u64) -> Result<(u64, bool)> {
         let contents = &self.inodes[inode].contents;
         let left = contents.length.saturating_sub(offset);
@@ -334,7 +334,7 @@ impl Disk {
         Ok((((index * PAGE) as u64 - offset).min(limit), hole))
     }
 
-    /// Has a device become shorter, or long again: then what was beyond reads as zeroes.
+    /// Makes a device shorter, or long again: then the range beyond reads as zeroes.
     pub fn set_device_length(&mut self, path: &str, length: u64) {
         self.note("size", length, 0, 0);
         let inode = self.names[Path::new(path)];
@@ -351,32 +351,32 @@ impl Disk {
     /// A file's length.
     pub fn length(&mut self, inode: usize) -> Result<u64> {
         if self.inodes[inode].role == Role::State {
-            self.look("length", inode, 0, 0)?;
+            self.begin_query("length", inode, 0, 0)?;
         }
         Ok(self.inodes[inode].contents.length)
     }
 
     /// Maps a file.
     pub fn map(&mut self, inode: usize, length: usize) -> Result<Arc<Memory>> {
-        self.look("map", inode, 0, length as u64)?;
+        self.begin_query("map", inode, 0, length as u64)?;
         if self.fails(inode, self.rates.no_space) {
             return Err(Errno::ENOSPC);
         }
         Ok(self.inodes[inode].contents.map(length))
     }
 
-    /// Whether there is space for a page that is stored to in a mapping.
+    /// Whether there is space for a page of a mapping.
     pub fn has_page(&mut self, inode: usize) -> bool {
         self.dead || !self.fails(inode, self.rates.no_space)
     }
 
-    /// Finds a file.
+    /// Opens a file.
     pub fn open(&mut self, path: &Path) -> Result<usize> {
-        self.look("open", 0, 0, 0)?;
+        self.begin_query("open", 0, 0, 0)?;
         self.names.get(path).copied().ok_or(Errno::new(libc::ENOENT))
     }
 
-    /// Makes a file in the place of what has its name.
+    /// Creates a file, and replaces one of its name.
     pub fn create(&mut self, path: &Path) -> Result<usize> {
         let number = self.inodes.len();
         self.inodes.push(Inode { role: Role::State, contents: Contents::default() });
@@ -423,7 +423,7 @@ impl Disk {
         }
     }
 
-    /// Keeps bytes for as long as the machine runs, and perhaps longer.
+    /// Stores bytes until the machine stops, and perhaps longer.
     pub fn remember(&mut self, path: &Path, bytes: &[u8]) -> Result<()> {
         if self.dead {
             return Err(Errno::EIO);
@@ -433,12 +433,12 @@ impl Disk {
         Ok(())
     }
 
-    /// What is kept.
+    /// What is reached_disk.
     pub fn recall(&self, path: &Path) -> Option<Vec<u8>> {
         self.remembered.get(path).cloned()
     }
 
-    /// Keeps it no longer.
+    /// Removes them.
     pub fn forget(&mut self, path: &Path) -> Result<()> {
         if !self.dead {
             self.remembered.remove(path);
@@ -448,7 +448,7 @@ impl Disk {
 
     /// Everything in a directory.
     pub fn list(&mut self, directory: &Path) -> Result<Vec<PathBuf>> {
-        self.look("list", 0, 0, 0)?;
+        self.begin_query("list", 0, 0, 0)?;
         if self.role_fails(Role::State, self.rates.read) {
             return Err(Errno::EIO);
         }
@@ -465,14 +465,14 @@ impl Disk {
 
     /// Makes a directory.
     pub fn make_directory(&mut self, path: &Path) -> Result<()> {
-        self.look("make_directory", 0, 0, 0)?;
+        self.begin_query("make_directory", 0, 0, 0)?;
         self.directories.insert(path.to_owned());
         Ok(())
     }
 
     /// Makes names durable.
     pub fn sync_directory(&mut self) -> Result<()> {
-        self.look("sync_directory", 0, 0, 0)?;
+        self.begin_query("sync_directory", 0, 0, 0)?;
         if self.role_fails(Role::State, self.rates.sync) {
             self.injected.syncs += 1;
             return Err(Errno::EIO);
@@ -488,7 +488,7 @@ impl Disk {
         self.names.keys().map(|path| path.display().to_string()).collect()
     }
 
-    /// A random number of the machine's own.
+    /// A random number of the machine.
     pub fn number(&mut self) -> u64 {
         self.random.number()
     }

@@ -1,9 +1,9 @@
-//! Driver: one simulation from its seed: starts, load, cuts, deletions, crashes, and the last account.
+//! Driver: one simulation from its seed: starts, load, cuts, deletions, crashes, and the final check.
 //!
-//! How it works      An engine runs until it crashes, or is stopped; then another one starts on the same disk. What the
-//!                   daemon does around an engine is done here in its order: a cut is made, settled, flushed, then
-//!                   committed to the catalog; a deletion is committed first. The catalog changes at once, durably.
-//! Errors            the first thing that is wrong ends the simulation, as a sentence.
+//! How it works      An engine runs until it crashes, or is stopped; then another one starts on the same disk. The
+//!                   driver does the daemon's part, in its order: a cut is made, settled, flushed, then committed to
+//!                   the catalog; a deletion is committed first. The catalog changes at once, durably.
+//! Errors            the first error ends the simulation, with a sentence.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,8 +20,8 @@ use super::shape::{Shape, VOLUME};
 use super::system::{Shelf, Simulated};
 use super::tamper::Older;
 use crate::engine::Engine;
-use crate::engine::events::Event;
 use crate::error::ErrorKind;
+use crate::events::Event;
 use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::{DeviceId, Epoch};
@@ -29,19 +29,19 @@ use crate::units::{DeviceId, Epoch};
 type Failure = String;
 pub(super) type Result<T> = std::result::Result<T, Failure>;
 
-/// Starts that may fail one after the other.
+/// Upper bound of consecutive failed starts.
 const STARTS_MAX: u32 = 30;
 
-/// What is durable beside the engine's files.
+/// The durable state in addition to the engine's files.
 #[derive(Clone, Debug)]
 pub(super) struct Catalog {
     pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
     next_epoch: Epoch,
-    /// The volume was served.
+    /// The volume was served before.
     served: bool,
 }
 
-/// How a run of an engine has ended.
+/// State of an engine's run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Crashed,
@@ -66,7 +66,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Adds another simulation's.
+    /// Adds the counts of another simulation.
     pub fn add(&mut self, other: &Counts) {
         self.starts += other.starts;
         self.crashes += other.crashes;
@@ -77,7 +77,7 @@ impl Counts {
     }
 }
 
-/// An engine that runs.
+/// A running engine.
 pub(super) struct Running {
     pub(super) engine: Engine,
     pub(super) system: Arc<Simulated>,
@@ -94,7 +94,7 @@ pub struct Simulation {
     /// Devices that have ever become shorter: they are missing from the next start on.
     lost: BTreeSet<DeviceId>,
     pub(super) older: Older,
-    /// What happened.
+    /// Counts of what happened.
     pub counts: Counts,
 }
 
@@ -206,7 +206,7 @@ impl Simulation {
         engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
     }
 
-    /// A run without crashes has no faults either: what was read back is synced only now.
+    /// Enables faults if the run has crashes: recovered maps are synced only now.
     fn served(&mut self, running: Running, failing: bool) -> Result<Running> {
         self.disk.lock().failing = failing;
         self.catalog.served = true;
@@ -216,7 +216,7 @@ impl Simulation {
         let asks = running.engine.ask_when_full(VOLUME, self.random.coin());
         asks.map_err(|e| e.to_string())?;
         if !self.sync_failed() {
-            self.host.lock().model.restarted(); // else it is served as far as it goes
+            self.host.lock().model.restarted(); // otherwise it is served as far as possible
         }
         self.host.attach(volume);
         running.system.scheduler.set_host(Some(Arc::clone(&self.host) as _));
@@ -229,19 +229,19 @@ impl Simulation {
     pub(super) fn end(&self, running: &Running) {
         self.host.detach();
         running.system.end();
-        // What is left in the queues may refer to the queues.
+        // Events left in the queues may refer to the queues.
         let processors = running.engine.processors.lock().expect("no holder panics");
         processors.iter().for_each(|processor| processor.runner.queue.close());
     }
 
-    /// The engine is gone with whatever it was doing; the next one may start.
+    /// Ends a crashed engine, so that the next one may start.
     pub(super) fn crashed(&mut self, running: &Running) {
         self.counts.crashes += 1;
         self.end(running);
         self.start_again();
     }
 
-    /// The machine or the process, whichever it was that has crashed, is there again.
+    /// Restarts the machine or the process after a crash.
     pub(super) fn start_again(&mut self) {
         let mut disk = self.disk.lock();
         let mut host = self.host.lock();
@@ -253,10 +253,10 @@ impl Simulation {
         disk.start();
     }
 
-    /// Ends a run: it has crashed, or is stopped, or killed while nothing happens.
+    /// Ends a run: it has crashed, or is stopped, or is killed while it is idle.
     fn stop(&mut self, running: Running) -> Result<()> {
         if !self.disk.lock().dead && self.random.below(3) == 0 {
-            self.stop_well(&running)?;
+            self.stop_cleanly(&running)?;
         }
         if !self.disk.lock().dead {
             let power = self.random.coin();
@@ -266,7 +266,7 @@ impl Simulation {
         Ok(())
     }
 
-    pub(super) fn stop_well(&mut self, running: &Running) -> Result<()> {
+    pub(super) fn stop_cleanly(&mut self, running: &Running) -> Result<()> {
         self.host.lock().budget = 0;
         self.drain(running)?;
         let before = self.disk.lock().injected;
@@ -295,7 +295,7 @@ impl Simulation {
             || disk.injected.short > 0
     }
 
-    /// Somebody makes a device shorter; or looks how one is that has become so, and makes it long again.
+    /// Makes a device shorter; or checks one that became shorter, and makes it long again.
     fn change_size(&mut self, running: &Running) -> Result<()> {
         let chosen = self.random.below(self.shape.devices.len() as u64) as usize;
         let device = self.shape.devices[chosen].clone();
@@ -313,13 +313,13 @@ impl Simulation {
 
     fn load(&mut self, running: &Running) -> Result<()> {
         self.host.lock().budget = self.random.within(10, 400);
-        while self.goes_on()? == End::Running {
+        while self.run_state()? == End::Running {
             let acts = self.random.below(40) == 0;
             running.system.tick_if_due();
             if acts {
                 self.control(running)?;
             } else if !running.system.turn() && !self.free_space(running)? {
-                self.expect_nothing_under_way()?;
+                self.expect_nothing_in_flight()?;
                 if self.host.lock().budget == 0 {
                     break;
                 }
@@ -328,27 +328,27 @@ impl Simulation {
         Ok(())
     }
 
-    pub(super) fn goes_on(&self) -> Result<End> {
+    pub(super) fn run_state(&self) -> Result<End> {
         if let Some(failure) = &self.host.lock().failure {
             return Err(failure.clone());
         }
         Ok(if self.disk.lock().dead { End::Crashed } else { End::Running })
     }
 
-    fn expect_nothing_under_way(&self) -> Result<()> {
+    fn expect_nothing_in_flight(&self) -> Result<()> {
         if !self.host.settle() && !self.disk.lock().dead {
             return Err(format!("requests never end: {}", self.host.lock().stuck()));
         }
-        self.goes_on().map(|_| ())
+        self.run_state().map(|_| ())
     }
 
     pub(super) fn drain(&mut self, running: &Running) -> Result<()> {
         while running.system.turn() || self.free_space(running)? {}
-        self.expect_nothing_under_way()
+        self.expect_nothing_in_flight()
     }
 
-    /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or has writes
-    /// be refused. `false` if nobody asks for it.
+    /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or makes
+    /// writes fail. `false` if there is no event for it.
     pub(super) fn free_space(&mut self, running: &Running) -> Result<bool> {
         let mut events = std::iter::from_fn(|| running.engine.events.next(Duration::ZERO));
         if !events.any(|event| matches!(event, Event::LogFull(_))) {
@@ -425,8 +425,8 @@ impl Simulation {
         self.host.settle();
         {
             let mut state = self.host.lock();
-            let under_way = state.writes_under_way();
-            state.model.begin_cut(under_way.into_iter());
+            let in_flight = state.writes_in_flight();
+            state.model.begin_cut(in_flight.into_iter());
         }
         let before = self.disk.lock().injected.errors;
         let report = running.engine.cut(&[(VOLUME, log)]);
@@ -481,13 +481,13 @@ impl Simulation {
         while self.host.lock().is_read(epoch) && running.system.turn() {
             self.host.settle();
         }
-        if self.goes_on()? == End::Crashed {
+        if self.run_state()? == End::Crashed {
             snapshot.into_iter().for_each(|snapshot| self.host.lock().keep(epoch, snapshot));
             return Ok(());
         }
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
-        self.host.lock().look();
+        self.host.lock().sample();
         self.disk.lock().maybe_crash();
         if !self.disk.lock().dead {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);

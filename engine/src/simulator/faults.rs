@@ -1,10 +1,10 @@
-//! Faults: what the simulated disk does wrong, and how often.
+//! Faults: the faults of the simulated disk, and their rates.
 
 use super::random::Random;
 
 /// Kinds of seeds, by their faults: 0, 1 reads; 2, 3 writes; 4 no space; 5, 6 syncs; 7 names; 8 lost, 9 misdirected
-/// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; 14 to 16 files of the state directory that are damaged, missing or
-/// older at a start; 17, 18 a device that hangs; others none.
+/// writes; 10 rot; 11 several; 12, 13 a device that becomes shorter; 14 to 16 files of the state directory that are
+/// damaged, missing or older at a start; 17, 18 a device that hangs; others none.
 pub const KINDS: u64 = 20;
 
 /// What a file is for.
@@ -18,14 +18,14 @@ pub enum Role {
     State,
 }
 
-/// How often, in a million operations.
+/// Rates, in a million operations.
 #[derive(Clone, Debug, Default)]
 pub struct Rates {
     /// Reads that fail.
     pub read: u64,
     /// Writes that fail with EIO, perhaps half done.
     pub write: u64,
-    /// Writes that find no space.
+    /// Writes that fail for lack of space.
     pub no_space: u64,
     /// Syncs that fail.
     pub sync: u64,
@@ -41,22 +41,22 @@ pub struct Rates {
     pub rot: u64,
     /// Control calls at which a device becomes shorter, or long again.
     pub size: u64,
-    /// Reads that would have to wait.
+    /// Reads that would wait.
     pub would_wait: u64,
-    /// Operations at which the kernel writes something back by itself.
+    /// Operations at which the kernel writes something back without a sync.
     pub write_back: u64,
     /// Operations during which another thread has a turn.
     pub pause: u64,
     /// Operations on devices at which one begins to hang, for longer than requests may last.
     pub hang: u64,
-    /// Whether devices ever have to be waited for.
+    /// Whether calls on devices ever wait.
     pub waits: bool,
-    /// Whose operations fail: base, log, state.
+    /// The roles whose operations fail: base, log, state.
     pub roles: [bool; 3],
 }
 
 impl Rates {
-    /// Rates for one seed: most seeds have crashes alone, or one kind of fault.
+    /// Rates for one seed: most seeds have only crashes, or one kind of fault.
     pub fn choose(random: &mut Random, kind: Option<u64>) -> Rates {
         let mut rates = Rates {
             would_wait: [0, 100_000, 500_000, 1_000_000][random.below(4) as usize],
@@ -92,23 +92,23 @@ impl Rates {
         rates
     }
 
-    /// Whether slots may hold something else than what was written to them.
+    /// Whether slots may have other contents than were written.
     pub fn damages(&self) -> bool {
         self.lost + self.misdirected + self.rot > 0
     }
 }
 
 impl Injected {
-    /// Nothing, but that requests may last too long where devices may hang, whatever delays them.
+    /// No faults; but if devices may hang, requests may last too long for any reason.
     pub fn beginning(rates: &Rates) -> Injected {
         Injected { hangs: u64::from(rates.hang > 0), ..Injected::default() }
     }
 }
 
-/// What was done wrong so far.
+/// The faults injected so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Injected {
-    /// All faults but damage.
+    /// All faults except damage.
     pub errors: u64,
     /// Syncs that failed, of files and directories.
     pub syncs: u64,

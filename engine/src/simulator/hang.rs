@@ -1,5 +1,5 @@
-//! Hang: a device of the simulated machine that does not answer for a while: every operation on it waits, longer than requests
-//! may last, while others have their turns; then all of them continue, the last one first.
+//! Hang: a device of the simulated machine that does not answer for a while: every operation on it waits, longer than
+//! requests may last, while other threads have turns; then all of them continue, the last one first.
 
 use super::disk::Disk;
 use super::faults::{Injected, Role};
@@ -10,12 +10,12 @@ impl Disk {
         self.rates.hang > 0
     }
 
-    /// Whether something may have gone wrong since `before`.
+    /// Whether a fault may have been injected since `before`.
     pub fn went_wrong(&self, before: Injected) -> bool {
         self.may_hang() || self.injected.errors > before.errors
     }
 
-    /// Whether a file's next operation has to wait because its device hangs. It may begin to hang now.
+    /// Whether a file's next operation waits because its device hangs. It may begin to hang now.
     pub fn hangs(&mut self, inode: usize) -> bool {
         if self.hung.is_none()
             && self.failing
@@ -32,14 +32,14 @@ impl Disk {
         }
         *left -= 1;
         if *left == 0 {
-            self.comes_back();
+            self.end_hang();
         }
         self.maybe_crash();
         self.hung.is_some()
     }
 
-    /// What hangs does no longer.
-    pub fn comes_back(&mut self) {
+    /// Ends the hang.
+    pub fn end_hang(&mut self) {
         self.note("comes back", 0, 0, 0);
         self.hung = None;
     }

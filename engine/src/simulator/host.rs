@@ -1,9 +1,9 @@
 //! Host: makes requests from a seed, keeps several in flight, and checks every answer against the model.
 //!
-//! How it works      A turn takes in what has ended, then submits some more. Requests that overlap, one of them a write,
-//!                   are in flight together only now and then: the model knows less of them ("blurred").
-//! Owner and locks   `State` is locked for a turn; one that begins while another is in flight does nothing.
-//!                   What ends goes to the [`Inbox`], which is locked for a push.
+//! How it works      A turn handles the ended requests, then submits new ones. Requests that overlap, one of them a
+//!                   write, are only sometimes in flight together: the model knows less about them ("blurred").
+//! Owner and locks   `State` is locked for a turn; a turn that begins during another one does nothing. Ended requests
+//!                   go to the [`Inbox`], which is locked for a push.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,8 +19,8 @@ use super::scheduler;
 use super::system::Shelf;
 use crate::buffer::Buffer;
 use crate::error::Errno;
+use crate::request::{Request, Sink, StatusExtent, Target, Verb};
 use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::request::{Request, Sink, StatusExtent, Target, Verb};
 use crate::volume::{View, Volume};
 
 const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
@@ -29,42 +29,42 @@ const BLOCK_SECTORS: u64 = BLOCK_SIZE / SECTOR as u64;
 #[derive(Clone, Debug)]
 struct Operation {
     verb: Verb,
-    /// Which write it is; 0 for one that writes zeroes.
+    /// Number of the write; 0 for one that writes zeroes.
     id: u64,
     fua: bool,
     sectors: Range<Sector>,
     view: Option<Epoch>,
     began: u64,
     injected: Injected,
-    /// Others were in flight in its sectors.
+    /// Other requests were in flight in its sectors.
     blurred: bool,
     /// What a blurred read may find in addition.
     extra: Vec<(Sector, u64)>,
 }
 
-/// What the host knows and does.
+/// State of the host.
 pub struct State {
-    /// What everything may hold.
+    /// The allowed contents of everything.
     pub model: Model,
     /// Snapshots that exist.
     pub snapshots: BTreeMap<Epoch, Snapshot>,
-    /// The first thing that was wrong.
+    /// The first failure.
     pub failure: Option<String>,
     /// Requests that may still be made.
     pub budget: u64,
     /// Requests made.
     pub requests: u64,
     random: Random,
-    under_way: BTreeMap<u64, Operation>,
-    under_way_max: usize,
+    in_flight: BTreeMap<u64, Operation>,
+    in_flight_max: usize,
     next_cookie: u64,
     next_id: u64,
     sectors: Sector,
     hot: Range<u64>,
-    /// Whether a trim is sure to leave zeroes.
+    /// Whether a trim always leaves zeroes.
     trims: bool,
     volume: Option<(Arc<Volume>, Arc<Inbox>)>,
-    /// What had gone wrong when the volume was begun to be served.
+    /// The faults injected when serving the volume began.
     pub began: Injected,
     /// Failed syncs of files when the machine was started.
     pub holes_before: u64,
@@ -76,14 +76,14 @@ pub struct State {
 pub struct Host {
     state: Mutex<State>,
     disk: Shelf,
-    /// Counts what happens.
+    /// Counts events.
     pub clock: Arc<AtomicU64>,
 }
 
 impl scheduler::Host for Host {
     fn turn(&self) -> bool {
         let Ok(mut state) = self.state.try_lock() else { return false };
-        state.look();
+        state.sample();
         let took = state.take_ended();
         let made = state.make_requests(&self.disk, &self.clock);
         took || made
@@ -91,7 +91,7 @@ impl scheduler::Host for Host {
 }
 
 impl Host {
-    /// The host of a volume of so many bytes.
+    /// The host of a volume of `size` bytes.
     pub fn new(mut random: Random, disk: Shelf, size: u64, trims: bool) -> Host {
         let sectors = (size / SECTOR as u64) as Sector;
         let blocks = size / BLOCK_SIZE;
@@ -103,8 +103,8 @@ impl Host {
             failure: None,
             budget: 0,
             requests: 0,
-            under_way: BTreeMap::new(),
-            under_way_max: random.within(1, 12) as usize,
+            in_flight: BTreeMap::new(),
+            in_flight_max: random.within(1, 12) as usize,
             next_cookie: 1,
             next_id: 1,
             sectors,
@@ -119,7 +119,7 @@ impl Host {
         Host { state: Mutex::new(state), disk, clock: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Its state, for who has the turn.
+    /// Locks its state, for a turn.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("a failure ends the simulation")
     }
@@ -129,7 +129,7 @@ impl Host {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A volume is served.
+    /// Notes that a volume is served.
     pub fn attach(&self, volume: Arc<Volume>) {
         let (disk, clock) = (self.disk.clone(), Arc::clone(&self.clock));
         let inbox = Inbox::new(disk, clock, Arc::clone(&volume.space));
@@ -137,30 +137,31 @@ impl Host {
         state.volume = Some((volume, Arc::new(inbox)));
     }
 
-    /// The volume is served no more. What was acknowledged was; what was in flight may have been made or not.
+    /// Notes that the volume is no longer served. Acknowledged writes were made; those in flight may or may not have
+    /// been made.
     pub fn detach(&self) {
         let mut state = self.lock();
         state.take_ended();
-        let under_way = std::mem::take(&mut state.under_way);
+        let in_flight = std::mem::take(&mut state.in_flight);
         let now = self.now();
-        for operation in under_way.into_values().filter(|operation| operation.verb.is_write()) {
+        for operation in in_flight.into_values().filter(|operation| operation.verb.is_write()) {
             state.model.end(operation.id, operation.sectors, now, false);
         }
         state.model.cutting = None;
         state.volume = None;
     }
 
-    /// Notes what has gone wrong so far: what fails now is explained by something later.
+    /// Notes the faults so far: only a later fault explains a failure from now on.
     pub fn begin_run(&self) {
         let injected = self.disk.lock().injected;
         self.lock().began = injected;
     }
 
-    /// Takes in what has ended; whether nothing is in flight.
+    /// Handles the ended requests; returns whether nothing is in flight.
     pub fn settle(&self) -> bool {
         let mut state = self.lock();
         state.take_ended();
-        state.under_way.is_empty()
+        state.in_flight.is_empty()
     }
 
     /// Submits a read of these sectors.
@@ -170,8 +171,8 @@ impl Host {
         state.submit(operation, &self.disk);
     }
 
-    /// Submits a request without data on all of the volume, or a flush.
-    pub fn whole(&self, verb: Verb) {
+    /// Submits a request without data on the whole volume, or a flush.
+    pub fn submit_whole(&self, verb: Verb) {
         let mut state = self.lock();
         let sectors = if verb == Verb::Flush { 0..0 } else { 0..state.sectors };
         let operation = state.operation(verb, sectors, None, &self.disk, &self.clock);
@@ -181,8 +182,8 @@ impl Host {
 
 impl State {
     /// The writes that are in flight.
-    pub fn writes_under_way(&self) -> Vec<(u64, Range<Sector>)> {
-        let writes = self.under_way.values().filter(|operation| operation.verb.is_write());
+    pub fn writes_in_flight(&self) -> Vec<(u64, Range<Sector>)> {
+        let writes = self.in_flight.values().filter(|operation| operation.verb.is_write());
         writes.map(|operation| (operation.id, operation.sectors.clone())).collect()
     }
 
@@ -194,35 +195,35 @@ impl State {
     /// Whether the volume or a snapshot is being read.
     pub fn is_read_all(&self, view: Option<Epoch>) -> bool {
         let reads = |operation: &Operation| operation.verb == Verb::Read && operation.view == view;
-        self.under_way.values().any(reads)
+        self.in_flight.values().any(reads)
     }
 
-    /// Keeps a snapshot that was not deleted after all.
+    /// Restores a snapshot whose deletion failed.
     pub fn keep(&mut self, epoch: Epoch, snapshot: Snapshot) {
         self.snapshots.insert(epoch, snapshot);
     }
 
-    /// Says that something is wrong; the first one stays.
+    /// Records a failure, unless there is one already.
     pub fn fail(&mut self, what: String) {
         self.failure.get_or_insert(what);
     }
 
     /// What is in flight, for reports.
     pub fn stuck(&self) -> String {
-        format!("{:?}", self.under_way)
+        format!("{:?}", self.in_flight)
     }
 
-    /// Notes how many slots are free: before somebody frees space.
-    pub fn look(&self) {
+    /// Samples the number of free slots, before some are freed.
+    pub fn sample(&self) {
         if let Some((_, inbox)) = &self.volume {
-            inbox.look();
+            inbox.sample();
         }
     }
 
-    /// Whether slots were too few for a request at some time since it began.
+    /// Whether there were too few free slots for a request at some time since it began.
     fn was_full(&self, operation: &Operation, request: &Request) -> bool {
         let Some((_, inbox)) = &self.volume else { return false };
-        // Of a request in several parts, others may have taken theirs.
+        // Other parts of the request may have allocated their slots already.
         let blocks = (request.length / BLOCK_SIZE + 2) * 2;
         inbox.fewest_free_since(operation.began) < blocks
     }
@@ -233,7 +234,7 @@ impl State {
         let some = !ended.is_empty();
         for ended in ended {
             let cookie = ended.request.cookie;
-            match self.under_way.remove(&cookie) {
+            match self.in_flight.remove(&cookie) {
                 Some(operation) => self.check(operation, &ended),
                 None => self.fail(format!("request {cookie} has ended twice")),
             }
@@ -259,11 +260,11 @@ impl State {
             Verb::Flush if result.is_ok() => self.model.flushed(operation.began, None),
             verb if verb.is_write() => {
                 let Operation { id, sectors, blurred, fua, .. } = operation;
-                // A device that is missing gives no space back.
+                // A missing device releases no space.
                 let trims = self.trims && ended.injected.short == 0;
                 let sure = result.is_ok() && !blurred && (verb != Verb::Trim || trims);
                 if verb == Verb::Trim {
-                    // Complete blocks alone; what is left of others stays.
+                    // Only complete blocks; the rest of partial ones stays.
                     let whole = BLOCK_SECTORS as Sector;
                     let (from, to) =
                         (sectors.start.next_multiple_of(whole), sectors.end / whole * whole);
@@ -279,11 +280,11 @@ impl State {
         }
     }
 
-    /// Whether an error follows from what the disk did wrong, or from a full log.
+    /// Whether an injected fault, or a full log, explains an error.
     fn explained(&self, operation: &Operation, ended: &Ended, errno: Errno) -> bool {
         let (before, after) = (operation.injected, ended.injected);
         let sync_failed = after.syncs > self.began.syncs || after.holes > self.holes_before;
-        // A write that waits for slots to be released is refused as the sync is that it waits for.
+        // A write that waits for slots to be released fails like the sync for which it waits.
         let syncs = operation.verb == Verb::Flush || operation.verb.is_write();
         (errno == Errno::ENOSPC && self.was_full(operation, &ended.request))
             || after.errors > before.errors
@@ -291,13 +292,13 @@ impl State {
             || (errno == Errno::EIO && after.damage + after.short + after.hangs > 0)
     }
 
-    /// Nothing is told to be zeroes that is not.
+    /// Checks that nothing is reported as zeroes that is not.
     fn check_status(&mut self, operation: &Operation, extents: &[StatusExtent]) {
         for extent in extents.iter().filter(|extent| extent.zero && !operation.blurred) {
             let sector = |at: u64| (at / SECTOR as u64) as Sector;
             let mut sectors = sector(extent.offset)..sector(extent.offset + extent.length);
             if let Some(sector) = sectors.find(|sector| !self.model.now(*sector).contains(&0)) {
-                return self.fail(format!("sector {sector} is told to be zeroes, and is not"));
+                return self.fail(format!("sector {sector} is reported as zeroes, and is not"));
             }
         }
     }
@@ -339,7 +340,7 @@ impl State {
         }
         let mut made = false;
         for _ in 0..self.random.within(1, 3) {
-            if self.budget == 0 || self.under_way.len() >= self.under_way_max || disk.lock().dead {
+            if self.budget == 0 || self.in_flight.len() >= self.in_flight_max || disk.lock().dead {
                 break;
             }
             self.budget -= 1;
@@ -395,7 +396,7 @@ impl State {
         let range = if verb == Verb::Flush { 0..0 } else { self.range() };
         let mut operation = self.operation(verb, range, None, disk, clock);
         operation.fua = verb.is_write() && self.random.below(15) == 0;
-        let clashes = self.under_way.values().any(|other| clash(&operation, other));
+        let clashes = self.in_flight.values().any(|other| clash(&operation, other));
         (!clashes || self.random.below(30) == 0).then_some(operation)
     }
 
@@ -414,9 +415,9 @@ impl State {
         Operation { verb, id, fua: false, sectors, view, began, injected, blurred, extra }
     }
 
-    /// Tells a request and those in flight of each other.
+    /// Notes the overlaps of a request with those in flight.
     fn blur(&mut self, operation: &mut Operation) {
-        for other in self.under_way.values_mut() {
+        for other in self.in_flight.values_mut() {
             if !clash(operation, other) {
                 continue;
             }
@@ -469,7 +470,7 @@ impl State {
             self.model.begin(*id, sectors.clone(), *began);
         }
         let epoch = operation.view;
-        self.under_way.insert(request.cookie, operation);
+        self.in_flight.insert(request.cookie, operation);
         View { volume, epoch }.submit(&mut vec![Arc::new(request)]);
     }
 }
@@ -478,9 +479,9 @@ fn word(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("8 bytes"))
 }
 
-/// Whether two requests touch the same sectors, one of them to change them.
+/// Whether two requests touch the same sectors, and one of them changes them.
 fn clash(one: &Operation, other: &Operation) -> bool {
-    // Blocks, not sectors: a partial block is written whole.
+    // Blocks, not sectors: a partial block is written as a whole.
     let (first, last) = (one.sectors.start / 8, one.sectors.end.div_ceil(8));
     let (from, to) = (other.sectors.start / 8, other.sectors.end.div_ceil(8));
     one.view.is_none()

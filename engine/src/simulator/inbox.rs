@@ -1,4 +1,4 @@
-//! Inbox: where the host's requests end, and what is known of that instant.
+//! Inbox: receives the host's ended requests, with the time and the faults injected by then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,19 +7,19 @@ use super::faults::Injected;
 use super::scarcity::Scarcity;
 use super::system::Shelf;
 use crate::change_log::space::Space;
-use crate::volume::request::{Request, Sink};
+use crate::request::{Request, Sink};
 
 /// A request that has ended.
 pub struct Ended {
-    /// When.
+    /// Time of its end.
     pub time: u64,
-    /// What had gone wrong until then.
+    /// The faults injected by then.
     pub injected: Injected,
-    /// It.
+    /// The request.
     pub request: Arc<Request>,
 }
 
-/// Where requests end.
+/// The sink of the host's requests.
 pub struct Inbox {
     disk: Shelf,
     clock: Arc<AtomicU64>,
@@ -34,20 +34,20 @@ impl Inbox {
         Inbox { disk, clock, space, scarcity: Mutex::default(), ended: Mutex::default() }
     }
 
-    /// What has ended since the last call.
+    /// The requests that ended since the last call.
     pub fn take(&self) -> Vec<Ended> {
-        std::mem::take(&mut *self.ended.lock().expect("nobody panics with it"))
+        std::mem::take(&mut *self.ended.lock().expect("no holder panics"))
     }
 
-    /// The fewest slots that were free at some time since this one.
+    /// The minimum of free slots since `time`.
     pub fn fewest_free_since(&self, time: u64) -> u64 {
-        self.scarcity.lock().expect("nobody panics with it").fewest_since(time)
+        self.scarcity.lock().expect("no holder panics").fewest_since(time)
     }
 
-    /// Notes how many slots are free.
-    pub fn look(&self) {
+    /// Samples the number of free slots.
+    pub fn sample(&self) {
         let (time, free) = (self.clock.load(Ordering::Relaxed), self.space.free());
-        self.scarcity.lock().expect("nobody panics with it").look(time, free);
+        self.scarcity.lock().expect("no holder panics").sample(time, free);
     }
 }
 
@@ -56,16 +56,16 @@ impl Sink for Inbox {
         let mut disk = self.disk.lock();
         disk.maybe_crash();
         if disk.dead {
-            return; // nobody hears it
+            return; // the machine is dead: the reply is lost
         }
         let time = self.clock.fetch_add(1, Ordering::Relaxed);
         let errno = request.result().err().map_or(0, |errno| errno.raw() as u64);
         disk.note("end", request.cookie, errno, time);
         let injected = disk.injected;
         drop(disk);
-        self.look();
+        self.sample();
         let ended = Ended { time, injected, request };
-        self.ended.lock().expect("nobody panics with it").push(ended);
+        self.ended.lock().expect("no holder panics").push(ended);
     }
 
     fn kick(&self) {}

@@ -1,10 +1,10 @@
-//! Simulator: the engine on a disk, a clock and a scheduler that follow from one seed.
+//! Simulator: the engine on a disk, a clock and a scheduler that are determined by one seed.
 //!
-//! How it works      [`system`] is what the engine asks for files, time and threads: a [`disk`] in memory that fails,
-//!                   tears, reorders and forgets, and a [`scheduler`] that runs processors and jobs one at a time. A
-//!                   [`host`] makes requests and checks the answers against a [`model`]; the [`driver`] starts
-//!                   engines, has them crash, and takes and deletes snapshots. The same seed gives the same
-//!                   run, bit for bit: [`Outcome::trace`] is a hash of it.
+//! How it works      [`system`] provides files, time and threads to the engine: a [`disk`] in memory that fails, and
+//!                   tears, reorders and loses writes, and a [`scheduler`] that runs processors and jobs one at a time.
+//!                   A [`host`] makes requests and checks the answers against a [`model`]; the [`driver`] starts
+//!                   engines, makes them crash, and takes and deletes snapshots. The same seed gives the same run, bit
+//!                   for bit: [`Outcome::trace`] is a hash of it.
 //! What it cannot see   see docs/decisions/0011-the-simulator.md.
 
 pub mod account;
@@ -31,36 +31,36 @@ use crate::limits::{CHECKPOINT_BYTES_MIN, NO_SPACE_RETRY_NS, SEGMENT_BYTES};
 use crate::mutants::{self, Bug};
 use driver::{Counts, Simulation};
 
-/// Bytes of a journal's segment here: some ninety records. No request here needs a record of more than 2,000 blocks.
+/// Bytes of a journal's segment here: about ninety records. No request here needs a record of more than 2,000 blocks.
 const SEGMENT: usize = 12 << 10;
 /// Bytes of records at which a checkpoint is due here.
 const CHECKPOINT: u64 = 10 << 10;
 
-/// Which simulation.
+/// Options of a simulation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Everything follows from it.
+    /// The seed, which determines everything.
     pub seed: u64,
-    /// Print what happens.
+    /// Print all operations.
     pub trace: bool,
-    /// The kind of its faults, as [`faults::KINDS`] says; else the seed chooses.
+    /// The kind of its faults, see [`faults::KINDS`]; `None`: the seed chooses.
     pub kind: Option<u64>,
-    /// What is done wrong deliberately.
+    /// The mutant that is active.
     pub bug: Option<Bug>,
 }
 
-/// How a simulation has ended.
+/// Result of a simulation.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// A hash of everything that happened.
     pub trace: u64,
-    /// How much happened.
+    /// Counts of what happened.
     pub counts: Counts,
-    /// What is wrong, if anything is.
+    /// The failure, if there was one.
     pub failure: Option<String>,
 }
 
-/// Lowers the limits that the simulations need to be low, for all of this process.
+/// Lowers limits for simulations, in the whole process.
 pub fn lower_limits() {
     SEGMENT_BYTES.store(SEGMENT, Ordering::Relaxed);
     NO_SPACE_RETRY_NS.store(0, Ordering::Relaxed);
@@ -80,7 +80,7 @@ pub fn run(options: &Options) -> Outcome {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             let failure = format!("panic: {}", text.unwrap_or_default());
-            // What it left locked is not looked at again.
+            // Its locks may be poisoned; they are not used again.
             return Outcome { trace: 0, counts: Counts::default(), failure: Some(failure) };
         }
     };

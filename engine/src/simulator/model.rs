@@ -1,11 +1,11 @@
-//! Model: what every sector of the volume and of its snapshots may hold, as the host knows it.
+//! Model: the allowed contents of every sector of the volume and of its snapshots.
 //!
-//! How it works      Each write gives each of its sectors a value of its own ([`tag`]), 0 is zeroes. A sector is plain: it
-//!                   holds one value, durably; or it is [`Odd`]: then `now` is what a read may find, and `base` and
-//!                   `later` are what may be found after a power loss: `base` what the last flush covered, `later`
-//!                   every write since then. A read that finds one of several has settled which.
+//! How it works      Each write gives each of its sectors a unique value ([`tag`]); 0 is zeroes. A sector is plain: it
+//!                   has one durable value; or it is [`Odd`]: then `now` are the values that a read may find, and
+//!                   `base` and `later` those that may be found after a power loss: `base` what the last flush covered,
+//!                   `later` every write since then. A read that finds one of several values decides which it is.
 //! What is allowed   acknowledged: the new value; failed, or in flight at a crash: old or new; after a power loss: what
-//!                   a flush covered, or anything later.
+//!                   a flush covered, or any later value.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,7 +25,7 @@ struct Later {
     value: u64,
     /// When it was acknowledged.
     ended: u64,
-    /// It was made for certain, after everything before it.
+    /// It was certainly made, after everything before it.
     sure: bool,
 }
 
@@ -34,7 +34,7 @@ struct Odd {
     base: Vec<u64>,
     later: Vec<Later>,
     now: Vec<u64>,
-    /// What was there, of this, when the process had been killed and started again, and no flush has covered since.
+    /// The values that were there after a kill and restart of the process, and that no flush has covered since.
     outlived: Option<Vec<u64>>,
 }
 
@@ -44,7 +44,7 @@ fn add(set: &mut Vec<u64>, value: u64) {
     }
 }
 
-/// A write that came while a cut was made.
+/// A write during a cut.
 #[derive(Clone, Debug)]
 struct Window {
     id: u64,
@@ -53,12 +53,12 @@ struct Window {
     ended: Option<u64>,
 }
 
-/// What a snapshot may hold.
+/// The allowed contents of a snapshot.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Its epoch.
     pub epoch: u64,
-    /// The log named for what comes after it.
+    /// The log named for writes after it.
     pub log: Option<u16>,
     plain: Vec<u64>,
     odd: BTreeMap<Sector, Vec<u64>>,
@@ -75,13 +75,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// A volume of so many sectors, all zero.
+    /// The model of a volume of `sectors` sectors, all zero.
     pub fn new(sectors: Sector) -> Model {
         let plain = vec![0; sectors as usize];
         Model { plain, odd: BTreeMap::new(), cutting: None }
     }
 
-    /// What a read may find.
+    /// The values that a read may find.
     pub fn now(&self, sector: Sector) -> &[u64] {
         match self.odd.get(&sector) {
             Some(odd) => &odd.now,
@@ -107,7 +107,7 @@ impl Model {
         }
     }
 
-    /// A write begins: a cut that is being made may have it.
+    /// Notes that a write begins: a cut in progress may have it.
     pub fn begin(&mut self, id: u64, sectors: Range<Sector>, time: u64) {
         if let Some(snapshot) = &mut self.cutting {
             snapshot.may_have(id, sectors.clone());
@@ -115,7 +115,8 @@ impl Model {
         }
     }
 
-    /// A write has ended at `time`; `sure` if it was acknowledged, and no other was in flight in its sectors.
+    /// Notes that a write has ended at `time`; `sure` if it was acknowledged, and no other was in flight in its
+    /// sectors.
     pub fn end(&mut self, id: u64, sectors: Range<Sector>, time: u64, sure: bool) {
         if let Some(snapshot) = &mut self.cutting
             && sure
@@ -134,7 +135,7 @@ impl Model {
         }
     }
 
-    /// What was acknowledged before `time` is durable, in these sectors or in all.
+    /// Notes that writes acknowledged before `time` are durable, in these sectors or in all.
     pub fn flushed(&mut self, time: u64, within: Option<Range<Sector>>) {
         let range = within.unwrap_or(0..Sector::MAX);
         let mut settled = Vec::new();
@@ -153,7 +154,7 @@ impl Model {
         settled.into_iter().for_each(|sector| self.settle(sector));
     }
 
-    /// The power was lost. Writes in flight were ended as unsure.
+    /// Notes a power loss. Writes in flight were ended as unsure before.
     pub fn power_lost(&mut self) {
         for odd in self.odd.values_mut() {
             let Odd { base, later, now, outlived } = odd;
@@ -164,7 +165,8 @@ impl Model {
         self.settle_all();
     }
 
-    /// The volume is served again. What was read back is durable after the next flush; after a power loss it is already.
+    /// Notes that the volume is served again. Recovered values are durable after the next flush; after a power loss
+    /// they already are.
     pub fn restarted(&mut self) {
         for odd in self.odd.values_mut().filter(|odd| !odd.later.is_empty()) {
             let Odd { base, later, now, outlived } = odd;
@@ -179,7 +181,7 @@ impl Model {
         sectors.into_iter().for_each(|sector| self.settle(sector));
     }
 
-    /// A read has found a value that nothing in flight explains; `Err` with what was allowed.
+    /// Notes the value that a read found, and that no request in flight explains; `Err` with the allowed values.
     pub fn found(&mut self, sector: Sector, value: u64) -> Result<(), Vec<u64>> {
         let Some(odd) = self.odd.get_mut(&sector) else {
             let plain = self.plain[sector as usize];
@@ -196,16 +198,16 @@ impl Model {
         Ok(())
     }
 
-    /// A cut is asked for; these writes are in flight.
-    pub fn begin_cut(&mut self, under_way: impl Iterator<Item = (u64, Range<Sector>)>) {
+    /// Notes that a cut begins; these writes are in flight.
+    pub fn begin_cut(&mut self, in_flight: impl Iterator<Item = (u64, Range<Sector>)>) {
         let odd = self.odd.iter().map(|(sector, odd)| (*sector, odd.now.clone())).collect();
         let window = Vec::new();
         let mut snapshot = Snapshot { epoch: 0, log: None, plain: self.plain.clone(), odd, window };
-        under_way.for_each(|(id, sectors)| snapshot.may_have(id, sectors));
+        in_flight.for_each(|(id, sectors)| snapshot.may_have(id, sectors));
         self.cutting = Some(snapshot);
     }
 
-    /// The cut was made.
+    /// Notes that the cut was made.
     pub fn end_cut(&mut self, epoch: u64, log: Option<u16>) -> Option<Snapshot> {
         let snapshot = self.cutting.take()?;
         Some(Snapshot { epoch, log, ..snapshot })
@@ -221,7 +223,7 @@ impl Snapshot {
         }
     }
 
-    /// A read has found a value; it never changes from now on. `Err` with what was allowed.
+    /// Notes the value that a read found; it never changes from now on. `Err` with the allowed values.
     pub fn found(&mut self, sector: Sector, value: u64) -> Result<(), Vec<u64>> {
         let plain = &mut self.plain[sector as usize];
         let allowed = match self.odd.get(&sector) {
@@ -236,7 +238,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Once all of it was read: whether it has a write that began after another had ended that it does not have.
+    /// After all of it was read: fails if it has a write that began after the end of another one that it does not have.
     pub fn is_one_instant(&self) -> Result<(), String> {
         let alone = |write: &Window, sector: Sector| {
             self.window.iter().filter(|other| other.sectors.contains(&sector)).count() == 1

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// A change of one name, or two.
+/// A change of one or two names.
 #[derive(Clone, Debug)]
 pub enum NameChange {
-    /// A file gets a name.
+    /// A file was created.
     Set(PathBuf, usize),
-    /// A file gets another name.
+    /// A file was renamed.
     Rename(PathBuf, PathBuf),
-    /// A name is gone.
+    /// A file was removed.
     Remove(PathBuf),
 }
 
-/// Makes a change.
+/// Applies a change.
 pub fn apply(names: &mut BTreeMap<PathBuf, usize>, change: NameChange) {
     match change {
         NameChange::Set(path, inode) => {

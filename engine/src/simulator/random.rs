@@ -1,6 +1,6 @@
-//! Random: the numbers that everything in a simulation follows from (SplitMix64).
+//! Random: the random numbers that determine a simulation (SplitMix64).
 
-/// A stream of numbers that follows from its seed.
+/// A stream of numbers, determined by its seed.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -34,7 +34,7 @@ impl Random {
         from + self.below(to - from + 1)
     }
 
-    /// True so many times in a million.
+    /// True with this probability, in millionths.
     pub fn chance(&mut self, per_million: u64) -> bool {
         per_million > 0 && self.below(1_000_000) < per_million
     }

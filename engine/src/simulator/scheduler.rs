@@ -1,11 +1,11 @@
-//! Scheduler: who has the next turn in a simulation: a processor, a job of a pool, or the host.
+//! Scheduler: chooses the next turn in a simulation: a processor, a job of a pool, or the host.
 //!
-//! How it works      Everything runs on the one thread that called, one turn at a time. A turn is a processor's batch, a
-//!                   whole job, or some requests of the host. Who waits for others ([`Turn::Waiting`]) gives them turns
-//!                   meanwhile; so does, now and then, an operation on the disk ([`Turn::Between`]), which is how
-//!                   others come between two operations of one job.
+//! How it works      Everything runs on the calling thread, one turn at a time. A turn is a processor's batch, a
+//!                   complete job, or some requests of the host. Code that waits for others ([`Turn::Waiting`]) gives
+//!                   them turns; an operation on the disk sometimes does so too ([`Turn::Between`]), so that others run
+//!                   between two operations of one job.
 //! Invariants        SC1 a pool runs no more jobs at a time than it has threads, and begins them in order as its
-//!                   threads would; SC2 within a sync no job begins that syncs: the lock that it wants may be held
+//!                   threads would; SC2 within a sync no job begins that syncs: the lock that it needs may be held
 //!                   below it on the stack.
 
 use std::collections::VecDeque;
@@ -16,16 +16,16 @@ use super::random::Random;
 use crate::system::Task;
 use crate::system::pool::Job;
 
-/// Turns within turns, at most.
+/// Upper bound of nested turns.
 const DEPTH_MAX: u32 = 4;
 
-/// Operations that hang while jobs of pools still begin.
+/// Upper bound of hanging operations at which jobs of pools still begin.
 const HANGING_MAX: u32 = 5;
 
 /// Why a turn is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Somebody waits.
+    /// A thread waits.
     Waiting,
     /// Between two operations of a thread.
     Between,
@@ -35,9 +35,9 @@ pub enum Turn {
     Hanging(bool),
 }
 
-/// Who makes requests.
+/// The host, which makes requests.
 pub trait Host: Send + Sync {
-    /// Does something; `false` if there is nothing to do, or it is at it already.
+    /// Does some work; `false` if there is none, or it is already in a turn.
     fn turn(&self) -> bool;
 }
 
@@ -55,9 +55,9 @@ struct State {
     driven: Vec<Option<Arc<dyn Task>>>,
     host: Option<Arc<dyn Host>>,
     depth: u32,
-    /// Turns within syncs that are being given.
+    /// Number of nested turns within syncs.
     syncing: u32,
-    /// Operations that hang.
+    /// Number of operations that hang.
     hanging: u32,
 }
 
@@ -77,7 +77,7 @@ enum Candidate {
 }
 
 impl Scheduler {
-    /// A scheduler with nothing to do.
+    /// A scheduler without work.
     pub fn new(random: Random) -> Scheduler {
         let (pools, driven) = (Vec::new(), Vec::new());
         Scheduler(Mutex::new(State {
@@ -92,7 +92,7 @@ impl Scheduler {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().expect("nobody panics with it")
+        self.0.lock().expect("no holder panics")
     }
 
     /// Adds a pool.
@@ -103,7 +103,7 @@ impl Scheduler {
         state.pools.len() - 1
     }
 
-    /// Gives a pool a job.
+    /// Adds a job to a pool.
     pub fn add_job(&self, pool: usize, job: Job) {
         self.lock().pools[pool].jobs.push_back(job);
     }
@@ -115,19 +115,19 @@ impl Scheduler {
         state.driven.len() - 1
     }
 
-    /// A processor that has stopped.
+    /// Removes a processor that has stopped.
     pub fn remove_driven(&self, number: usize) {
         let gone = self.lock().driven[number].take();
         drop(gone);
     }
 
-    /// Who makes requests, from now on.
+    /// Sets the host.
     pub fn set_host(&self, host: Option<Arc<dyn Host>>) {
         let before = std::mem::replace(&mut self.lock().host, host);
         drop(before);
     }
 
-    /// Forgets everything that was to be done.
+    /// Drops all work.
     pub fn clear(&self) {
         let mut state = self.lock();
         let pools: Vec<_> =
@@ -137,7 +137,7 @@ impl Scheduler {
         drop(gone);
     }
 
-    /// Whether a pool has nothing left to do.
+    /// Whether a pool has no work.
     pub fn is_idle(&self, pool: usize) -> bool {
         let state = self.lock();
         state.pools[pool].jobs.is_empty() && state.pools[pool].running == 0
@@ -156,7 +156,7 @@ impl Scheduler {
         candidates
     }
 
-    /// Gives a thread a turn; `false` if none has anything to do.
+    /// Gives a thread a turn; `false` if none has work.
     pub fn give(&self, turn: Turn) -> bool {
         let mut state = self.lock();
         let hangs = matches!(turn, Turn::Hanging(_));

@@ -1,4 +1,4 @@
-//! Shape: what a seed's machine and volume look like.
+//! Shape: the machine and the volume of a seed.
 
 use std::path::PathBuf;
 
@@ -9,9 +9,9 @@ use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 
 const MIB: u64 = 1 << 20;
-/// Where its journals are.
+/// Directory of its journals.
 pub const DIRECTORY: &str = "/state/volume";
-/// Where their manifests are.
+/// Directory of their manifests.
 pub const MANIFESTS: &str = "/state/manifests";
 /// The volume's number.
 pub const VOLUME: VolumeId = 7;
@@ -25,7 +25,7 @@ pub struct DeviceShape {
     pub path: String,
     /// Freed space is punched out of it.
     pub sparse: bool,
-    /// How long it must be, bytes.
+    /// Its required length, bytes.
     pub length: u64,
     role: Role,
 }
@@ -46,7 +46,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The shape that a seed gives.
+    /// Chooses the shape for a seed.
     pub fn choose(random: &mut Random) -> Shape {
         let processors = random.within(1, 3) as u32;
         let partition_size = [MIB, MIB, 2 * MIB, 4 * MIB][random.below(4) as usize];
@@ -86,14 +86,14 @@ impl Shape {
         Shape { processors, devices, size, partition_size, partitions, logs, default_logs }
     }
 
-    /// Puts the devices into a disk.
+    /// Adds the devices to a disk.
     pub fn make(&self, disk: &mut Disk) {
         for device in &self.devices {
             disk.add_device(&device.path, device.length, device.role);
         }
     }
 
-    /// Whether a trim is sure to leave zeroes.
+    /// Whether a trim always leaves zeroes.
     pub fn trims(&self) -> bool {
         self.devices.iter().all(|device| device.role != Role::Base || device.sparse)
     }
@@ -104,7 +104,7 @@ impl Shape {
         self.logs.get(chosen).map(|(number, _)| *number)
     }
 
-    /// The volume, as a catalog with these snapshots says it.
+    /// The volume's specification, in a catalog with these snapshots.
     pub fn volume(
         &self,
         snapshots: Vec<(Epoch, Option<u16>)>,

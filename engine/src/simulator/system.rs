@@ -1,7 +1,7 @@
-//! System: the simulated machine as an engine sees it: the disk, a clock, and the scheduler in the place of threads.
+//! System: the simulated machine as an engine sees it: the disk, a clock, and the scheduler in place of threads.
 //!
-//! Owner and locks   one [`Simulated`] for each engine; the disk is shared by those that follow one another. The
-//!                   disk's lock is held for one operation and never while others have a turn.
+//! Owner and locks   one [`Simulated`] for each engine; consecutive engines share the disk. The disk's lock is held for
+//!                   one operation and never while others have a turn.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,17 +20,17 @@ use crate::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 #[derive(Debug)]
 pub struct Simulated {
     disk: Shelf,
-    /// Who has the next turn.
+    /// Chooses the next turn.
     pub scheduler: Scheduler,
     clock_ns: AtomicU64,
-    /// Its engine was thrown away.
+    /// Its engine was dropped.
     gone: AtomicBool,
     /// Advances the clock by a tick.
     tick: Mutex<Option<Tick>>,
     this: Weak<Simulated>,
 }
 
-/// What advances a tick.
+/// A function that does the work of one tick.
 #[derive(Clone)]
 struct Tick(Arc<dyn Fn() + Send + Sync>);
 
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Tick {
     }
 }
 
-/// A disk that engines share, one after the other.
+/// A disk that consecutive engines share.
 #[derive(Clone)]
 pub struct Shelf(Arc<Mutex<Disk>>);
 
@@ -51,7 +51,7 @@ impl std::fmt::Debug for Shelf {
 }
 
 impl Shelf {
-    /// Puts a disk there.
+    /// Wraps a disk.
     pub fn new(disk: Disk) -> Shelf {
         Shelf(Arc::new(Mutex::new(disk)))
     }
@@ -63,7 +63,7 @@ impl Shelf {
 }
 
 impl Simulated {
-    /// A machine, or a process on it, that has just started.
+    /// A machine, or a process on it, after its start.
     pub fn new(disk: Shelf, random: Random) -> Arc<Simulated> {
         Arc::new_cyclic(|this| Simulated {
             disk,
@@ -80,7 +80,7 @@ impl Simulated {
         self.gone.load(Ordering::Relaxed) || self.disk.lock().dead
     }
 
-    /// Throws away what was to be done.
+    /// Drops all work.
     pub fn end(&self) {
         self.gone.store(true, Ordering::Relaxed);
         self.scheduler.clear();
@@ -89,10 +89,10 @@ impl Simulated {
     }
 
     fn lock_tick(&self) -> MutexGuard<'_, Option<Tick>> {
-        self.tick.lock().expect("nobody panics with it")
+        self.tick.lock().expect("no holder panics")
     }
 
-    /// Who advances ticks.
+    /// Sets the function that does the work of one tick.
     pub fn set_tick(&self, tick: Arc<dyn Fn() + Send + Sync>) {
         *self.lock_tick() = Some(Tick(tick));
     }
@@ -105,7 +105,7 @@ impl Simulated {
         }
     }
 
-    /// Advances the clock by a tick, if devices may hang: else nothing is too late.
+    /// Advances the clock by a tick, if devices may hang: otherwise nothing times out.
     pub fn tick_if_due(&self) {
         let due = self.disk.lock().may_hang();
         if due && self.disk.lock().number().is_multiple_of(8) {
@@ -113,7 +113,7 @@ impl Simulated {
         }
     }
 
-    /// An operation on a file: while that hangs, others have their turns, and time goes by.
+    /// Waits while an operation on a file hangs: others have turns, and time passes.
     fn hang(&self, inode: usize, sync: bool) {
         while !self.is_dead() && self.disk.lock().hangs(inode) {
             let ticks = self.disk.lock().number() % 4;
@@ -122,17 +122,17 @@ impl Simulated {
                 self.tick();
             }
             if others > 0 && !self.scheduler.give(Turn::Hanging(sync)) && ticks > 0 {
-                self.disk.lock().comes_back();
+                self.disk.lock().end_hang();
             }
         }
     }
 
-    /// Gives a thread a turn; `false` if none has anything to do.
+    /// Gives a thread a turn; `false` if none has work.
     pub fn turn(&self) -> bool {
         !self.is_dead() && self.scheduler.give(Turn::Waiting)
     }
 
-    /// An operation on the disk, perhaps with turns of others before and after it.
+    /// Runs an operation on the disk, perhaps with turns of others before and after it.
     fn operate<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
         self.operate_as(Turn::Between, f)
     }
@@ -153,7 +153,7 @@ impl Simulated {
         }
     }
 
-    /// An operation that no other thread interrupts: locks may be held.
+    /// Runs an operation without turns of others: locks may be held.
     fn at_once<T>(&self, f: impl FnOnce(&mut Disk) -> Result<T>) -> Result<T> {
         if self.gone.load(Ordering::Relaxed) {
             return Err(Errno::EIO);
@@ -200,7 +200,7 @@ impl File for SimulatedFile {
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.system.hang(self.inode, false);
-        // With its lock held, a manifest is written before it is synced (SC2).
+        // A manifest is written with its lock held, before it is synced (SC2).
         self.system.operate_as(Turn::Syncing, |disk| disk.write(self.inode, bytes, offset))
     }
 
@@ -236,7 +236,7 @@ impl File for SimulatedFile {
     }
 }
 
-/// A mapping's end of a memory.
+/// A mapping's reference to its memory.
 #[derive(Debug)]
 struct Shared {
     system: Arc<Simulated>,
@@ -321,7 +321,7 @@ impl System for Simulated {
         self.operate(|disk| disk.remove(path))
     }
 
-    // At once, and it never fails: a kill between a failed sync and its memory is not simulated.
+    // Without turns of others, and it never fails: a kill between a failed sync and its record is not simulated.
     fn remember(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         self.at_once(|disk| disk.remember(path, bytes))
     }

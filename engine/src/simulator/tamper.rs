@@ -1,12 +1,12 @@
-//! Tamper: what somebody, or a bad disk, has done to the state directory while no engine ran.
+//! Tamper: damage that another program, or a bad disk, did to the state directory while no engine ran.
 //!
-//! How it works      Before a start a bit of a file is flipped, or a file is removed, or an older one, or all files of the
-//!                   volume's directory of an older time, are put in their place. The volume is then refused, and nothing
-//!                   in the state directory has changed; or it is served, and all that is read is right. Where it was refused,
-//!                   what was done is undone, and the simulation continues.
-//! Not detected      after a power loss, that the newest segment is of a time between its first commit and its last
-//!                   one: older files are put back only after a kill, when the numbers of records are exact, or a clean
-//!                   stop.
+//! How it works      Before a start, a bit of a file is flipped, or a file is removed, or a file, or all files of the
+//!                   volume's directory, are replaced with those of an older time. The volume is then refused, and
+//!                   nothing in the state directory has changed; or it is served, and all reads are right. After a
+//!                   refusal the damage is undone, and the simulation continues.
+//! Not detected      after a power loss, that the newest segment is from a time between its first commit and its last
+//!                   one: so older files are restored only after a kill, when the numbers of records are exact, or a
+//!                   clean stop.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,17 +19,17 @@ use super::shape::DIRECTORY;
 
 type Files = BTreeMap<PathBuf, Contents>;
 
-/// Older files, and what is known of the last run.
+/// Older files, and the state of the last run.
 #[derive(Default)]
 pub struct Older {
     files: Vec<Files>,
-    /// The machine's starts when it was begun.
+    /// Number of starts of the machine when the run began.
     pub run_boots: u64,
     /// It was stopped cleanly.
     pub clean: bool,
 }
 
-/// The state directory as it was before and after.
+/// The state directory before and after.
 pub struct Tampered {
     before: Files,
     after: BTreeMap<PathBuf, Vec<u8>>,
@@ -53,26 +53,26 @@ impl Disk {
         found
     }
 
-    /// Somebody puts these files in the place of those in a directory, durably.
-    pub fn put_back(&mut self, directory: &Path, files: &BTreeMap<PathBuf, Contents>) {
+    /// Replaces the files in a directory with these, durably.
+    pub fn restore_files(&mut self, directory: &Path, files: &BTreeMap<PathBuf, Contents>) {
         let outside = |path: &PathBuf, _: &mut usize| path.parent() != Some(directory);
         self.names.retain(outside);
         self.durable_names.retain(outside);
         for (path, contents) in files.iter().filter(|(path, _)| path.parent() == Some(directory)) {
-            self.put_file(path, contents.clone());
+            self.replace_file(path, contents.clone());
         }
     }
 
-    /// Somebody puts a file in the place of what has its name, durably.
-    pub fn put_file(&mut self, path: &Path, contents: Contents) {
+    /// Replaces a file, durably.
+    pub fn replace_file(&mut self, path: &Path, contents: Contents) {
         let number = self.inodes.len();
         self.inodes.push(Inode { role: Role::State, contents });
         self.names.insert(path.to_owned(), number);
         self.durable_names.insert(path.to_owned(), number);
     }
 
-    /// Somebody removes a file, durably.
-    pub fn take_file(&mut self, path: &Path) {
+    /// Removes a file, durably.
+    pub fn remove_file_durably(&mut self, path: &Path) {
         self.names.remove(path);
         self.durable_names.remove(path);
     }
@@ -90,7 +90,7 @@ impl Simulation {
         disk.state_files().into_iter().map(|(path, contents)| (path, contents.all())).collect()
     }
 
-    /// Does something, perhaps.
+    /// Does some damage, perhaps.
     pub(super) fn tamper(&mut self) -> Option<Tampered> {
         let rate = self.disk.lock().rates.tamper;
         if rate == 0 || self.older.run_boots == 0 {
@@ -111,7 +111,7 @@ impl Simulation {
         match self.random.below(4) {
             0 => {
                 self.disk.lock().note("remove file", 0, 0, 0);
-                self.disk.lock().take_file(path);
+                self.disk.lock().remove_file_durably(path);
                 true
             }
             1 if exact && older > 0 => {
@@ -119,8 +119,10 @@ impl Simulation {
                 let mut disk = self.disk.lock();
                 disk.note("older files", 0, 0, 0);
                 match files.get(path) {
-                    Some(contents) if self.random.coin() => disk.put_file(path, contents.clone()),
-                    _ => disk.put_back(Path::new(DIRECTORY), files),
+                    Some(contents) if self.random.coin() => {
+                        disk.replace_file(path, contents.clone())
+                    }
+                    _ => disk.restore_files(Path::new(DIRECTORY), files),
                 }
                 true
             }
@@ -128,7 +130,7 @@ impl Simulation {
         }
     }
 
-    /// Flips a bit of a file, rather one of its first page.
+    /// Flips a bit of a file, usually in its first page.
     fn flip(&mut self, path: &Path) -> bool {
         let mut disk = self.disk.lock();
         let mut files = disk.state_files();
@@ -137,7 +139,7 @@ impl Simulation {
             return false;
         };
         let bytes = contents.all();
-        // A byte that is used, mostly.
+        // Usually a byte that is used.
         let used: Vec<u64> =
             (0..bytes.len()).filter(|at| bytes[*at] != 0).map(|at| at as u64).collect();
         let first = used.iter().take_while(|at| **at < 2048).count() as u64;
@@ -152,7 +154,7 @@ impl Simulation {
         flipped
     }
 
-    /// The volume was refused: nothing was changed, and what was done is undone.
+    /// The volume was refused: checks that nothing was changed, and undoes the damage.
     pub(super) fn refused(&mut self, tampered: Tampered) -> Result<()> {
         if self.state_bytes() != tampered.after {
             return Err("a start that refuses a volume has changed its files".to_owned());
@@ -160,10 +162,10 @@ impl Simulation {
         let mut disk = self.disk.lock();
         disk.note("refused", 0, 0, 0);
         for path in tampered.after.keys() {
-            disk.take_file(path);
+            disk.remove_file_durably(path);
         }
         for (path, contents) in tampered.before {
-            disk.put_file(&path, contents);
+            disk.replace_file(&path, contents);
         }
         Ok(())
     }

@@ -13,9 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::request::Target;
 use crate::units::{Epoch, VolumeId};
-use crate::volume::Volume;
-use crate::volume::request::Target;
 
 /// What a host sees under one name.
 pub struct Export {
@@ -108,11 +107,13 @@ impl ExportTable {
         Ok(())
     }
 
-    /// Makes the exports of a volume that has grown show all of it to connections that attach from now on.
-    pub fn grow(&self, volume: &Arc<Volume>) {
+    /// Makes the exports of a live volume that has grown show `grown` to connections that attach from now on.
+    pub fn grow(&self, grown: &Arc<dyn Target>) {
+        let instant = grown.instant();
         let mut table = self.0.write().expect("no holder panics");
         for export in table.values_mut() {
-            if let Some(target) = export.target.grown(volume) {
+            if instant.is_some() && export.target.instant() == instant {
+                let target = Arc::clone(grown);
                 let (name, description) = (export.name.clone(), export.description.clone());
                 let connections = Arc::clone(&export.connections);
                 let hidden = export.hidden;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crate::buffer::Buffer;
 use crate::error::Errno;
+use crate::request::{Request, Sink, StatusExtent, Verb};
 use crate::volume::export::Attachment;
-use crate::volume::request::{Request, Sink, StatusExtent, Verb};
 
 #[derive(Default)]
 struct Waiting {

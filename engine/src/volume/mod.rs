@@ -1,26 +1,26 @@
 //! Volumes: what a host sees, and how a request finds the processors that serve it.
 //!
-//! How it works      A [`Volume`] is a shape ([`geometry`]), change logs, a [`flusher`], and shares, one on each
+//! How it works      A [`Volume`] is a [`Geometry`], change logs, a [`Flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
-//!                   [`export`] shows; it splits each [`request`] into parts.
+//!                   [`export`] shows; it splits each [`Request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
 //!                   continues with the size that it knows.
 //! Owner and locks   a volume's fields never change; the mutable state is in its shares, owned by processors.
 
-pub mod bad_blocks;
 pub mod export;
-pub mod flusher;
-pub mod geometry;
 pub mod local_client;
-pub mod origin;
-pub mod request;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::block_map::usage::UsageMemory;
 use crate::change_log::space::Space;
-use crate::engine::usage::UsageMemory;
+use crate::geometry::Geometry;
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
+use crate::processor::durable::Durable;
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::messages::Event;
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
@@ -28,12 +28,8 @@ use crate::processor::run::Processor;
 use crate::processor::runner::Runner;
 use crate::processor::share::ShareStats;
 use crate::processor::space_waiters::SpaceWaiters;
+use crate::request::{Request, Target, Verb};
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
-use bad_blocks::BadBlocks;
-use flusher::{Durable, Flusher, Waiter};
-use geometry::Geometry;
-use origin::Origin;
-use request::{Request, Target, Verb};
 
 /// A volume's share, as all threads except its processor's see it.
 #[derive(Clone)]
@@ -127,11 +123,6 @@ thread_local! {
 impl Target for View {
     fn size(&self) -> u64 {
         self.epoch.map_or(self.volume.geometry.size, |epoch| self.volume.size_at(epoch))
-    }
-
-    fn grown(&self, volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
-        let ours = self.volume.id == volume.id && self.epoch.is_none();
-        ours.then(|| Arc::new(View { volume: Arc::clone(volume), epoch: None }) as Arc<dyn Target>)
     }
 
     fn read_only(&self) -> bool {

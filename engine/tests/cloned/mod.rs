@@ -1,4 +1,4 @@
-//! A volume and its clones, with what each of them holds; deletions are made as the catalog has them made.
+//! A volume and its clones, with the expected contents of each; deletions are made in the same way as by the catalog.
 
 #![allow(missing_docs)]
 
@@ -12,10 +12,10 @@ use polyvol_engine::engine::check::check_volume;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::request::Verb;
 use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::local_client::LocalClient;
-use polyvol_engine::volume::request::Verb;
 
 pub const MIB: u64 = 1 << 20;
 pub const SIZE: u64 = 2 * MIB + 3 * 4096;
@@ -23,7 +23,7 @@ const GROWTH: u64 = 700 * 1024;
 pub const LOG: u64 = 24 * MIB;
 const VOLUMES_MAX: u64 = 6;
 
-/// A volume as the catalog has it, and what it and its snapshots hold.
+/// A volume's entry in the catalog, and the expected contents of it and its snapshots.
 pub struct Twin {
     pub id: u64,
     pub processors: u32,
@@ -44,7 +44,7 @@ impl Twin {
         let extent = |device, offset, length| ExtentSpec { device, offset, length };
         let partition = |number: u64| {
             let (start, end) = (number * MIB, size.min((number + 1) * MIB));
-            // Where it has grown, there is one more extent.
+            // After growth there is one more extent.
             let steps = (0..).map(|step| SIZE + step * GROWTH).skip_while(|at| *at <= start);
             let mut borders: Vec<u64> = steps.take_while(|at| *at < end).collect();
             borders.insert(0, start);
@@ -273,7 +273,7 @@ impl World {
         self.release_unneeded();
     }
 
-    /// Releases what is kept for clones that are not there any more.
+    /// Releases what is kept for clones that no longer exist.
     pub fn release_unneeded(&mut self) {
         loop {
             let mut again = false;
@@ -328,7 +328,7 @@ impl World {
         let spec = twin.spec(&self.directory);
         self.engine().grow_volume(spec).unwrap();
         if self.volumes[&id].origin.is_none() {
-            // The base file is not empty there.
+            // The base file is not empty in that range.
             let client = self.client(&format!("v{id}"));
             let verb = Verb::Zero { no_hole: false, fast: false };
             client.range(verb, before as u64, GROWTH, false).unwrap();
@@ -355,7 +355,7 @@ impl World {
         }
     }
 
-    /// Stops, and looks through all that is left.
+    /// Stops, and checks all files.
     pub fn check_files(&mut self) {
         let used: BTreeMap<u64, u64> = self
             .volumes

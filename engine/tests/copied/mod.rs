@@ -1,17 +1,17 @@
-//! What a kill leaves of a directory whose files an engine may be changing: all of them as they are at one instant.
+//! Copies a directory whose files an engine may be changing, as a kill leaves it: all files at one instant.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn contents(from: &Path, to: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let paths = std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path());
-    // One that has gone meanwhile is missing the next time, too.
+    // A file that disappeared during the pass is missing in the next one too.
     paths
         .filter_map(|path| Some((to.join(path.file_name()?), std::fs::read(&path).ok()?)))
         .collect()
 }
 
-/// Copies a directory of files, as it is at one instant.
+/// Copies a directory of files, at one instant.
 pub fn copy_directory(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     let (mut before, mut found) = (BTreeMap::new(), contents(from, to));

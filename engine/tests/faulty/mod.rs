@@ -1,4 +1,4 @@
-//! A system whose files fail on demand: Linux's, but for the calls that a test forbids.
+//! A system whose files fail on demand: Linux's, except for the calls that a test forbids.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
-/// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its rule is
-/// there, and so does every call on a file that is to `hang`; `fragments` makes a file a slow one in pieces of
+/// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its
+/// rule exists, and so does every call on a file with the rule `hang`; `fragments` makes a file slow, in pieces of
 /// [`FRAGMENT`] bytes: all are holes, and clearing one takes 2 ms.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
 

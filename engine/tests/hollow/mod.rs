@@ -1,7 +1,7 @@
 //! Hollow: a system whose change logs take no space, for volumes with millions of redirected blocks.
 //!
 //! How it works      A file called `log` is never written. Only zeroes may be written to it, and a sparse file reads as
-//!                   zeroes, so all that is read back is right.
+//!                   zeroes, so all reads are right.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use polyvol_engine::system::mapping::Mapping;
 use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
-/// Linux, but that a file called `log` is never written.
+/// Linux, except that a file called `log` is never written.
 #[derive(Debug)]
 pub struct Hollow(pub Linux);
 
@@ -26,7 +26,7 @@ impl File for HollowFile {
         self.0.read(buffer, offset)
     }
     fn write(&self, bytes: &[u8], _offset: u64) -> Result<()> {
-        // Every byte, without an early end: that is many at a time.
+        // Every byte, without an early end, so that it is vectorized.
         assert!(bytes.iter().fold(0, |all, byte| all | byte) == 0, "only zeroes can be left out");
         Ok(())
     }

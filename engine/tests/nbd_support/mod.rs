@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use polyvol_engine::error::Errno;
 use polyvol_engine::nbd::Server;
+use polyvol_engine::request::{Request, StatusExtent, Target, Verb};
 use polyvol_engine::volume::export::ExportTable;
-use polyvol_engine::volume::request::{Request, StatusExtent, Target, Verb};
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
@@ -35,7 +35,7 @@ pub enum Way {
     Gated,
 }
 
-/// Bytes in memory as a target; beyond them it reads as zeroes.
+/// A target in memory; beyond the stored bytes it reads as zeroes.
 pub struct Memory {
     pub size: u64,
     pub read_only: bool,
@@ -43,7 +43,7 @@ pub struct Memory {
     pub bytes: Mutex<Vec<u8>>,
     /// What the next requests fail with.
     pub fails: Mutex<Option<Errno>>,
-    /// The lengths of the batches that came in, and the last request's marks.
+    /// The verb and the FUA flag of each request received.
     pub seen: Mutex<Vec<(Verb, bool)>>,
     held: Mutex<Vec<Arc<Request>>>,
     arrived: Condvar,
@@ -95,7 +95,7 @@ impl Memory {
         }
         let mut batch = std::mem::take(&mut *held);
         drop(held);
-        // Another order: the second half first, each backwards.
+        // In another order: the second half first, each half backwards.
         batch.reverse();
         let half = batch.len() / 2;
         batch.rotate_left(half);
@@ -123,7 +123,7 @@ impl Memory {
         let stored = stored_to - stored_from;
         match request.verb {
             Verb::Read => {
-                // SAFETY: B3: the request is in one part, and this thread has it.
+                // SAFETY: B3: the request has one part, and this thread holds it.
                 let to = unsafe { request.data.part_mut(0, length) };
                 to[..stored].copy_from_slice(&bytes[stored_from..stored_to]);
                 to[stored..].fill(0);
@@ -134,7 +134,7 @@ impl Memory {
             }
             Verb::Zero { .. } | Verb::Trim => bytes[stored_from..stored_to].fill(0),
             Verb::BlockStatus => {
-                // Blocks are data and holes in turn, and the last continues beyond what was asked.
+                // Blocks alternate between data and holes, and the last extends beyond the request.
                 let mut offset = request.offset;
                 while offset < request.offset + request.length {
                     let next = (offset / MIB + 1) * MIB;
@@ -167,7 +167,7 @@ impl Target for Memory {
     }
 }
 
-/// A server on a socket of its own, over one export `v` and whatever is added.
+/// A server on a socket of its own, with an export `v` and any added ones.
 pub struct Served {
     pub server: Server,
     pub exports: Arc<ExportTable>,
@@ -207,7 +207,7 @@ impl Served {
         stream
     }
 
-    /// A client that has got past the greeting.
+    /// A client after the greeting.
     pub fn client(&self) -> Client {
         let mut client = Client { stream: self.stream(), structured: false };
         assert_eq!(client.take::<18>()[..8], *b"NBDMAGIC");
@@ -229,14 +229,14 @@ impl Served {
         client
     }
 
-    /// Whether a fresh client is still served.
+    /// Checks that a new client is still served.
     pub fn check_alive(&self) {
         let mut client = self.go(true);
         client.request(0, READ, 77, 0, 512);
         assert_eq!(client.reply().data.len(), 512);
     }
 
-    /// Waits until no connection is in transmission and nobody is attached.
+    /// Waits until no connection is in transmission and none is attached.
     pub fn wait_empty(&self) {
         let attached =
             || self.exports.list().iter().map(|export| export.connections()).sum::<usize>();
@@ -324,7 +324,7 @@ impl Client {
         u32::from_be_bytes(self.take())
     }
 
-    /// Sends an option and takes its replies, up to the last: kind and payload.
+    /// Sends an option and receives its replies, up to the last: kind and payload.
     pub fn option(&mut self, number: u32, data: &[u8]) -> Vec<(u32, Vec<u8>)> {
         self.stream.write_all(&option_bytes(number, data.len() as u32, data)).unwrap();
         self.option_replies(number)
@@ -363,7 +363,7 @@ impl Client {
         self.reply_of(|_| 0)
     }
 
-    /// A reply; `expected` tells how many bytes a simple reply with this cookie carries.
+    /// A reply; `expected` returns how many bytes a simple reply with this cookie carries.
     pub fn reply_of(&mut self, expected: impl Fn(u64) -> usize) -> Reply {
         let magic = self.take_u32();
         if magic == 0x6744_6698 {
@@ -396,7 +396,7 @@ impl Client {
         reply
     }
 
-    /// Whether the server has closed the connection: nothing more comes but, perhaps, a few replies.
+    /// Whether the server has closed the connection: nothing more arrives except, perhaps, a few replies.
     pub fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {

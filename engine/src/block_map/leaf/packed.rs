@@ -1,10 +1,11 @@
 //! Packed: the form of a leaf whose blocks are scattered: 8 bytes for each block that is not at its base place.
 //!
-//! How it works      A bitmap says which blocks are there; their checksums and the low halves of their places stand in
-//!                   [`pages`](super::pages), in order of blocks. The high halves (kind, log, and the slot's upper bits)
-//!                   are almost always one and the same, then it stands once; else each block has a number of one, 2
-//!                   bytes more.
-//! Invariants        LF3 `counts` has how many bits are set in each word of `present`, and `entries` has as many entries;
+//! How it works      A bitmap says which blocks are present; their checksums and the low halves of their places are in
+//!                   [`pages`](super::pages), in order of blocks. The high halves (kind, log, and the slot's upper
+//!                   bits) are almost always the same: then there is one; otherwise each block has the index of its
+//!                   own, 2 more bytes.
+//! Invariants        LF3 `counts` has the number of bits set in each word of `present`, and `entries` has that many
+//!                   entries in total;
 //!                   LF4 no place is base, and a place that is no slot has the checksum 0.
 
 use super::super::place::Place;
@@ -39,22 +40,22 @@ impl Default for High {
 #[derive(Clone, Debug, Default)]
 struct Many {
     highs: Vec<u32>,
-    /// For each block that is there, which of them.
+    /// For each present block, the index of its high half.
     of: Vec<u16>,
 }
 
-/// The parts of a packed leaf, as a checkpoint has them.
+/// The parts of a packed leaf, for a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedParts<'a> {
-    /// Which blocks are there.
+    /// Which blocks are present.
     pub present: &'a [u64; PRESENT_WORDS],
     /// Their checksums.
     pub checksums: &'a [u32],
     /// The low halves of their places.
     pub lows: &'a [u32],
-    /// The high halves that there are.
+    /// The different high halves.
     pub highs: &'a [u32],
-    /// For each block which of them, if they are several; else empty.
+    /// For each block the index of its high half, if there are several; else empty.
     pub of: &'a [u16],
 }
 
@@ -63,7 +64,7 @@ fn counts_of(present: &[u64; PRESENT_WORDS]) -> [u8; PRESENT_WORDS] {
 }
 
 impl Packed {
-    /// From its parts; `None` if they are not those of a leaf.
+    /// Builds one from its parts; `None` if they are inconsistent.
     pub fn from_parts(parts: PackedParts<'_>) -> Option<Packed> {
         let PackedParts { present, checksums, lows, highs, of } = parts;
         let count: usize = present.iter().map(|word| word.count_ones() as usize).sum();
@@ -81,7 +82,7 @@ impl Packed {
         packed.entries.replace(0, 0, count, checksums, lows);
         let is_slot = |high: &u32| Place::joined(*high, 0).is_some_and(Place::is_slot);
         if highs.iter().all(is_slot) {
-            return Some(packed); // whatever the low halves are
+            return Some(packed); // for any low halves
         }
         let mut sums = checksums.to_vec();
         for ((index, low), sum) in lows.iter().enumerate().zip(&mut sums) {
@@ -107,7 +108,7 @@ impl Packed {
         f(PackedParts { present: &self.present, checksums, lows, highs, of })
     }
 
-    /// How many of the blocks before `block` are there.
+    /// How many of the blocks before `block` are present.
     pub fn rank(&self, block: u32) -> usize {
         let word = block as usize / 64;
         let whole: usize = self.counts[..word].iter().map(|count| usize::from(*count)).sum();
@@ -117,7 +118,7 @@ impl Packed {
         }
     }
 
-    /// How many blocks are there.
+    /// How many blocks are present.
     pub fn count(&self) -> usize {
         self.entries.len()
     }
@@ -130,14 +131,14 @@ impl Packed {
     }
 
     fn joined(&self, index: usize, low: u32) -> Place {
-        Place::joined(self.high_of(index), low).expect("LF4: it was one when it was put there")
+        Place::joined(self.high_of(index), low).expect("LF4: it was valid when it was stored")
     }
 
     fn is_present(&self, block: u32) -> bool {
         self.present[block as usize / 64] >> (block % 64) & 1 == 1
     }
 
-    /// The first block from `from` on that is there, or is not; the leaf's end if there is none.
+    /// The first block from `from` on whose presence is `present`; the leaf's end if there is none.
     fn next(&self, from: u32, present: bool) -> u32 {
         let flip = if present { 0 } else { u64::MAX };
         let mut at = from;
@@ -151,7 +152,7 @@ impl Packed {
         LEAF_BLOCKS
     }
 
-    /// The run from the `index`-th block on, of which `limit` are there. It ends where its page does.
+    /// The run from the `index`-th block on, of which `limit` are present. It ends at the end of its page.
     fn run(&self, index: usize, limit: u32) -> Found<'_> {
         let (sums, lows) = self.entries.from(index);
         let place = self.joined(index, lows[0]);
@@ -190,7 +191,7 @@ impl Packed {
         }
     }
 
-    /// The one place of all blocks, if that is base or zero.
+    /// The common place of all blocks, if that is base or zero.
     pub fn uniform_place(&self) -> Option<Place> {
         let count = self.count();
         if count == 0 {
@@ -226,7 +227,7 @@ impl Packed {
         }
     }
 
-    /// Sets one block, before which `index` are there, to a slot whose high half is known already.
+    /// Sets one block, before which `index` are present, to a slot whose high half is already in the list.
     fn set_slot(&mut self, block: u32, index: usize, sum: u32, low: u32) {
         let (word, mask) = (block as usize / 64, 1 << (block % 64));
         if self.present[word] & mask != 0 {
@@ -237,7 +238,7 @@ impl Packed {
         self.counts[word] += 1;
     }
 
-    /// Replaces the high halves of the blocks `from..to` by those of `put` places from `place` on.
+    /// Replaces the high halves of the blocks `from..to` with those of `put` places from `place` on.
     fn set_highs(&mut self, from: usize, to: usize, place: Place, put: usize) {
         let high = |i: usize| (place.step(i as u32).raw() >> 32) as u32;
         let old = self.count();
@@ -262,7 +263,7 @@ impl Packed {
         }
     }
 
-    /// How many runs it has, those that pages part counted once.
+    /// How many runs it has; a run that spans pages counts once.
     pub fn runs(&self) -> usize {
         let mut runs = 0;
         self.for_each_run(|_, _| runs += 1);
@@ -280,7 +281,7 @@ impl Many {
         number as u16
     }
 
-    /// Forgets the high halves that no block has, where that may be worth it.
+    /// Removes the high halves that no block uses, if there may be many.
     fn tidy(&mut self) {
         let alike = self.of.windows(2).all(|pair| pair[0] == pair[1]);
         if !alike && self.highs.len() <= self.of.len() + 8 {

@@ -1,17 +1,17 @@
-//! Pages: a packed leaf's checksums and low halves of places, an entry for each block that is there, in order.
+//! Pages: a packed leaf's checksums and low halves of places, an entry for each present block, in order.
 //!
-//! How it works      Pages of [`PAGE_ENTRIES`] entries, all full, and a tail with the rest, which has room for no more than
-//!                   [`TAIL_STEP`] entries beyond. Leaves of a volume that is written at random all grow at the same time:
-//!                   were each one piece, then what they leave as they grow would fit none of them. Pages are all of one
-//!                   size, and tails of all sizes at once, so what one leaves another takes.
-//!                   A clone shares the pages until they change: the first write to a leaf after a cut, or during a
-//!                   checkpoint, copies a page and the tail.
+//! How it works      Pages of [`PAGE_ENTRIES`] entries, all full, and a tail with the rest, which has capacity for at
+//!                   most [`TAIL_STEP`] more entries. The leaves of a volume that is written at random all grow at the
+//!                   same time: if each was one allocation, none of them could reuse the memory that others free as
+//!                   they grow. All pages have one size, and tails of all sizes exist at the same time, so one leaf
+//!                   reuses what another frees. A clone shares the pages until they change: the first write to a leaf
+//!                   after a cut, or during a checkpoint, copies a page and the tail.
 
 use std::sync::Arc;
 
 /// Entries of a page.
 pub const PAGE_ENTRIES: usize = 64;
-/// A tail has room for a multiple of this.
+/// A tail's capacity is a multiple of this.
 const TAIL_STEP: usize = 4;
 /// Entries of all pages.
 const ENTRIES_MAX: usize = super::LEAF_BLOCKS as usize;
@@ -32,7 +32,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// How many entries.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.full.len() * PAGE_ENTRIES + usize::from(self.tail_entries)
     }
@@ -50,7 +50,7 @@ impl Pages {
         }
     }
 
-    /// Copies the entries from the `first`-th on, as many as fit, and there are as many.
+    /// Copies entries from the `first`-th on until the slices are full; there are enough entries.
     pub fn copy(&self, first: usize, sums: &mut [u32], lows: &mut [u32]) {
         let mut done = 0;
         while done < sums.len() {
@@ -80,11 +80,11 @@ impl Pages {
         }
     }
 
-    /// Puts one more entry before the `at`-th.
+    /// Inserts an entry before the `at`-th.
     pub fn insert(&mut self, at: usize, mut sum: u32, mut low: u32) {
         self.resize(self.len() + 1);
         let (first, mut inner) = (at / PAGE_ENTRIES, at % PAGE_ENTRIES);
-        // What falls off a page's end is the next one's first.
+        // The entry shifted out of a page becomes the first of the next one.
         for page in self.full.iter_mut().skip(first) {
             let page = Arc::make_mut(page);
             (sum, low) = (push_in(&mut page.sums, inner, sum), push_in(&mut page.lows, inner, low));
@@ -98,7 +98,7 @@ impl Pages {
         }
     }
 
-    /// Replaces the entries `from..to` by `put` others.
+    /// Replaces the entries `from..to` with `put` others.
     pub fn replace(&mut self, from: usize, to: usize, put: usize, sums: &[u32], lows: &[u32]) {
         if to - from != put {
             let behind = self.len() - to;
@@ -111,7 +111,7 @@ impl Pages {
         self.put(from, &sums[..put], &lows[..put]);
     }
 
-    /// Has so many entries, of which those that there were before and after are as they were.
+    /// Changes the number of entries; those in both the old and the new range keep their values.
     fn resize(&mut self, entries: usize) {
         let (full, rest) = (entries / PAGE_ENTRIES, entries % PAGE_ENTRIES);
         if full != self.full.len() {
@@ -136,16 +136,16 @@ impl Pages {
         let (room, half) = (rest.next_multiple_of(TAIL_STEP), self.tail.len() / 2);
         if half < room || half > room + TAIL_STEP {
             let mut tail = vec![0; 2 * room].into_boxed_slice();
-            let kept = usize::from(self.tail_entries).min(rest);
-            tail[..kept].copy_from_slice(&self.tail[..kept]);
-            tail[room..room + kept].copy_from_slice(&self.tail[half..half + kept]);
+            let moved = usize::from(self.tail_entries).min(rest);
+            tail[..moved].copy_from_slice(&self.tail[..moved]);
+            tail[room..room + moved].copy_from_slice(&self.tail[half..half + moved]);
             self.tail = tail;
         }
         self.tail_entries = rest as u8;
     }
 }
 
-/// Moves all from `at` on one up, and gives the last.
+/// Shifts all words from `at` on by one, inserts `word`, and returns the last.
 fn push_in(words: &mut [u32], at: usize, word: u32) -> u32 {
     let last = words.len() - 1;
     let off = words[last];

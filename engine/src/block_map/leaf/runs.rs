@@ -1,5 +1,4 @@
-//! Runs: the form of a leaf whose blocks have places that follow each other: a few bytes for each run, and 4 for each
-//! checksum.
+//! Runs: the form of a leaf whose blocks have consecutive places: a few bytes for each run, and 4 for each checksum.
 //!
 //! Invariants        LF1 runs are in order, not empty, inside the leaf, never base, and joined where they can be;
 //!                   LF2 a slot run has one checksum for each of its blocks, in `checksums`, in order of runs.
@@ -7,7 +6,7 @@
 use super::super::place::Place;
 use super::{Found, LEAF_BLOCKS};
 
-/// Checksums that there is space for when one is added to the last run.
+/// Capacity for checksums that is reserved when one is added to the last run.
 const CHECKSUMS_MORE: usize = 64;
 
 /// Blocks with consecutive places.
@@ -15,7 +14,7 @@ const CHECKSUMS_MORE: usize = 64;
 struct Run {
     start: u16,
     count: u16,
-    /// Where its checksums start.
+    /// Index of its first checksum.
     checksums_at: u16,
     /// The first block's place; the others' follow by [`Place::step`].
     place: Place,
@@ -35,7 +34,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// How many runs.
+    /// Number of runs.
     pub fn count(&self) -> usize {
         self.runs.len()
     }
@@ -89,7 +88,7 @@ impl Runs {
     /// See [`super::Leaf::set`].
     pub fn set(&mut self, start: u32, count: u32, place: Place, sums: &[u32]) {
         if self.runs.last().is_none_or(|last| last.end() <= start) {
-            // What is written in order.
+            // The case of sequential writes.
             if self.checksums.capacity() - self.checksums.len() < sums.len() {
                 self.checksums.reserve_exact(sums.len() + CHECKSUMS_MORE);
             }
@@ -116,10 +115,10 @@ impl Runs {
                 self.push(from + into, here, run.place.step(into), sums);
             }
         }
-        debug_assert!(placed, "the last run ends behind it");
+        debug_assert!(placed, "the last run ends after it");
     }
 
-    /// Adds a run behind the others (LF1).
+    /// Adds a run after the others (LF1).
     fn push(&mut self, start: u32, count: u32, place: Place, sums: &[u32]) {
         if place == Place::BASE {
             return;

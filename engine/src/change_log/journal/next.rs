@@ -1,15 +1,16 @@
 //! Next: the segment that follows the newest one of a [journal](super), until it is begun or removed.
 //!
-//! How it works      It is asked for when the newest one is half full, and prepared by a pool thread. Where there is no space for it,
-//!                   a small one can be asked for. That is begun at once, so that the one before it can be removed.
+//! How it works      It is requested when the newest one is half full, and prepared by a pool thread. If there is no
+//!                   space for it, a small one can be requested. That is begun at once, so that the one before it can
+//!                   be removed.
 //! Owner and locks   the processor.
 
 use super::{Journal, Next, Prepared};
 use crate::error::Errno;
 
 impl Journal {
-    /// The number of the segment that is to be prepared, and the incarnation of the one before it, if it is time for that.
-    /// [`Journal::prepared`] ends it.
+    /// The number of the segment to prepare, and the incarnation of the one before it, if it is time for that.
+    /// [`Journal::prepared`] ends the preparation.
     pub fn ask_next(&mut self) -> Option<(u64, u64)> {
         let wanted = self.is_half_full() && matches!(self.next, Next::Wanted);
         wanted.then(|| self.ask())
@@ -30,7 +31,7 @@ impl Journal {
         (self.take_number(), self.current.header.incarnation)
     }
 
-    /// Begins the segment that was prepared if that is a small one, so that the one before it can be removed.
+    /// Begins the prepared segment if it is a small one, so that the one before it can be removed.
     pub fn begin_small(&mut self) -> std::result::Result<(), Errno> {
         match &self.next {
             Next::Ready(prepared) if prepared.is_small() => self.roll(),
@@ -43,10 +44,10 @@ impl Journal {
         matches!(self.next, Next::Failed)
     }
 
-    /// A segment that was asked for has been prepared, or could not be.
+    /// Notes that a requested segment was prepared, or could not be.
     pub fn prepared(&mut self, prepared: Option<Prepared>) {
         if prepared.is_some() {
-            self.no_room = None;
+            self.no_space = None;
         }
         self.next = match prepared {
             Some(prepared) if prepared.header.number > self.current.header.number => {
@@ -60,12 +61,13 @@ impl Journal {
         };
     }
 
-    /// Whether one was asked for and has not come yet.
+    /// Whether one was requested and is not prepared yet.
     pub fn is_preparing(&self) -> bool {
         matches!(self.next, Next::Asked)
     }
 
-    /// Removes what was prepared and is not needed. Where a file is gone, what the last checkpoint needs is made again.
+    /// Removes a prepared segment that is not needed. If a file is gone, the files that the last checkpoint needs are
+    /// rewritten.
     pub fn close(&mut self) {
         if self.shared.find_missing_files().now.is_some() {
             let _ = self.renew(); // where it cannot be, that checkpoint fails, or the next start says so
@@ -76,7 +78,7 @@ impl Journal {
     }
 
     pub(super) fn remove(&self, prepared: &Prepared) {
-        // If it stays, it is removed when it is found, because it was not begun.
+        // If it remains, the next start removes it, because it was not begun.
         let _ = self.identity.system.remove(&self.identity.segment_path(prepared.header.number));
     }
 }

@@ -1,14 +1,15 @@
-//! What is read of older journals' rollbacks, and what of a journal and a catalog does not fit together.
+//! How rollbacks in older journals are read, and which differences between a journal and a catalog are refused.
 
 use super::*;
 use crate::block_map::history::Rollback;
 use crate::change_log::expected::Expect;
 use crate::change_log::format::{Begin, FORMAT_VERSION, HEADER_BYTES};
+use crate::units::SlotIndex;
 
 const S: Epoch = 1;
 const ROLLBACK: Rollback = Rollback { at: 3, to: S };
 
-/// A segment's records: kind, epoch, and the slot of block 0, or what the place says.
+/// A segment's records: kind, epoch, and the slot of block 0, or the meaning of the place for that kind.
 type Records = [(RecordKind, Epoch, u64)];
 
 const MAP: RecordKind = RecordKind::Map;
@@ -36,7 +37,7 @@ fn write(version: u32, records: &Records) -> Scratch {
     }
     for (seq, (kind, epoch, place)) in (1..).zip(records.iter().copied()) {
         let (place, sums, blocks) = match kind {
-            RecordKind::Map => (Place::slot(1, place).raw(), vec![0], 0),
+            RecordKind::Map => (Place::slot(1, SlotIndex(place)).raw(), vec![0], 0),
             RecordKind::Cut => (place, Vec::new(), 0),
             RecordKind::Rollback => (place, Vec::new(), BLOCKS),
         };
@@ -80,27 +81,42 @@ fn live(recovered: &Recovered) -> Place {
 fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
     let before = [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (CUT, 3, 0)];
     let recovered = read(&write(1, &before), &catalog(&[ROLLBACK], 0)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    assert_eq!(
+        (live(&recovered), recovered.unrecorded_rollbacks, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 1, 4)
+    );
     let after: Vec<_> = before.into_iter().chain([(CUT, 4, 0)]).collect();
     let recovered = read(&write(1, &after), &catalog(&[ROLLBACK], 9)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 5));
-    // The catalog alone knew of it.
+    assert_eq!(
+        (live(&recovered), recovered.unrecorded_rollbacks, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 0, 5)
+    );
+    // Only the catalog has the rollback.
     let recovered = read(&write(1, &after), &catalog(&[], 0)).unwrap();
-    assert_eq!(live(&recovered), Place::slot(1, 20));
+    assert_eq!(live(&recovered), Place::slot(1, SlotIndex(20)));
 }
 
 #[test]
-fn a_journal_says_where_the_volume_was_rolled_back_to() {
+fn a_journal_records_the_target_of_a_rollback() {
     let records =
         [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20), (CUT, 2, 0), (BACK, 3, S), (MAP, 4, 40)];
     let recovered = read(&write(FORMAT_VERSION, &records[..5]), &catalog(&[ROLLBACK], 4)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 0, 4));
+    assert_eq!(
+        (live(&recovered), recovered.unrecorded_rollbacks, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 0, 4)
+    );
     let recovered = read(&write(FORMAT_VERSION, &records), &catalog(&[ROLLBACK], 4)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone), (Place::slot(1, 40), 0));
-    assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, 10));
-    // Not told: it is done again.
+    assert_eq!(
+        (live(&recovered), recovered.unrecorded_rollbacks),
+        (Place::slot(1, SlotIndex(40)), 0)
+    );
+    assert_eq!(recovered.partitions[&4].at(S).0.place(0), Place::slot(1, SlotIndex(10)));
+    // Without a record it is applied again.
     let recovered = read(&write(FORMAT_VERSION, &records[..4]), &catalog(&[ROLLBACK], 3)).unwrap();
-    assert_eq!((live(&recovered), recovered.redone, recovered.epoch), (Place::slot(1, 10), 1, 4));
+    assert_eq!(
+        (live(&recovered), recovered.unrecorded_rollbacks, recovered.epoch),
+        (Place::slot(1, SlotIndex(10)), 1, 4)
+    );
     refused(FORMAT_VERSION, &records, &[], "does not have this rollback");
     let other = Rollback { to: 2, ..ROLLBACK };
     refused(FORMAT_VERSION, &records, &[other], "differently");
@@ -119,7 +135,7 @@ fn a_journal_says_where_the_volume_was_rolled_back_to() {
 }
 
 #[test]
-fn epochs_do_not_end_twice_nor_come_back_after_a_rollback() {
+fn epochs_neither_end_twice_nor_continue_after_a_rollback() {
     let before = [(MAP, 1, 10), (CUT, S, 0), (CUT, 2, 0), (BACK, 3, S)];
     let then = |record| [&before[..], &[record]].concat();
     for epoch in 1..=3 {
@@ -132,8 +148,8 @@ fn epochs_do_not_end_twice_nor_come_back_after_a_rollback() {
     refused(1, &old, &[ROLLBACK], "which a rollback has ended");
     refused(FORMAT_VERSION, &[(CUT, 2, 0), (CUT, 2, 0)], &[], "which had ended");
     refused(FORMAT_VERSION, &[(CUT, 2, 0), (CUT, 1, 0)], &[], "which had ended");
-    refused(FORMAT_VERSION, &[(CUT, 0, 0)], &[], "its epoch cannot be");
-    // A write that had begun before a cut may land after it.
+    refused(FORMAT_VERSION, &[(CUT, 0, 0)], &[], "its epoch is impossible");
+    // A write that began before a cut may end after it.
     let late = [(MAP, 1, 10), (CUT, S, 0), (MAP, 1, 20)];
     assert_eq!(read(&write(FORMAT_VERSION, &late), &catalog(&[], 2)).unwrap().replayed, 3);
 }
@@ -144,19 +160,19 @@ fn a_journal_that_ends_before_the_catalogs_last_snapshot_is_refused() {
     assert!(read(&write(FORMAT_VERSION, &records), &catalog(&[], 2)).is_ok());
     let error = read(&write(FORMAT_VERSION, &records[..1]), &catalog(&[], 2)).unwrap_err();
     assert!(error.what.contains("older than the catalog"), "{error}");
-    // Of a cut whose record could not be appended version 1 said nothing.
+    // Version 1 has no record of a cut whose record could not be appended.
     assert!(read(&write(1, &records[..1]), &catalog(&[], 2)).is_ok());
 }
 
 #[test]
-fn a_checkpoint_has_no_map_of_later_than_itself() {
+fn a_checkpoint_with_a_map_later_than_itself_is_refused() {
     for (first_seq, epoch) in [(42, 2), (9, 4), (3, 4)] {
         let scratch = Scratch::new();
         let contents = Contents { first_seq, epoch, partitions: vec![(4, versions())] };
         let path = scratch.0.join("checkpoint");
         checkpoint::write(&path, &scratch.identity(1), 3, contents).unwrap();
         let read = checkpoint::read(&std::fs::read(&path).unwrap(), |_| Some(BLOCKS));
-        let later = "a map in it is of later than the checkpoint".to_owned();
+        let later = "one of its maps is later than the checkpoint".to_owned();
         assert_eq!(read.unwrap_err(), checkpoint::Bad::Corrupt(later));
     }
 }

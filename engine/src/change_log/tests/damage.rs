@@ -1,8 +1,9 @@
-//! Damage: every bit of the small structures, each file missing, each of an older time: refused, or right.
+//! Damage: every bit flip in the small structures, each file missing, each file from an older time: recovery refuses
+//! it, or is right.
 //!
-//! How it works      Histories are made by a journal on real files, and read back in memory, where they are shorter: segments
-//!                   end behind their records. Right is what the journal said last: all of it after a kill, what was
-//!                   committed last after a power loss.
+//! How it works      A journal on real files makes histories, and recovery reads them in memory, where they are
+//!                   shorter: segments end after their last record. The right result is the last state of the journal:
+//!                   everything after a kill, what was committed last after a power loss.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,12 +22,12 @@ use crate::change_log::recover::{Shape, recover};
 use crate::error::{ErrorKind, Result};
 use crate::fuzz::files::{Files, identity};
 
-/// Records end before this in every segment.
+/// All records of every segment are before this offset.
 const SEGMENT: usize = 6 << 10;
 
 type State = BTreeMap<PathBuf, Vec<u8>>;
 
-/// What a journal's files are now, by their paths in memory.
+/// The present contents of a journal's files, by their paths in memory.
 fn state(scratch: &Scratch) -> State {
     let there = scratch.identity(1);
     let here = identity(&Arc::default());
@@ -44,7 +45,7 @@ fn state(scratch: &Scratch) -> State {
     state
 }
 
-/// What is read back: the next record, and the slots of the first blocks.
+/// Result of recovery: the next record, and the slots of the first blocks.
 type Found = (u64, Vec<Place>);
 
 fn read_back(state: &State, boot: u8) -> Result<Found> {
@@ -58,7 +59,7 @@ fn read_back(state: &State, boot: u8) -> Result<Found> {
     Ok((found.next_seq, (0..64).map(place).collect()))
 }
 
-/// Asserts that this is refused, or read back right; whether it was refused.
+/// Asserts that recovery refuses this, or is right; returns whether it refused.
 fn refused_or_right(state: &State, boot: u8, right: &Found, what: &str) -> bool {
     match read_back(state, boot) {
         Ok(found) => {
@@ -87,8 +88,8 @@ fn take_checkpoint(scratch: &Scratch, journal: &mut Journal) {
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, number, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(number)).unwrap();
-    journal.shared().named((number, crc), first_seq - 1).unwrap();
-    journal.shared().covered(first_seq - 1);
+    journal.shared().name_checkpoint((number, crc), first_seq - 1).unwrap();
+    journal.shared().forget_covered(first_seq - 1);
 }
 
 /// The states of three runs, one after the other; each is killed. Times 0 to 6.
@@ -124,7 +125,7 @@ fn history() -> (Scratch, Vec<State>) {
     (scratch, times)
 }
 
-/// The bytes of a file that something depends on, and the records.
+/// Offsets of the used bytes of a file, including the records.
 fn used(path: &std::path::Path, bytes: &[u8]) -> Vec<usize> {
     let ranges = match path.extension().and_then(|ending| ending.to_str()) {
         Some("journal") => vec![
@@ -215,7 +216,7 @@ fn files_of_two_times_are_refused_or_right() {
             let mut paths: Vec<_> = paths.into_iter().collect();
             paths.sort();
             paths.dedup();
-            // Every choice of which files are of the other time, but all of them.
+            // Every choice of files from the other time, except all of them.
             for choice in 1..(1u32 << paths.len()) - 1 {
                 let mut mixed = State::new();
                 for (number, path) in paths.iter().enumerate() {
@@ -226,12 +227,12 @@ fn files_of_two_times_are_refused_or_right() {
                     format!("time {time} with files {choice:b} of {paths:?} of time {older}");
                 let of_before = read_back(before, 1).unwrap();
                 match read_back(&mixed, 1) {
-                    // All that matters may be of the other time: then it is what that was.
+                    // If all files that matter are from the other time, its state is right.
                     Ok(found) => assert!(found == right || found == of_before, "{what}"),
                     Err(error) => assert_eq!(error.kind, ErrorKind::Corrupt, "{what}"),
                 }
             }
-            // An older directory is told by the manifest, and an older manifest by the directory.
+            // The manifest reveals an older directory, and the directory an older manifest.
             let mut directory = before.clone();
             directory.retain(|path, _| path.starts_with("/volume"));
             directory.extend(
@@ -244,7 +245,7 @@ fn files_of_two_times_are_refused_or_right() {
             refused_or_right(&directory, 1, &right, &what);
         }
     }
-    // After a clean stop and another start of the host, the checkpoint tells.
+    // After a clean stop and a reboot, the checkpoint reveals it.
     let last = times.last().unwrap();
     let right = read_back(last, 2).unwrap();
     for before in &times[..times.len() - 1] {
@@ -273,7 +274,7 @@ fn journals_of_version_1_are_read_and_must_be_there() {
     let found = read(&state, Expect::Files).unwrap();
     assert_eq!((found.next_seq, found.replayed), (13, 12));
     assert!(read(&state, Expect::Manifest).is_err(), "{:?}", scratch.0);
-    // A header that is damaged, with records behind it.
+    // A damaged header, followed by records.
     for bit in 0..80 * 8 {
         let mut changed = state.clone();
         changed.get_mut(&path).unwrap()[bit / 8] ^= 1 << (bit % 8);
@@ -288,10 +289,10 @@ fn journals_of_version_1_are_read_and_must_be_there() {
     assert_eq!(read(&state, Expect::Nothing).unwrap().next_seq, 1);
 }
 
-/// What the tests above would see if recovery took what is damaged or missing for an end.
+/// Checks that the tests above fail if recovery treats damaged or missing records as the end.
 #[cfg(feature = "simulator")]
 #[test]
-fn deliberate_quiet_ends_are_seen() {
+fn the_quiet_end_mutant_is_detected() {
     use crate::mutants::{Bug, set};
     for (bug, test) in [
         (Bug::QuietEnd, every_flipped_bit_is_refused_or_changes_nothing as fn()),
@@ -302,6 +303,6 @@ fn deliberate_quiet_ends_are_seen() {
         set(Some(bug));
         let seen = std::panic::catch_unwind(test).is_err();
         set(None);
-        assert!(seen, "{bug:?} is not seen");
+        assert!(seen, "{bug:?} is not detected");
     }
 }

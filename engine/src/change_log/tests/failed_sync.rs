@@ -1,4 +1,4 @@
-//! What a sync that fails means for a journal (J8).
+//! The effect of a failed sync on a journal (J8).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use crate::error::Errno;
 use crate::system::mapping::Mapping;
 use crate::system::{self, Cached, File};
 
-/// A file of which only the syncs matter.
+/// A file that implements only sync.
 #[derive(Debug)]
 struct Synced {
     fails: AtomicBool,
@@ -49,7 +49,7 @@ impl File for Synced {
 }
 
 #[test]
-fn what_was_read_back_is_synced_before_a_commit_says_that_it_is_durable() {
+fn recovered_segments_are_synced_before_the_first_commit() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     let mut found = back(&scratch, 1, &[]).unwrap();
@@ -76,26 +76,26 @@ fn after_a_failed_sync_no_commit_succeeds() {
 }
 
 #[test]
-fn a_failed_journal_commits_again_when_a_checkpoint_covers_what_it_may_have_lost() {
+fn a_failed_journal_commits_again_after_a_checkpoint_covers_its_records() {
     let scratch = Scratch::new();
     let bad: Vec<Arc<dyn File>> = vec![Arc::new(Synced { fails: AtomicBool::new(true) })];
     let mut journal =
         Journal::begin(scratch.identity(1), Start { segments: bad, ..Start::fresh() }).unwrap();
     journal.append(entry(1, 1, 1, &[1])).unwrap();
     assert!(journal.shared().commit(1).is_err());
-    assert_eq!(journal.shared().covered(1), 1);
+    assert_eq!(journal.shared().forget_covered(1), 1);
     assert!(journal.shared().commit(1).is_err(), "the segment that has failed is the newest");
     journal.renew().unwrap();
     journal.append(entry(2, 2, 1, &[2])).unwrap();
     assert!(journal.shared().commit(2).is_err());
-    assert_eq!(journal.shared().covered(1), 2);
+    assert_eq!(journal.shared().forget_covered(1), 2);
     journal.shared().commit(2).unwrap();
     journal.renew().unwrap();
     assert_eq!(journal.take_number(), 3, "no segment was begun without need");
 }
 
 #[test]
-fn a_failed_sync_is_remembered_until_the_machine_is_started_again() {
+fn a_failed_sync_is_recorded_until_the_machine_is_rebooted() {
     let scratch = Scratch::new();
     let path = scratch.identity(1).directory.join("d000007.failed-sync");
     let of = |boot| FailedSync::of_device(&scratch.identity(boot), 7);
@@ -114,7 +114,7 @@ fn a_failed_sync_is_remembered_until_the_machine_is_started_again() {
 }
 
 #[test]
-fn what_a_power_loss_leaves_of_a_memory_says_nothing_and_one_that_is_damaged_is_believed() {
+fn a_record_emptied_by_a_power_loss_is_not_set_and_a_damaged_one_is_set() {
     let scratch = Scratch::new();
     let path = scratch.identity(1).directory.join("d000007.failed-sync");
     FailedSync::of_device(&scratch.identity(1), 7).set();
@@ -131,6 +131,6 @@ fn what_a_power_loss_leaves_of_a_memory_says_nothing_and_one_that_is_damaged_is_
         let mut damaged = whole.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
         assert!(set(&damaged), "bit {bit}");
-        assert!(path.exists(), "it is left untouched");
+        assert!(path.exists(), "it is left unchanged");
     }
 }

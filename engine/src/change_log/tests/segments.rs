@@ -6,7 +6,7 @@ use crate::change_log::journal::{Journal, Start};
 use crate::change_log::segment::Prepared;
 use crate::error::ErrorKind;
 
-/// Two segments behind the ten records, with a record each, of which nothing is committed.
+/// Two more segments after the ten records, with one uncommitted record each.
 fn two_more_segments(scratch: &Scratch) {
     for first in [20, 21] {
         let mut journal = begin_again(scratch, 1);
@@ -15,7 +15,7 @@ fn two_more_segments(scratch: &Scratch) {
 }
 
 #[test]
-fn a_segment_whose_header_a_power_loss_has_taken_holds_nothing_that_counts() {
+fn a_segment_whose_header_was_lost_in_a_power_loss_has_no_records_that_count() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     two_more_segments(&scratch);
@@ -23,7 +23,7 @@ fn a_segment_whose_header_a_power_loss_has_taken_holds_nothing_that_counts() {
     let mut bytes = std::fs::read(&lost).unwrap();
     bytes[..512].fill(0);
     std::fs::write(&lost, &bytes).unwrap();
-    // Killed, all records count, so it cannot be done without.
+    // After a kill all records count, so the segment is required.
     assert_eq!(back(&scratch, 1, &[]).unwrap_err().kind, ErrorKind::Corrupt);
     let found = back(&scratch, 2, &[]).unwrap();
     assert_eq!((found.next_seq, found.replayed, found.leftovers), (6, 5, vec![lost]));
@@ -35,7 +35,7 @@ fn a_segment_whose_header_a_power_loss_has_taken_holds_nothing_that_counts() {
 }
 
 #[test]
-fn a_mark_that_came_to_the_disk_without_the_header_before_it_counts_for_nothing() {
+fn a_mark_that_reached_the_disk_without_the_header_before_it_does_not_count() {
     let scratch = Scratch::new();
     ten_records(&scratch);
     two_more_segments(&scratch);
@@ -61,7 +61,7 @@ fn a_prepared_segment_is_used_next_or_leaves_nothing() {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
     };
     assert_eq!(journal.ask_next(), None, "one at a time");
-    // It comes too late: the segment is full before.
+    // It is prepared too late: the segment before is already full.
     let late = Prepared::make(&scratch.identity(1), 2, asked.1).unwrap();
     for _ in 0..segment_bytes() / record_bytes(sums.len()) {
         journal.append(entry(0, 0, 1, &sums)).unwrap();
@@ -76,7 +76,7 @@ fn a_prepared_segment_is_used_next_or_leaves_nothing() {
         }
     };
     journal.prepared(Some(Prepared::make(&scratch.identity(1), number, previous).unwrap()));
-    // A kill now leaves one without a header, which is as if it were not.
+    // A kill now leaves a segment without a header, which is ignored.
     let killed = back(&scratch, 1, &[]).unwrap();
     assert_eq!(killed.replayed, journal.shared().appended());
     assert_eq!(killed.leftovers, [scratch.identity(1).segment_path(number)]);
@@ -90,7 +90,7 @@ fn a_prepared_segment_is_used_next_or_leaves_nothing() {
 }
 
 #[test]
-fn no_commit_succeeds_while_a_file_is_gone_and_what_it_held_can_be_made_again() {
+fn no_commit_succeeds_while_a_file_is_gone_and_its_contents_can_be_rewritten() {
     for of_manifest in [false, true] {
         let scratch = Scratch::new();
         let mut journal = Journal::begin(scratch.identity(1), Start::fresh()).unwrap();
@@ -102,13 +102,13 @@ fn no_commit_succeeds_while_a_file_is_gone_and_what_it_held_can_be_made_again() 
         std::fs::rename(&gone, &aside).unwrap();
         assert!(
             journal.shared().commit(1).is_err(),
-            "nothing is new, but what there is would not be found"
+            "there is nothing new, but a start would not find the old records"
         );
-        assert!(journal.shared().lacks_a_file());
+        assert!(journal.shared().has_missing_file());
         journal.renew().unwrap();
         assert!(journal.shared().commit(1).is_err(), "no checkpoint covers it");
         let seq = journal.append(entry(2, 2, 1, &[2])).unwrap();
-        journal.shared().covered(1);
+        journal.shared().forget_covered(1);
         journal.shared().commit(seq).unwrap();
         let found = journal.shared().find_missing_files();
         assert_eq!((found.now, found.replaced), (None, vec![gone.clone()]));

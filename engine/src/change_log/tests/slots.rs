@@ -1,4 +1,4 @@
-//! Slots and space: claimed, taken, given back, punched; by one processor and by several at once.
+//! Slots and space: claimed, allocated, freed, punched; by one processor and by several at once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use crate::change_log::used_slots::UsedSlots;
 use crate::io::device::{Device, Mode};
 use crate::io::extent::Extent;
 use crate::system::linux::Linux;
+use crate::units::SlotIndex;
 
 fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
     let space = Space::default();
@@ -25,7 +26,7 @@ fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
         std::fs::File::create(&path).unwrap().set_len(chunks * CHUNK_BYTES).unwrap();
         let linux: Arc<dyn crate::system::System> = Arc::new(Linux);
         let device = Arc::new(Device::open(&linux, 1 + index as u64, &path, Mode::SPARSE).unwrap());
-        // In two extents, where there is enough for two.
+        // In two extents, if there are enough chunks for two.
         let (first, rest) = (CHUNK_BYTES, (chunks - 1) * CHUNK_BYTES);
         let extents = [(0, first), (first, rest)].into_iter().filter(|(_, length)| *length > 0);
         let extents = extents.map(|(offset, length)| {
@@ -42,14 +43,14 @@ fn numbers(place: Place, count: u32) -> impl Iterator<Item = u64> {
     (0..count).map(move |i| place.step(i).raw())
 }
 
-/// Takes exactly `want` slots, or none.
+/// Allocates exactly `want` slots, or none.
 fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>> {
     if !space.claim(u64::from(want)) {
         return None;
     }
     let (logs, mut runs, mut left) = (space.logs(), Vec::new(), want);
     while left > 0 {
-        let (place, count) = slots.take(&logs, logs.len(), left);
+        let (place, count) = slots.allocate(&logs, logs.len(), left);
         assert!(count >= 1 && count <= left);
         left -= count;
         runs.push((place, count));
@@ -66,7 +67,7 @@ fn punch(space: &Space, empty: Vec<EmptyChunk>) {
 
 proptest! {
     #[test]
-    fn slots_are_handed_out_once_and_used_again_only_when_released(
+    fn slots_are_allocated_once_and_reused_only_when_released(
         ops in prop::collection::vec(
             (0..3u8, 0..3usize, prop_oneof![1..20u32, 1..2000u32], any::<prop::sample::Index>()), 1..80),
     ) {
@@ -81,7 +82,7 @@ proptest! {
                     Some(taken) => {
                         for (place, count) in &taken {
                             for number in numbers(*place, *count) {
-                                prop_assert!(used.insert(number), "handed out twice");
+                                prop_assert!(used.insert(number), "allocated twice");
                             }
                         }
                         runs.extend(taken);
@@ -91,13 +92,13 @@ proptest! {
                 1 if !runs.is_empty() => {
                     let (place, count) = runs.swap_remove(pick.index(runs.len()));
                     seq += 1;
-                    slots.give_later(seq, place, count);
+                    slots.free_later(seq, place, count);
                     let mut empty = Vec::new();
                     prop_assert_eq!(slots.release(seq - 1, usize::MAX, &mut empty), 0);
-                    prop_assert!(empty.is_empty(), "released before its time");
+                    prop_assert!(empty.is_empty(), "released too early");
                     let released = slots.release(seq, usize::MAX, &mut empty);
                     prop_assert_eq!(released, u64::from(count));
-                    space.give(released);
+                    space.add_free(released);
                     numbers(place, count).for_each(|number| {
                         used.remove(&number);
                     });
@@ -116,15 +117,15 @@ proptest! {
 }
 
 #[test]
-fn long_runs_stay_in_one_piece_where_single_slots_are_free() {
+fn long_runs_stay_in_one_piece_when_single_slots_are_free() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[16]);
     let mut slots = Slots::default();
     let (place, _) = take(&space, &mut slots, 1).unwrap()[0];
     let singles: Vec<_> = (0..600).flat_map(|_| take(&space, &mut slots, 1).unwrap()).collect();
     for (single, _) in singles.iter().step_by(2) {
-        slots.give_now(*single, 1, &mut Vec::new());
-        space.give(1);
+        slots.free_now(*single, 1, &mut Vec::new());
+        space.add_free(1);
     }
     for _ in 0..100 {
         let runs = take(&space, &mut slots, 32).unwrap();
@@ -140,19 +141,19 @@ fn the_last_free_slot_is_found_wherever_it_is() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2, 2]);
     let (mut mine, mut other) = (Slots::default(), Slots::default());
-    // The other has a home with one slot used; mine takes all that is left, chunk by chunk and slot by slot.
+    // The other's active chunk has one slot used; mine allocates all that is left, chunk by chunk and slot by slot.
     let (theirs, _) = take(&space, &mut other, 1).unwrap()[0];
     assert_eq!(take(&space, &mut mine, 4096), None, "one is used");
     let taken = take(&space, &mut mine, 4095).unwrap();
     assert_eq!(space.free(), 0);
     assert_eq!(take(&space, &mut mine, 1), None);
-    // What one gives back anywhere, the other finds.
+    // The other finds a slot that one freed anywhere.
     let (place, _) = taken[taken.len() / 2];
-    mine.give_now(place.step(1), 1, &mut Vec::new());
-    space.give(1);
+    mine.free_now(place.step(1), 1, &mut Vec::new());
+    space.add_free(1);
     assert_eq!(take(&space, &mut other, 1).unwrap(), [(place.step(1), 1)]);
-    other.give_now(theirs, 1, &mut Vec::new());
-    space.give(1);
+    other.free_now(theirs, 1, &mut Vec::new());
+    space.add_free(1);
     assert_eq!(take(&space, &mut mine, 1).unwrap(), [(theirs, 1)]);
 }
 
@@ -163,31 +164,31 @@ fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     let mut slots = Slots::default();
     let runs = take(&space, &mut slots, 2048).unwrap();
     let mut empty = Vec::new();
-    runs.iter().for_each(|(place, count)| slots.give_now(*place, *count, &mut empty));
-    space.give(2048);
+    runs.iter().for_each(|(place, count)| slots.free_now(*place, *count, &mut empty));
+    space.add_free(2048);
     assert_eq!(empty.len(), 2);
     assert!(space.retire(&empty[0]));
     assert_eq!((space.free(), space.returning(), space.usage().used), (1024, 1024, 0));
     assert_eq!(take(&space, &mut slots, 1025), None);
-    assert!(space.claim(1), "somebody is about to take one");
-    assert!(!space.retire(&empty[1]), "it would take what is claimed");
-    space.give(1);
+    assert!(space.claim(1), "a processor is about to allocate one");
+    assert!(!space.retire(&empty[1]), "it would remove claimed slots");
+    space.add_free(1);
     let chunk = empty[0].chunk;
     let taken = take(&space, &mut slots, 1024).unwrap();
-    assert!(taken.iter().all(|(place, _)| place.slot_number() / CHUNK_SLOTS != chunk));
+    assert!(taken.iter().all(|(place, _)| place.slot_number().chunk().0 != chunk));
     space.revive(&empty[0]);
     assert_eq!((space.free(), space.returning()), (1024, 0));
     assert!(take(&space, &mut slots, 1024).is_some());
 }
 
 #[test]
-fn recovery_marks_each_slot_once_whoever_has_it() {
+fn recovery_marks_each_slot_once() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let log = space.log(1).unwrap();
     let take = |first: u64, count: u32| {
         let mut versions = Versions::new(2048);
-        let (place, sums) = (Place::slot(1, first), vec![0; count as usize]);
+        let (place, sums) = (Place::slot(1, SlotIndex(first)), vec![0; count as usize]);
         let change = Change { epoch: 1, first: 0, count, place, checksums: &sums, seq: 1 };
         versions.apply(change, &History::default(), |_, _, _| {});
         let mut used = UsedSlots::new(&space);
@@ -196,18 +197,18 @@ fn recovery_marks_each_slot_once_whoever_has_it() {
         assert_eq!(other_partition, Err(place), "used twice by one processor");
         let mut used = UsedSlots::new(&space);
         used.add_partition(&versions, &History::default())?;
-        Slots::default().take_used(used)
+        Slots::default().allocate_used(used)
     };
     assert_eq!(take(1000, 100), Ok(()));
     assert_eq!(take(1100, 100), Ok(()), "in the same chunk");
-    assert_eq!(take(1099, 1), Err(Place::slot(1, 1099)), "used twice");
-    assert_eq!(take(2047, 2), Err(Place::slot(1, 2047)), "outside");
+    assert_eq!(take(1099, 1), Err(Place::slot(1, SlotIndex(1099))), "used twice");
+    assert_eq!(take(2047, 2), Err(Place::slot(1, SlotIndex(2047))), "outside");
     assert_eq!(take(0, 1), Ok(()));
     assert_eq!(log.slots.used(), 201);
 }
 
 #[test]
-fn processors_that_fill_the_logs_together_find_every_slot_and_none_twice() {
+fn processors_that_fill_the_logs_together_allocate_every_slot_once() {
     let scratch = Scratch::new();
     let space = &space(&scratch, &[4, 3, 1]);
     let size = 8 * CHUNK_SLOTS;
@@ -230,8 +231,8 @@ fn processors_that_fill_the_logs_together_find_every_slot_and_none_twice() {
                             used.lock().unwrap().remove(&slot);
                         });
                         let mut empty = Vec::new();
-                        slots.give_now(place, count, &mut empty);
-                        space.give(u64::from(count));
+                        slots.free_now(place, count, &mut empty);
+                        space.add_free(u64::from(count));
                         punch(space, empty);
                     }
                 }
@@ -243,7 +244,7 @@ fn processors_that_fill_the_logs_together_find_every_slot_and_none_twice() {
     assert_eq!(space.logs().iter().map(|log| log.slots.used()).sum::<u64>(), size);
 }
 
-/// Takes a run that records speak of from then on.
+/// Allocates a run to which records refer afterwards.
 fn take_recorded(space: &Space, slots: &mut Slots, seq: u64, want: u32) -> Vec<(Place, u32)> {
     let runs = take(space, slots, want).unwrap();
     runs.iter().for_each(|(place, count)| slots.recorded(seq, *place, *count));
@@ -251,74 +252,74 @@ fn take_recorded(space: &Space, slots: &mut Slots, seq: u64, want: u32) -> Vec<(
 }
 
 #[test]
-fn a_young_slot_is_used_again_at_once_and_an_older_one_is_not() {
+fn a_young_slot_is_reused_at_once_and_an_older_one_is_not() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(10, 1);
+    slots.young.observe(10, 1);
     let first = take_recorded(&space, &mut slots, 11, 600)[0];
-    let given = slots.give(11, first.0, 600);
-    assert_eq!((given, slots.waiting()), (600, 0));
-    space.give(given);
+    let given = slots.free(11, first.0, 600);
+    assert_eq!((given, slots.pending_free()), (600, 0));
+    space.add_free(given);
 
     let old = take_recorded(&space, &mut slots, 12, 600)[0];
-    slots.young.see(10, 1);
-    slots.young.see(15, 1); // a sync has begun
+    slots.young.observe(10, 1);
+    slots.young.observe(15, 1); // a sync has begun
     let young = take_recorded(&space, &mut slots, 16, 400)[0];
-    assert_eq!((slots.give(17, old.0, 600), slots.waiting()), (0, 600));
-    assert_eq!((slots.give(17, young.0, 400), slots.waiting()), (400, 600));
-    space.give(400);
+    assert_eq!((slots.free(17, old.0, 600), slots.pending_free()), (0, 600));
+    assert_eq!((slots.free(17, young.0, 400), slots.pending_free()), (400, 600));
+    space.add_free(400);
     slots.release(15, usize::MAX, &mut Vec::new());
-    assert_eq!(slots.waiting(), 600);
+    assert_eq!(slots.pending_free(), 600);
     assert_eq!(slots.release(17, usize::MAX, &mut Vec::new()), 600);
 }
 
 #[test]
-fn a_slot_whose_record_a_sync_covers_is_not_young_although_that_has_just_been_appended() {
+fn a_slot_is_not_young_if_a_sync_covers_its_record_although_it_was_just_appended() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(11, 1); // a sync began between the record and this
+    slots.young.observe(11, 1); // a sync began between the record and this
     let (place, count) = take_recorded(&space, &mut slots, 11, 5)[0];
-    assert_eq!(slots.give(12, place, count), 0);
+    assert_eq!(slots.free(12, place, count), 0);
 }
 
 #[test]
-fn a_run_that_is_young_in_part_is_given_back_in_parts() {
+fn a_run_that_is_young_in_part_is_freed_in_parts() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let mut slots = Slots::default();
-    slots.young.see(1, 1);
+    slots.young.observe(1, 1);
     let (place, count) = take(&space, &mut slots, 100).unwrap()[0];
     assert_eq!(count, 100);
     slots.recorded(2, place.step(10), 30);
     slots.recorded(2, place.step(70), 30);
-    assert_eq!((slots.give(2, place, 100), slots.waiting()), (60, 40));
-    space.give(60);
+    assert_eq!((slots.free(2, place, 100), slots.pending_free()), (60, 40));
+    space.add_free(60);
     assert_eq!(slots.release(2, usize::MAX, &mut Vec::new()), 40);
-    space.give(40);
+    space.add_free(40);
     assert_eq!(space.usage().used, 0);
 }
 
 #[test]
-fn nothing_is_young_while_a_sync_begins_or_once_a_checkpoint_holds_it() {
+fn nothing_is_young_while_a_sync_begins_or_after_a_checkpoint() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
     for aged in [
-        |slots: &mut Slots| slots.young.see(u64::MAX, 1),
+        |slots: &mut Slots| slots.young.observe(u64::MAX, 1),
         |slots: &mut Slots| {
             slots.young.clear();
         },
     ] {
         let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
         aged(&mut slots);
-        assert_eq!(slots.give(3, place, count), 0);
+        assert_eq!(slots.free(3, place, count), 0);
     }
-    slots.young.see(u64::MAX, 1);
+    slots.young.observe(u64::MAX, 1);
     let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
-    slots.young.see(u64::MAX, 1); // another one begins, or still the same
-    assert_eq!(slots.give(3, place, count), 0);
+    slots.young.observe(u64::MAX, 1); // another one begins, or the same one still does
+    assert_eq!(slots.free(3, place, count), 0);
 }
 
 #[test]
@@ -326,18 +327,18 @@ fn no_slot_is_young_in_the_next_epoch() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(1, 1);
+    slots.young.observe(1, 1);
     let (place, count) = take_recorded(&space, &mut slots, 2, 5)[0];
     assert!(slots.are_young(place, count));
     assert!(!slots.are_young(place, count + 1));
     assert!(!slots.are_young(Place::BASE, count) && !slots.are_young(Place::ZERO, count));
-    slots.young.see(1, 2);
+    slots.young.observe(1, 2);
     assert!(!slots.are_young(place, 1));
-    assert_eq!(slots.give(3, place, count), 0);
+    assert_eq!(slots.free(3, place, count), 0);
 }
 
 #[test]
-fn a_long_run_is_rather_in_another_log_than_in_pieces_unless_that_is_worse() {
+fn a_long_run_goes_to_another_log_of_equal_priority_instead_of_being_split() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2, 8]);
     let logs = space.logs();
@@ -345,35 +346,35 @@ fn a_long_run_is_rather_in_another_log_than_in_pieces_unless_that_is_worse() {
     assert!(space.claim(2 * CHUNK_SLOTS));
     let mut taken = Vec::new();
     for _ in 0..2 * CHUNK_SLOTS {
-        taken.push(slots.take(&logs, 2, 1).0);
+        taken.push(slots.allocate(&logs, 2, 1).0);
     }
     assert!(taken.iter().all(|place| place.log() == 1));
     let scattered = taken.iter().step_by(7).take(100);
-    scattered.for_each(|place| slots.give_now(*place, 1, &mut Vec::new()));
-    space.give(100);
+    scattered.for_each(|place| slots.free_now(*place, 1, &mut Vec::new()));
+    space.add_free(100);
 
     assert!(space.claim(33));
-    let (place, count) = slots.take(&logs, 1, 32);
+    let (place, count) = slots.allocate(&logs, 1, 32);
     assert_eq!((place.log(), count), (1, 1), "only the first log is wanted");
-    let (place, count) = slots.take(&logs, 2, 32);
+    let (place, count) = slots.allocate(&logs, 2, 32);
     assert_eq!((place.log(), count), (2, 32));
-    assert_eq!(slots.take(&logs, 2, 1).0.log(), 1, "short ones fill the holes");
+    assert_eq!(slots.allocate(&logs, 2, 1).0.log(), 1, "short ones fill the holes");
 }
 
 #[test]
-fn a_release_frees_so_many_runs_and_leaves_the_others_for_the_next() {
+fn a_release_frees_the_given_number_of_runs_and_leaves_the_others() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1]);
     let mut slots = Slots::default();
-    slots.young.see(1, 1);
+    slots.young.observe(1, 1);
     let (place, _) = take(&space, &mut slots, 100).unwrap()[0];
-    (0..100).for_each(|slot| slots.give_later(2 + u64::from(slot / 50), place.step(slot), 1));
+    (0..100).for_each(|slot| slots.free_later(2 + u64::from(slot / 50), place.step(slot), 1));
     assert_eq!(slots.release(2, 30, &mut Vec::new()), 30);
     assert!(slots.can_release(2));
     assert_eq!(slots.release(2, 30, &mut Vec::new()), 20);
     assert!(!slots.can_release(2), "the others wait for the next commit");
-    assert_eq!(slots.waiting(), 50);
+    assert_eq!(slots.pending_free(), 50);
     assert_eq!(slots.release(3, 50, &mut Vec::new()), 50);
-    space.give(100);
+    space.add_free(100);
     assert_eq!(space.usage().used, 0);
 }

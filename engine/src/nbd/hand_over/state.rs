@@ -12,8 +12,8 @@ use crate::nbd::handshake::contexts::SELECTED_MAX;
 use crate::nbd::reader::{OVERLONG_DRAINED_BYTES, Refusal, ResumePoint};
 use crate::nbd::request::Agreed;
 use crate::nbd::wire::BASE_ALLOCATION_ID;
+use crate::request::Contexts;
 use crate::units::Epoch;
-use crate::volume::request::Contexts;
 
 /// First bytes of a state.
 pub const MAGIC: [u8; 8] = *b"PVCONN\r\n";

@@ -17,9 +17,9 @@ use crate::nbd::wire::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, CHANGED_SINCE, CHANGED_SINCE_ID,
     OPTION_REPLY_HEADER_BYTES, option, option_reply, take_string, take_u32,
 };
+use crate::request::Contexts;
 use crate::units::Epoch;
 use crate::volume::export::{Attachment, Export, ExportTable};
-use crate::volume::request::Contexts;
 
 /// Snapshots that one connection can compare with.
 pub const SELECTED_MAX: usize = 16;

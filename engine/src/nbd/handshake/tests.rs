@@ -14,8 +14,8 @@ use crate::nbd::handshake::{
     OUTPUT_BYTES_MAX, SKIPPED_BYTES_MAX, Step,
 };
 use crate::nbd::wire::{OPTION_MAGIC, option, option_reply, take_string, take_u32, take_u64};
+use crate::request::{Request, Target};
 use crate::volume::export::ExportTable;
-use crate::volume::request::{Request, Target};
 
 struct Nothing(u64);
 
@@ -282,7 +282,7 @@ fn a_hidden_export_is_found_by_its_name_alone() {
     let (out, _) = drive(&mut handshake, &table, &option_with(option::LIST, &[]), FEED_BYTES_MAX);
     assert_eq!(kinds(&out), [option_reply::SERVER, option_reply::ACK]);
     assert_eq!(table.find("").expect("there is one").name, "w");
-    table.remove("v@restore:7").expect("nobody is attached");
+    table.remove("v@restore:7").expect("it is not attached");
     assert!(table.find("v@restore:7").is_none());
 }
 

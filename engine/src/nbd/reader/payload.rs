@@ -6,7 +6,7 @@ use crate::buffer::{Buffer, Inbox};
 use crate::nbd::budget::lock;
 use crate::nbd::request::{Command, Parsed, check};
 use crate::nbd::wire::{REQUEST_HEADER_BYTES, parse_request};
-use crate::volume::request::Verb;
+use crate::request::Verb;
 
 impl Reader<'_> {
     /// Receives a large payload into a buffer of its own: what the inbox has of it, and the rest from the socket.

@@ -17,7 +17,7 @@ use crate::buffer::Inbox;
 use crate::nbd::budget::cost;
 use crate::nbd::connection::Connection;
 use crate::nbd::wire::REQUEST_HEADER_BYTES;
-use crate::volume::request::Verb;
+use crate::request::Verb;
 
 /// Large writes of one length after which the next one is predicted.
 const PREDICT_AFTER: u32 = 2;

@@ -1,5 +1,6 @@
-//! Apply: how what a part has written becomes part of the map: recorded first (J2), then mapped; what it replaces waits for
-//! its freeing to be durable (J4), unless it is [young](crate::change_log::young). Slots that were taken for nothing are given back.
+//! Apply: applies a part's writes to the map: each change is recorded first (J2), then mapped; replaced slots are
+//! reusable when their freeing is durable (J4), unless they are [young](crate::change_log::young). Unused slots are
+//! freed.
 
 use std::cell::RefCell;
 
@@ -11,13 +12,13 @@ use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::io_job::NewPlace;
 use crate::processor::share::Share;
-use crate::units::Epoch;
+use crate::units::{Epoch, LocalIndex};
 
 impl Share {
-    /// Records and maps what a job has written, or gives its slots back if it failed.
+    /// Records and maps a job's writes, or frees its slots if it failed.
     pub(super) fn settle_changes(
         &mut self,
-        local: u32,
+        local: LocalIndex,
         epoch: Epoch,
         changes: &[NewPlace],
         mut result: Result<(), Errno>,
@@ -30,20 +31,20 @@ impl Share {
             if change.place.is_slot() {
                 landed += u64::from(change.count);
                 if result.is_err() {
-                    self.give_back_unrecorded(change.place, change.count);
+                    self.free_unrecorded(change.place, change.count);
                 }
             }
         }
         if landed > 0 {
-            self.space.land(landed);
+            self.space.end_write(landed);
         }
         self.space_waiters.wake_all();
         result
     }
 
-    /// Appends the records of a change, then makes it (J2). On an error nothing of it was recorded.
-    fn apply(&mut self, local: u32, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
-        let partition = self.locals[local as usize].partition;
+    /// Appends the record of a change, then makes it (J2). On an error it was not recorded.
+    fn apply(&mut self, local: LocalIndex, epoch: Epoch, change: &NewPlace) -> Result<(), Errno> {
+        let partition = self.locals[local.index()].partition;
         let sums = if change.place.is_slot() { change.count } else { 0 };
         assert!(change.sums.len() == sums as usize && sums <= RECORD_SUMS_MAX, "planned so");
         let seq = self.journal.append(Entry {
@@ -56,7 +57,7 @@ impl Share {
             checksums: &change.sums,
         })?;
         let (slots, bad) = (&mut self.slots, &self.bad);
-        let local = &mut self.locals[local as usize];
+        let local = &mut self.locals[local.index()];
         if change.place == Place::BASE {
             local.moved_back = seq;
         }
@@ -70,27 +71,27 @@ impl Share {
         };
         let sync_watermark = self.journal.shared().watermark.sync_watermark();
         let sync_watermark = if bug(Bug::YoungForEver) { 0 } else { sync_watermark };
-        slots.young.see(sync_watermark, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
+        slots.young.observe(sync_watermark, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
         let mut given = 0;
         let slots = RefCell::new(slots);
         let alone = |place, count| slots.borrow().are_young(place, count); // Y3
         local.versions.apply_with_hint(made, &self.history, alone, |_, count, place| {
             if place.is_slot() {
                 bad.forget(place, count);
-                given += slots.borrow_mut().give(seq, place, count); // J4
+                given += slots.borrow_mut().free(seq, place, count); // J4
             }
         });
-        // One that was started in an older epoch is in that one's map, too (Y3).
+        // A write that was started in an older epoch changes the map of that epoch too (Y3).
         if change.place.is_slot() && (epoch == self.epoch || bug(Bug::YoungTooLong)) {
             slots.into_inner().recorded(seq, change.place, change.count);
         }
-        self.space.give(given);
-        self.count_waiting();
+        self.space.add_free(given);
+        self.publish_pending_free();
         Ok(())
     }
 
-    /// Takes up to `want` consecutive slots, which were claimed.
-    pub(super) fn take_slots(&mut self, want: u32) -> (Place, u32) {
-        self.slots.take(&self.log_order, self.equal_priority_logs, want)
+    /// Allocates up to `want` consecutive slots, which were claimed.
+    pub(super) fn allocate_slots(&mut self, want: u32) -> (Place, u32) {
+        self.slots.allocate(&self.log_order, self.equal_priority_logs, want)
     }
 }

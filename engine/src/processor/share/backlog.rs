@@ -1,10 +1,10 @@
-//! Backlog: parts that a share has not begun, because the limit of parts in flight of their kind is reached.
+//! Backlog: parts that a share has not started, because the limit of parts in flight of their kind is reached.
 //!
-//! How it works      What goes to the pool's threads or to a ring is bounded for each share, by [`Kind`]; the rest waits here,
-//!                   in a lane for each connection. When one has ended, the share starts the next, round robin over
-//!                   the lanes. So the queues before threads and disks are short, however much one connection asks for. The few
-//!                   parts that overlap with others are in [`Share::waiting`].
-//!                   Parts that wait for a silent device do not count: they delay only users of that device.
+//! How it works      The number of parts on the pool's threads or in a ring is bounded for each share, by [`Kind`]; the
+//!                   rest waits here, in a lane for each connection. When one has ended, the share starts the next,
+//!                   round robin over the lanes. So the queues of threads and disks are short, even if one connection
+//!                   submits many requests. The few parts that overlap with others are in [`Share::waiting`]. Parts
+//!                   that wait for a silent device do not count: they delay only users of that device.
 //! Invariants        H4 while the backlog has parts of a kind, the limit of that kind is in flight, or the share starts
 //!                      more before its processor sleeps (`again`);
 //!                   H5 a part in the backlog holds no reservation and no slots.
@@ -16,52 +16,52 @@ use crate::processor::part::Part;
 use crate::processor::share::read;
 use crate::processor::share::write;
 use crate::processor::share::{Context, Share};
+use crate::request::Verb;
 use crate::system::ticks::Ticks;
-use crate::volume::request::Verb;
 
-/// Parts that may wait for others that they overlap with (H1).
+/// Upper bound of parts that wait for others with which they overlap (H1).
 pub(super) const WAITING_MAX: usize = 64;
-/// Parts that are let in at a time, before others have their turn.
-const LET_IN: usize = 8;
+/// Parts that are admitted at a time, before other work has its turn.
+const ADMITTED_MAX: usize = 8;
 
-/// What is bounded.
+/// The kinds of bounded parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Parts that wait for others that they overlap with.
+    /// Parts that wait for others with which they overlap.
     Waiting,
-    /// Reads that the page cache does not have.
+    /// Reads of data that the page cache does not have.
     Cold,
-    /// What a pool thread reads or writes.
+    /// Reads and writes on a pool thread.
     Job,
-    /// Small writes of complete blocks that a pool thread makes, because they may block.
+    /// Small writes of complete blocks on a pool thread, because they may block.
     Small,
     /// Clearing: one at a time, because file systems lock a file for it and writes wait for the lock.
     Clear,
-    /// Looking at what is allocated, and reading ahead.
-    Look,
+    /// Queries of allocation, and read-ahead.
+    Query,
 }
 
 const KINDS: [Kind; 6] =
-    [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Small, Kind::Clear, Kind::Look];
+    [Kind::Waiting, Kind::Cold, Kind::Job, Kind::Small, Kind::Clear, Kind::Query];
 
 impl Kind {
-    /// How many may be in flight.
+    /// The limit of parts in flight.
     const fn most(self) -> usize {
         match self {
             Kind::Waiting => WAITING_MAX,
             Kind::Cold => 256,
             Kind::Job => 16,
             Kind::Small => 64,
-            Kind::Clear | Kind::Look => 1,
+            Kind::Clear | Kind::Query => 1,
         }
     }
 
-    /// What a part counts as once it is handed over.
+    /// The kind of a part when it is passed to other threads.
     pub(super) fn of(part: &Part) -> Kind {
         match part.request.verb {
             Verb::Read if part.cold => Kind::Cold,
             Verb::Zero { .. } | Verb::Trim => Kind::Clear,
-            Verb::Cache | Verb::BlockStatus => Kind::Look,
+            Verb::Cache | Verb::BlockStatus => Kind::Query,
             Verb::Write if is_small(part) => Kind::Small,
             Verb::Read | Verb::Write | Verb::Flush => Kind::Job,
         }
@@ -81,34 +81,34 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Whether nothing is behind.
+    /// Whether the backlog is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Whether as many are in flight as may be. Not of [`Kind::Waiting`].
+    /// Whether the limit of a kind is reached. Not for [`Kind::Waiting`].
     pub(super) fn is_full(&self, kind: Kind) -> bool {
         self.out[kind as usize] >= kind.most()
     }
 
-    /// One more is in flight.
+    /// Counts one more in flight.
     pub(super) fn begin(&mut self, kind: Kind) {
         self.out[kind as usize] += 1;
     }
 
-    /// One has ended.
+    /// Counts one as ended.
     pub(super) fn end(&mut self, kind: Kind) {
         self.out[kind as usize] -= 1;
     }
 
-    /// Keeps a part.
+    /// Adds a part.
     pub(super) fn push(&mut self, kind: Kind, part: Part) {
         self.length += 1;
         self.lanes[kind as usize].push(lane_of(&part), part);
     }
 
-    /// Takes out those that have waited for too long.
-    pub(super) fn take_late(&mut self, ticks: &Ticks) -> Vec<Part> {
+    /// Removes the parts that have waited too long.
+    pub(super) fn take_overdue(&mut self, ticks: &Ticks) -> Vec<Part> {
         let late = |part: &Part| ticks.is_over(part.since);
         let found: Vec<Part> =
             self.lanes.iter_mut().flat_map(|lanes| lanes.take_if(late)).collect();
@@ -124,7 +124,7 @@ impl Backlog {
 }
 
 impl Share {
-    /// What a part is handed over as, if that is known before it is looked at.
+    /// The kind of a part, if that is known before it is planned.
     pub(super) fn handed_over_as(&self, part: &Part) -> Option<Kind> {
         let handed_over = match part.request.verb {
             Verb::Read => part.cold || part.length > read::INLINE_BYTES_MAX,
@@ -134,12 +134,12 @@ impl Share {
         handed_over.then(|| Kind::of(part))
     }
 
-    /// Whether a write may be made by the processor itself, where nothing has to be waited for.
+    /// Whether the processor may make a write itself, if that does not wait.
     pub(super) fn is_small(&self, part: &Part) -> bool {
         !self.direct && is_small(part)
     }
 
-    /// Starts parts that waited for others, as far as those have ended.
+    /// Starts parts that waited for others which have ended.
     pub(super) fn resume_waiting(&mut self, context: &mut Context<'_>) {
         let mut index = 0;
         while index < self.waiting.len() {
@@ -156,8 +156,8 @@ impl Share {
         }
     }
 
-    /// Lets in some of those that are behind, as far as there is space.
-    pub(super) fn let_in(&mut self, context: &mut Context<'_>) {
+    /// Starts some parts of the backlog, as far as the limits allow.
+    pub(super) fn admit(&mut self, context: &mut Context<'_>) {
         if self.backlog.is_empty() {
             return;
         }
@@ -166,7 +166,7 @@ impl Share {
                 Kind::Waiting => WAITING_MAX.saturating_sub(self.waiting.len()),
                 _ => kind.most().saturating_sub(self.backlog.out[kind as usize]),
             };
-            for _ in 0..room.min(LET_IN) {
+            for _ in 0..room.min(ADMITTED_MAX) {
                 let Some(part) = self.backlog.pop(kind) else { break };
                 self.take(part, context);
             }
@@ -176,7 +176,7 @@ impl Share {
         }
     }
 
-    /// Refuses all that is behind: the volume is being closed.
+    /// Refuses all parts of the backlog: the volume is being closed.
     pub(super) fn refuse_backlog(&mut self, context: &mut Context<'_>) {
         for kind in KINDS {
             while let Some(part) = self.backlog.pop(kind) {

@@ -1,31 +1,32 @@
 //! Block status: the small verbs CACHE and BLOCK_STATUS, which read no data.
 //!
-//! How it works      What the map knows is answered by the processor; what only a device's file system knows is asked by
-//!                   a pool thread, because it may have to wait for a thread that clears or writes the same file, and takes
-//!                   long for a fragmented file. Both stop after a while, and after as many extents as an
-//!                   answer has: then the request is answered for what lies before ([`Request::answer_up_to`]).
-//! Invariants        LK1 the first byte that was asked about is answered, or the request fails: so repeated requests end.
+//! How it works      The processor answers from the map; a pool thread queries a device's file system, because the
+//!                   query may wait for a thread that clears or writes the same file, and takes long for a fragmented
+//!                   file. Both stop after a while, and after as many extents as an answer may have: then the answer
+//!                   ends there ([`Request::answer_up_to`]).
+//! Invariants        LK1 the answer includes the first byte of the request, or the request fails: so repeated requests
+//!                   end.
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::processor::io_job::{Job, Spot, Step};
 use crate::processor::part::Part;
 use crate::processor::share::clearing::Deadline;
 use crate::processor::share::{Context, Share};
-use crate::volume::geometry::Partition;
-use crate::volume::request::{Request, StatusExtent};
+use crate::request::{Request, StatusExtent};
 
-/// Runs of one partition that are looked up in one go, if the volume is no clone.
+/// Runs of one partition that one piece looks up, if the volume is not a clone.
 const RUNS_MAX: u32 = 1024;
 
-/// What is read ahead in one go, bytes, of one run.
+/// Read-ahead of one call, bytes, of one run.
 const AHEAD_BYTES: usize = 2 << 20;
-/// Calls on a device between two looks at the clock.
+/// Calls on a device between two reads of the clock.
 const CALLS: u32 = 16;
 
 impl Share {
-    /// How many runs are looked up in one go. In a clone each may be looked for in one origin after the other.
+    /// How many runs one piece looks up. In a clone each may be looked up in several origins.
     fn runs_max(&self) -> u32 {
         let origins = std::iter::successors(self.origin.as_ref(), |origin| origin.origin.as_ref());
         (RUNS_MAX / (1 + origins.count() as u32)).max(16)
@@ -72,7 +73,7 @@ impl Share {
             let (at, length) = (start + offset, length as u64);
             match status_of(&found) {
                 Some(hole) => known.push(at, length, hole),
-                None => job.steps.push(Step::Look { of: of.cloned(), offset, length, at }),
+                None => job.steps.push(Step::Allocation { of: of.cloned(), offset, length, at }),
             }
             left -= 1;
             reached = offset as u32 + length as u32;
@@ -91,12 +92,12 @@ impl Share {
     }
 }
 
-/// What the map knows of a run: whether it is a hole; `None`: its device is to be asked.
+/// Whether a run is a hole, from the map; `None`: its device must be queried.
 fn status_of(found: &Found<'_>) -> Option<bool> {
     (found.place != Place::BASE).then_some(found.place == Place::ZERO)
 }
 
-/// Statuses that were found, in order.
+/// Statuses found, in order.
 struct Statuses {
     found: Vec<StatusExtent>,
     most: usize,
@@ -116,15 +117,15 @@ impl Statuses {
         }
     }
 
-    /// Whether that is more than an answer has.
+    /// Whether there are as many as an answer may have.
     fn are_enough(&self) -> bool {
         self.found.len() > self.most
     }
 }
 
 impl Job {
-    /// Asks devices what is allocated, as far as that does not take long.
-    pub(in crate::processor) fn look_at(
+    /// Queries the allocation from devices, for a limited time.
+    pub(in crate::processor) fn query_allocation(
         &self,
         partition: &Partition,
         steps: &[Step],
@@ -134,7 +135,9 @@ impl Job {
         let (mut reached, mut calls) = (None, 0);
         let mut looked = Ok(());
         for step in steps {
-            let Step::Look { of, offset, length, at } = step else { unreachable!("all are alike") };
+            let Step::Allocation { of, offset, length, at } = step else {
+                unreachable!("all steps are of one kind")
+            };
             reached = None;
             looked = self.base(of.as_ref(), partition).pieces(
                 *offset,
@@ -148,8 +151,8 @@ impl Job {
                             return Err(None);
                         }
                         calls += 1;
-                        let told = device.allocation(from + seen, here - seen);
-                        let (run, hole) = told.map_err(Some)?;
+                        let result = device.allocation(from + seen, here - seen);
+                        let (run, hole) = result.map_err(Some)?;
                         found.push(at + done + seen, run, hole);
                         seen += run;
                     }
@@ -164,11 +167,11 @@ impl Job {
         let Err(stopped) = looked else { return Ok(()) };
         let reached = reached.expect("it stopped somewhere");
         request.answer_up_to(reached);
-        // LK1: the answer only has to begin where the request does.
+        // LK1: the answer only has to include the request's beginning.
         stopped.filter(|_| reached == request.offset).map_or(Ok(()), Err)
     }
 
-    /// Has devices read ahead, as far as that does not take long; notes how far it came.
+    /// Requests read-ahead from devices, for a limited time; notes where it stopped.
     pub(in crate::processor) fn read_ahead(
         &mut self,
         partition: &Partition,
@@ -178,7 +181,7 @@ impl Job {
         for (number, step) in steps.iter().enumerate() {
             let offset = match step {
                 Step::AheadBase { offset, .. } | Step::AheadSlots { offset, .. } => *offset,
-                _ => unreachable!("all are alike"),
+                _ => unreachable!("all steps are of one kind"),
             };
             if number > 0 && deadline.has_come() {
                 self.stopped_at = Some(offset);
@@ -195,7 +198,7 @@ impl Job {
                         Ok::<(), Errno>(())
                     })?;
                 }
-                _ => unreachable!("all are alike"),
+                _ => unreachable!("all steps are of one kind"),
             }
         }
         Ok(())

@@ -1,17 +1,18 @@
-//! Checkpoint: when a share's maps are written to a file, and what that makes unnecessary; and when its journal's next
+//! Checkpoint: when a share's maps are written to a file, and which files that replaces; and when its journal's next
 //! segment is prepared.
 //!
-//! How it works      When enough was appended to the journal since the last one, the processor clones its versions, which
-//!                   costs references, and a pool thread does the rest: it writes the file, syncs the devices and it, gives it
-//!                   its name, tells the journal what is covered, and removes what nothing needs any more.
-//!                   The manifest names it before anything is taken for covered or removed.
-//! No room           where the next segment cannot be prepared, Python gets a [`JournalFull`](Told::JournalFull) event, while
-//!                   half of the newest segment is left. Python gives up room that it keeps for this, and calls `relieve`: a
-//!                   small segment is begun, and a checkpoint makes the segments before it removable.
-//! A failed journal  after a failed sync records may be lost (J8), and so they may be if a file is gone (J11). Then the journal
-//!                   begins a new segment, and a checkpoint of everything before it is made: once that is named, nothing needs
-//!                   what was lost, and commits succeed again. Each flush, and each look for files, that finds the journal
-//!                   failed asks for that.
+//! How it works      When enough was appended to the journal since the last one, the processor clones its versions,
+//!                   which costs references, and a pool thread does the rest: it writes the file, syncs the devices and
+//!                   the file, renames it, tells the journal which records it covers, and removes files that are not
+//!                   needed any more. The manifest names it before any record counts as covered, and before any file is
+//!                   removed.
+//! No space          if the next segment cannot be prepared, Python gets a [`JournalFull`](Told::JournalFull) event,
+//!                   while half of the newest segment is left. Python frees space that it reserves for this, and calls
+//!                   `relieve`: a small segment is begun, and a checkpoint makes the segments before it removable.
+//! A failed journal  after a failed sync records may be lost (J8), and so they may be if a file is gone (J11). Then the
+//!                   journal begins a new segment, and a checkpoint of everything before it is made: when the manifest
+//!                   names that, the lost records are not needed, and commits succeed again. Each flush, and each check
+//!                   for missing files, that finds the journal failed requests that.
 //! Invariants        K1, K2 (see [`crate::change_log::checkpoint`]).
 
 use std::sync::Arc;
@@ -23,18 +24,18 @@ use crate::change_log::files::Identity;
 use crate::change_log::files::files;
 use crate::change_log::journal;
 use crate::change_log::segment::Prepared;
-use crate::engine::events::Event as Told;
 use crate::error::Errno;
+use crate::events::Event as Told;
 use crate::limits::CHECKPOINT_BYTES_MIN;
 use crate::mutants::{Bug, bug};
+use crate::processor::durable::Durable;
 use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::Epoch;
-use crate::volume::flusher::Durable;
 
-/// A checkpoint to be written.
+/// A checkpoint to write.
 pub struct Checkpoint {
     identity: Identity,
     number: u64,
@@ -43,28 +44,28 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes it, and removes what it has made unnecessary; returns its size in bytes.
+    /// Writes it, and removes the files that it replaces; returns its size in bytes.
     pub fn write(self, durable: &Durable) -> Result<u64, Errno> {
         let Checkpoint { identity, number, contents, journal } = self;
         let path = identity.checkpoint_path(number);
         let new = path.with_extension("checkpoint.new");
         let covered = contents.first_seq - 1;
         if bug(Bug::EarlyRemoval) {
-            remove_covered(&identity, number, journal.covered(covered));
+            remove_covered(&identity, number, journal.forget_covered(covered));
         }
-        // The contents are dropped before anything is waited for: blocks that change until then are copied.
+        // The contents are dropped before any wait: leaves that change until then are copied.
         let written =
             checkpoint::write(&new, &identity, number, contents).and_then(|(file, bytes, crc)| {
                 if !bug(Bug::EarlyCheckpoint) {
-                    durable.sync_devices()?; // K1: what they speak of was written before they were taken
+                    durable.sync_devices()?; // K1: the data to which they refer was written before they were cloned
                 }
                 file.sync()?;
                 checkpoint::publish(&identity, &new, &path)?;
-                durable.syncing(|| journal.named((number, crc), covered))?; // K2
+                durable.syncing(|| journal.name_checkpoint((number, crc), covered))?; // K2
                 Ok(bytes)
             });
         match written {
-            Ok(_) => remove_covered(&identity, number, journal.covered(covered)),
+            Ok(_) => remove_covered(&identity, number, journal.forget_covered(covered)),
             Err(_) => {
                 let _ = identity.system.remove(&new);
             }
@@ -96,7 +97,7 @@ impl Share {
         });
     }
 
-    /// Has a pool thread prepare the next segment, when it is time for that.
+    /// Queues the preparation of the next segment, when it is time for that.
     pub(super) fn prepare_segment(&mut self, context: &Context<'_>) {
         let asked = if self.leaving { None } else { self.journal.ask_next() };
         if let Some(asked) = asked {
@@ -119,7 +120,7 @@ impl Share {
         });
     }
 
-    /// The next segment was prepared, or could not be.
+    /// Handles the next segment, which was prepared, or could not be.
     pub fn segment_prepared(&mut self, prepared: Option<Prepared>, context: &Context<'_>) {
         let small = std::mem::take(&mut self.preparing_small);
         self.journal.prepared(prepared);
@@ -129,15 +130,15 @@ impl Share {
         }
         for (since, waiter) in std::mem::take(&mut self.relieving) {
             if small && lacks {
-                let _ = waiter.send(false); // the caller may have gone
+                let _ = waiter.send(false); // the caller may wait no longer
             } else {
                 self.relieve_since(since, waiter, context);
             }
         }
     }
 
-    /// Has a checkpoint make the journal's segments removable, and then answers whether that was done. If there is no space
-    /// for a whole segment, one that is small is begun first: the newest is never removable.
+    /// Makes the journal's segments removable by a checkpoint, and then answers whether that was done. If there is no
+    /// space for a segment of the full size, a small one is begun first: the newest is never removable.
     pub fn relieve(&mut self, answer: Sender<bool>, context: &Context<'_>) {
         self.relieve_since(context.ticks.now(), answer, context);
     }
@@ -151,21 +152,21 @@ impl Share {
         if self.journal.is_preparing() {
             self.relieving.push((since, answer));
         } else if self.journal.begin_small().is_err() {
-            let _ = answer.send(false); // the caller may have gone
+            let _ = answer.send(false); // the caller may wait no longer
         } else {
             self.checkpoint_now(answer, context);
         }
     }
 
-    /// The journal has failed: it could not be synced, or a file of it is gone.
+    /// Handles a failed journal: it could not be synced, or a file of it is gone.
     pub fn renew_journal(&mut self, context: &Context<'_>) {
-        // Where no segment can be begun, the next flush or look for files asks again.
+        // If no segment can be begun, the next flush or check for missing files requests it again.
         if self.journal.renew().is_ok() {
             self.begin_checkpoint(context);
         }
     }
 
-    /// A checkpoint of `epoch` has ended; `bytes` is its size, 0 if it failed.
+    /// Handles the end of a checkpoint of `epoch`; `bytes` is its size, 0 if it failed.
     pub fn checkpoint_done(&mut self, bytes: u64, epoch: Epoch, context: &Context<'_>) {
         self.checkpointing = false;
         if bytes > 0 {
@@ -174,28 +175,28 @@ impl Share {
         }
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
         for (_, waiter) in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
-            let _ = waiter.send(bytes > 0); // the caller may have gone
+            let _ = waiter.send(bytes > 0); // the caller may wait no longer
         }
         if !self.checkpoint_waiters[0].is_empty() {
             self.begin_checkpoint(context);
         }
     }
 
-    /// Writes a checkpoint of now, and then answers whether that was done.
+    /// Writes a checkpoint now, and then answers whether that was done.
     pub fn checkpoint_now(&mut self, answer: Sender<bool>, context: &Context<'_>) {
         let later = usize::from(self.checkpointing); // the one in flight began before
         self.checkpoint_waiters[later].push((context.ticks.now(), answer));
         self.begin_checkpoint(context);
     }
 
-    /// Answers callers that have waited for a checkpoint for too long.
+    /// Answers callers that have waited too long for a checkpoint.
     pub(super) fn end_checkpoint_waits(&mut self, ticks: &Ticks) {
         let relieving = std::iter::once(&mut self.relieving);
         for waiters in self.checkpoint_waiters.iter_mut().chain(relieving) {
             waiters.retain(|(since, answer)| {
                 let over = ticks.is_over(*since);
                 if over {
-                    let _ = answer.send(false); // the caller may have gone
+                    let _ = answer.send(false); // the caller may wait no longer
                 }
                 !over
             });
@@ -218,7 +219,7 @@ impl Share {
         }
     }
 
-    /// What a checkpoint of now holds.
+    /// The contents of a checkpoint now.
     fn contents(&self) -> Contents {
         let changed = |local: &&Local| {
             local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
@@ -232,14 +233,14 @@ impl Share {
     }
 }
 
-/// Removes what the checkpoint of this number has made unnecessary (K2): older checkpoints, and segments older
-/// than `oldest_segment`.
+/// Removes the files that the checkpoint of this number replaces (K2): older checkpoints, and segments older than
+/// `oldest_segment`.
 fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
     let old = |ending: &str, before: u64| {
         let found = files(identity, ending).unwrap_or_default();
         found.into_iter().filter(move |(number, _)| *number < before).map(|(_, path)| path)
     };
-    // What cannot be removed now is removed after the next checkpoint.
+    // Files that cannot be removed now are removed after the next checkpoint.
     for path in old(".journal", oldest_segment).chain(old(".checkpoint", number)) {
         let _ = identity.system.remove(&path);
     }

@@ -1,27 +1,27 @@
 //! Clearing: making runs of base places read as zeroes, on a pool thread.
 //!
-//! How it works      A file system holds a file's lock while it clears a range of it, for as long as the range lies in pieces: on
-//!                   ext4 up to a millisecond for each. So a range that has data is cleared a little at a time, and after a
-//!                   while a request's job stops; the rest of its part is another [piece](super::pieces). Where nothing is
-//!                   allocated one call does it all.
+//! How it works      A file system holds a file's lock while it clears a range of it; the time grows with the number of
+//!                   fragments: on ext4 up to a millisecond for each. So a range that has data is cleared a little at a
+//!                   time, and after a while a request's job stops; the rest of its part is another
+//!                   [piece](super::pieces). An unallocated range is cleared with one call.
 
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::part::Part;
 use crate::units::BLOCK_SIZE;
-use crate::volume::geometry::Partition;
 
-/// How long a job that may stop continues, nanoseconds.
+/// How long a job that may stop early continues, nanoseconds.
 const JOB_NS: u64 = 1_000_000;
 
-/// When a job has taken long enough.
+/// The time at which a job stops.
 pub(super) struct Deadline<'a> {
     partition: &'a Partition,
     until: u64,
 }
 
 impl Deadline<'_> {
-    /// For a job that begins now, on this partition.
+    /// The deadline of a job that begins now, on this partition.
     pub(super) fn of(partition: &Partition) -> Deadline<'_> {
         Deadline { partition, until: now(partition) + JOB_NS }
     }
@@ -36,8 +36,8 @@ fn now(partition: &Partition) -> u64 {
 }
 
 impl Job {
-    /// Clears runs, as far as that does not take long if it is a request's; notes how far it came. Planning has asked
-    /// only for what the devices can do; one that turns out not to is ENOTSUP, and planned around from then on.
+    /// Clears runs; a request's job does so for a limited time, and notes where it stopped. The plan contains only what
+    /// the devices support; if a device turns out not to support it, the result is ENOTSUP, and later plans avoid it.
     pub(in crate::processor) fn clear_all(
         &mut self,
         partition: &Partition,
@@ -54,7 +54,7 @@ impl Job {
             let cleared = partition.pieces(*offset, *length, |device, from, here, done| {
                 let mut cleared = 0;
                 while cleared < here {
-                    // Complete blocks, one at least: where one is cleared in part, it is cleared again.
+                    // Complete blocks, at least one: a block that was cleared in part is cleared again.
                     let at = (offset + done + cleared) / BLOCK_SIZE * BLOCK_SIZE;
                     if at > begin && deadline.as_ref().is_some_and(Deadline::has_come) {
                         stopped_at = Some(at);
@@ -84,7 +84,7 @@ impl Job {
         Ok(())
     }
 
-    /// Has the part and the job end where the job stopped.
+    /// Ends the part and the job where the job stopped.
     pub(super) fn stop_there(&mut self, part: &mut Part) {
         let Some(at) = self.stopped_at.take() else { return };
         part.cut(at as u32);

@@ -1,11 +1,11 @@
 //! Compare: what changed between a snapshot and a later one, or the live volume.
 //!
-//! How it works      A block has changed if the two maps have another place for it ([`differing`]). That never misses a
-//!                   change, whatever happened between the two, because both would read the same place now; it may name a
-//!                   block whose contents are equal. Maps are handed out as clones, so that the caller walks them
-//!                   on its own thread; for BLOCK_STATUS the processor looks at the part that is asked for, for a while: then it is answered for
-//!                   what lies before.
-//! Owner and locks   the share's processor; clones belong to who asked.
+//! How it works      A block has changed if the two maps have different places for it ([`differing`]). That never
+//!                   misses a change, whatever happened between the two, because with the same place both read the same
+//!                   data now; it may report a block whose contents are equal. The caller gets clones of maps, so that
+//!                   it walks them on its own thread; for BLOCK_STATUS the processor compares the part itself, for a
+//!                   limited time: then the answer ends there.
+//! Owner and locks   the share's processor; clones belong to the caller.
 
 use std::ops::Range;
 
@@ -15,12 +15,12 @@ use crate::block_map::tree::Map;
 use crate::block_map::versions::Versions;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
+use crate::request::{ChangedRun, Contexts};
 use crate::system::System;
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, PartitionIndex};
-use crate::volume::request::{ChangedRun, Contexts};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Epoch, LocalIndex, PartitionIndex};
 
-/// Blocks that are compared before the clock is looked at, for all snapshots together.
-const LOOKED_AT: u32 = 2048;
+/// Blocks that are compared between two reads of the clock, for all snapshots together.
+const BLOCKS_PER_CHECK: u32 = 2048;
 /// How long a BLOCK_STATUS compares, nanoseconds.
 const COMPARE_NS: u64 = 200_000;
 
@@ -35,19 +35,19 @@ pub struct Pair {
 }
 
 /// Partitions with clones of their versions, and the volume's snapshots.
-pub struct HandedOut {
+pub struct VersionsPage {
     /// The volume's snapshots.
     pub history: History,
-    /// Partitions within the volume, with their versions; none behind the last one.
+    /// Partitions within the volume, with their versions; empty after the last one.
     pub versions: Vec<(PartitionIndex, Versions)>,
 }
 
 impl Share {
-    /// Hands out partitions' versions, by their numbers on the share.
-    pub fn hand_out(&self, numbers: Range<u32>) -> HandedOut {
+    /// Clones the versions of partitions, by their numbers on the share.
+    pub fn clone_versions(&self, numbers: Range<u32>) -> VersionsPage {
         let taken = self.locals.iter().skip(numbers.start as usize).take(numbers.len());
         let versions = taken.map(|local| (local.partition, local.versions.clone())).collect();
-        HandedOut { history: self.history.clone(), versions }
+        VersionsPage { history: self.history.clone(), versions }
     }
 
     /// The volume's snapshots and rollbacks, and the epoch of the newest durable checkpoint.
@@ -60,15 +60,15 @@ impl Share {
         self.history.has(epoch)
     }
 
-    /// The maps of the partitions that have changed between two snapshots, or one and now (0); `None` if one of them
+    /// The maps of the partitions that differ between two snapshots, or a snapshot and now (0); `None` if one of them
     /// does not exist.
     pub fn pairs(&self, since: Epoch, until: Epoch) -> Option<Vec<Pair>> {
         if !self.has_snapshot(since) || (until != 0 && !self.has_snapshot(until)) {
             return None;
         }
         let pair = |(number, partition): (usize, PartitionIndex)| {
-            let (since, until) =
-                (self.map_of(number as u32, since), self.map_of(number as u32, until));
+            let local = LocalIndex(number as u32);
+            let (since, until) = (self.map_of(local, since), self.map_of(local, until));
             let same = since.same(until) && since.blocks() == until.blocks();
             (!same).then(|| Pair { partition, since: since.clone(), until: until.clone() })
         };
@@ -76,12 +76,12 @@ impl Share {
         Some(numbers.enumerate().filter_map(pair).collect())
     }
 
-    /// Tells a part's request what has changed, for each snapshot that it asks about, as far as that does not take long.
+    /// Adds the changes since each queried snapshot to a part's request, for a limited time.
     pub(super) fn find_changes(&self, part: &Part, contexts: &Contexts, system: &dyn System) {
         let request = &*part.request;
         let (start, end) = (part.offset, part.offset + part.length);
         let in_volume = |offset: u64| part.start() + (offset - u64::from(start));
-        let window = (LOOKED_AT / contexts.times() as u32).max(1) * BLOCK_SIZE as u32;
+        let window = (BLOCKS_PER_CHECK / contexts.times() as u32).max(1) * BLOCK_SIZE as u32;
         let until = system.monotonic_ns() + COMPARE_NS;
         let mut counts = vec![0; contexts.since.len()];
         let mut from = start;
@@ -104,7 +104,7 @@ impl Share {
         }
     }
 
-    /// Calls `push(from, to)` with what has changed of a range of a part, bytes in the partition.
+    /// Calls `push(from, to)` with the changed ranges of a part, bytes in the partition.
     fn find_changed(
         &self,
         part: &Part,
@@ -114,7 +114,7 @@ impl Share {
     ) {
         let (start, end) = (u64::from(range.start), u64::from(range.end));
         if !self.has_snapshot(since) {
-            return push(start, end); // nothing to compare with: all of it, for all one knows
+            return push(start, end); // the snapshot does not exist: everything counts as changed
         }
         let (first, last) = (range.start >> BLOCK_SHIFT, (range.end - 1) >> BLOCK_SHIFT);
         let (old, new) = (self.map_of(part.local, since), self.map_of(part.local, part.view));

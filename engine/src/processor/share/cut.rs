@@ -1,4 +1,4 @@
-//! Share cut: a share's part in a cut: stopping writes, advancing, and telling when the old epoch's writes have landed.
+//! Share cut: a share's part in a cut: it stops writes, advances, and answers when the old epoch's writes have ended.
 //! The protocol and its proof are in [`crate::processor::cut`].
 
 use std::sync::mpsc::Sender;
@@ -12,13 +12,13 @@ use crate::system::ticks::Ticks;
 use crate::units::Epoch;
 
 impl Share {
-    /// Stops starting writes, for a cut.
+    /// Stops the start of writes, for a cut.
     pub fn stop_writes(&mut self, context: &Context<'_>) {
         assert!(self.stopped_at.is_none(), "cuts are made one after the other");
         self.stopped_at = Some(context.system.monotonic_ns());
     }
 
-    /// Keeps a write for when the cut was made (C2).
+    /// Holds a write until the cut was made (C2).
     pub(super) fn hold(&mut self, part: Part, context: &mut Context<'_>) {
         if bug(Bug::NoHold) {
             return self.start(part, context);
@@ -26,10 +26,10 @@ impl Share {
         self.held.push(part);
     }
 
-    /// Ends the epoch and starts the writes that were held; returns how long they were, nanoseconds.
+    /// Ends the epoch and starts the writes that were held; returns how long they were held, nanoseconds.
     pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
         let ended = self.epoch;
-        self.history.take(ended);
+        self.history.add_snapshot(ended);
         self.epoch = ended + 1;
         self.named_log = log;
         self.order_logs();
@@ -43,7 +43,7 @@ impl Share {
         stall
     }
 
-    /// Appends the record of the last cut, if that could not be done yet.
+    /// Appends the record of the last cut, if that was not possible before.
     fn record_cut(&mut self) -> Result<(), Errno> {
         if let Some(instant_ns) = self.unrecorded_cut {
             self.journal.append(Entry::cut(self.epoch - 1, instant_ns))?;
@@ -52,8 +52,8 @@ impl Share {
         Ok(())
     }
 
-    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot record that the epoch
-    /// has ended, or if such a write was given up (U3), or if it takes too long.
+    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot record that the
+    /// epoch has ended, or if such a write was given up (U3), or if it takes too long.
     pub fn settle(
         &mut self,
         epoch: Epoch,
@@ -75,7 +75,7 @@ impl Share {
             let waits = out && !bug(Bug::NoSettle) && !(given_up && bug(Bug::ForgetGivenUp));
             let never = waits && (given_up || ticks.is_over(*since));
             if !waits || never {
-                // The caller may have gone.
+                // The caller may wait no longer.
                 let _ = answer.send(if never { Err(Errno::EIO) } else { recorded });
             }
             waits && !never

@@ -1,35 +1,38 @@
-//! Fast path: reads and in-place writes that need no exclusive access to the processor: several threads do them at a time.
+//! Fast path: reads and in-place writes that need no exclusive access to the processor: several threads can do them at
+//! the same time.
 //!
-//! How it works      Reads from the page cache, and writes of complete blocks that are all overwritten in place, change no
-//!                   state of a processor. A connection's reader does those of its own batch itself, with the processor
-//!                   in shared mode (as with a read lock), and leaves the rest of the batch to the thread that runs the
-//!                   processor exclusively.
-//! Invariants        FP1 nothing of the processor changes while it is shared (the queue's Q3): no cut begins, no map moves, no
-//!                      slot is freed, so what a map says of a block holds until the block was read or written;
-//!                   FP2 a part that waits, overlaps a reservation, or must wait for a cut does not take the fast path (H1, C2);
-//!                   FP3 the file system orders reads and writes of the same blocks, as any disk does: these blocks have no
-//!                      checksum and are not redirected.
+//! How it works      Reads from the page cache, and writes of complete blocks that are all overwritten in place, change
+//!                   no state of a processor. A connection's reader does those of its own batch itself, with the
+//!                   processor in shared mode (like with a read lock), and leaves the rest of the batch to the thread
+//!                   that runs the processor exclusively.
+//! Invariants        FP1 nothing of the processor changes while it is shared (the queue's Q3): no cut begins, no map
+//!                      moves, no slot is freed, so a block's entry in a map stays valid until the block was read or
+//!                      written;
+//!                   FP2 a part that waits, overlaps a reservation, or must wait for a cut does not take the fast path
+//!                       (H1, C2);
+//!                   FP3 the file system orders reads and writes of the same blocks, like any disk: these blocks have
+//!                       no checksum and are not redirected.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::Waiter;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
 use crate::processor::share::{read, write};
-use crate::volume::flusher::Waiter;
-use crate::volume::request::{Request, Sink, Verb};
+use crate::request::{Request, Sink, Verb};
 
-/// Requests that are answered, and whose replies are not sent yet.
+/// Finished requests whose replies are not sent yet.
 #[derive(Default)]
 pub(in crate::processor) struct Answered {
-    /// Almost always one for a whole batch.
+    /// Almost always the same for a whole batch.
     sink: Option<Arc<dyn Sink>>,
 }
 
 impl Answered {
-    /// Gives a request to its sink, which is kicked later.
+    /// Passes a request to its sink, which is kicked later.
     fn complete(&mut self, request: Arc<Request>) {
         if !self.sink.as_ref().is_some_and(|sink| Arc::ptr_eq(sink, request.sink())) {
             self.kick();
@@ -38,7 +41,7 @@ impl Answered {
         request.complete();
     }
 
-    /// Has the replies sent.
+    /// Sends the replies.
     pub(in crate::processor) fn kick(&self) {
         if let Some(sink) = &self.sink {
             sink.kick();
@@ -48,7 +51,7 @@ impl Answered {
 
 impl Share {
     /// Does a part on the fast path if that is possible, and returns its result; `None`: it was not done. A read that
-    /// would have to wait is marked cold.
+    /// would wait is marked cold.
     pub(in crate::processor) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
         if self.leaving || self.blocked(part, self.waiting.len()) {
             return None; // FP2
@@ -74,7 +77,7 @@ impl Share {
     }
 
     fn write_fast(&self, part: &Part) -> Option<Result<(), Errno>> {
-        let versions = &self.locals[part.local as usize].versions;
+        let versions = &self.locals[part.local.index()].versions;
         let frozen = bug(Bug::NoFreeze)
             || versions.is_frozen_before(self.epoch, self.history.retained_epochs());
         if self.direct || self.stopped_at.is_some() || !frozen {
@@ -83,7 +86,7 @@ impl Share {
         if !self.is_overwritten(part) {
             return None;
         }
-        // A part that was written incompletely is written again by the thread that runs the processor.
+        // The thread that runs the processor rewrites a part that was written incompletely.
         match self.overwrite_now(part) {
             Ok(false) => None,
             result => Some(result.map(|_| ())),

@@ -1,24 +1,25 @@
-//! In flight: the jobs that a share has handed over to threads that may block, the blocks that they reserve, and their
+//! In flight: the jobs that a share has passed to threads that may block, the blocks that they reserve, and their
 //! time-outs.
 //!
-//! How it works      A job goes out in an [`Errand`]. The thread that takes it does it, and returns it as [`Done`].
-//!                   At each tick the share checks the jobs that are out. The share takes back a job that is out for longer than a request may
-//!                   last and was not taken: it is never done, and its request ends with EIO. A job that was taken may be in
-//!                   the kernel: its request ends with EIO too, it is *given up*, but its blocks and slots stay reserved until
-//!                   it comes back.
-//! Invariants        U1 an errand is taken once: what the share took back is never begun;
-//!                   U2 a given-up write keeps its blocks and slots until it has ended, well or not: nothing of it lands over
-//!                      what is written later, or in a place that is another's. What it has written to slots is dropped;
-//!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of its
-//!                      devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not closed;
-//!                   U4 a part's request hears of it once: by who gives it up, or by who finishes it.
-//! Owner and locks   the share's processor; an errand has a lock, for the moment of taking.
+//! How it works      A job is passed on in an [`Errand`]. The thread that takes it does it, and returns it as [`Done`].
+//!                   At each tick the share checks the jobs that are out. If a job was not taken for longer than a
+//!                   request may last, the share takes it back: it is never done, and its request ends with EIO. A job
+//!                   that was taken may be in the kernel: its request ends with EIO too, it is *given up*, but its
+//!                   blocks and slots stay reserved until it returns.
+//! Invariants        U1 an errand is taken once: a job that the share took back is never begun;
+//!                   U2 a given-up write keeps its blocks and slots until it has ended, successfully or not: it never
+//!                      overwrites a later write, or a place that was reused. Its writes to slots are dropped;
+//!                   U3 while one is out, no snapshot of its epoch is complete ([`Share::settle`] fails), no sync of
+//!                      its devices succeeds (SI1 of [`crate::io::silence`]), and its volume is not closed;
+//!                   U4 a part's request gets its result once: when it is given up, or when it is finished.
+//! Owner and locks   the share's processor; an errand has a lock, held to take it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Errno;
+use crate::geometry::Partition;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::Cold;
@@ -26,25 +27,24 @@ use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, count};
+use crate::request::{Request, Verb};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::geometry::Partition;
-use crate::volume::request::{Request, Verb};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex};
 
-/// A job, and the part that it is of, unless it is work of the share's own.
+/// A job, and its part, unless it is work of the share itself.
 pub(in crate::processor) type Content = (Option<Part>, Job);
 
 /// A job that waits to be taken.
 pub(in crate::processor) struct Errand {
     content: Mutex<Option<Box<Content>>>,
-    /// When it was taken; 0: it was not.
+    /// When it was taken; 0: not yet.
     taken: AtomicU32,
     reads: bool,
 }
 
 impl Errand {
-    /// Of this job.
+    /// An errand with this job.
     pub(super) fn new(content: Content) -> Arc<Errand> {
         let reads = content.0.as_ref().is_some_and(|part| part.request.verb == Verb::Read);
         let content = Mutex::new(Some(Box::new(content)));
@@ -56,14 +56,14 @@ impl Errand {
         self.reads
     }
 
-    /// Takes it, to do it; `None`: it was taken back (U1).
+    /// Takes the job, to do it; `None`: it was taken back (U1).
     pub(in crate::processor) fn take(&self, ticks: &Ticks) -> Option<Content> {
         let content = self.content.lock().expect("no holder panics").take()?;
         self.taken.store(ticks.now(), Ordering::Relaxed);
         Some(*content)
     }
 
-    /// Puts it back, to be done another way.
+    /// Puts it back, to be done in another way.
     pub(in crate::processor) fn put_back(&self, content: Content) {
         *self.content.lock().expect("no holder panics") = Some(Box::new(content));
         self.taken.store(0, Ordering::Relaxed);
@@ -111,7 +111,7 @@ impl Devices {
         }
     }
 
-    /// Where a job of theirs waits.
+    /// The lane of a job with these devices.
     fn lane(&self, share: u32) -> Lane {
         match self.as_slice() {
             [one] => Lane::Device(one.id),
@@ -123,18 +123,18 @@ impl Devices {
 /// The blocks of a job.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
-    pub(super) local: u32,
+    pub(super) local: LocalIndex,
     pub(super) first: u32,
     pub(super) last: u32,
     pub(super) write: bool,
 }
 
-/// A job that is out.
+/// A job that was passed to another thread.
 pub(super) struct Out {
     pub(super) id: u64,
     pub(super) span: Span,
     pub(super) epoch: Epoch,
-    /// When its part came.
+    /// When its part arrived.
     since: Tick,
     errand: Arc<Errand>,
     /// The request to answer; `None`: there is none, or it was given up.
@@ -142,12 +142,13 @@ pub(super) struct Out {
     devices: Devices,
     /// The kernel has had it for longer than a request may last.
     pub(super) given_up: bool,
-    /// What it counts as of what is [behind](super::backlog); `None`: no longer, because its device is silent.
+    /// The kind under which the [backlog](super::backlog) counts it; `None`: no longer counted, because its device is
+    /// silent.
     counts: Option<Kind>,
 }
 
 impl Out {
-    /// It is given up: what it may change is in doubt until it ends (U3).
+    /// Gives it up: the state of its blocks is unknown until it ends (U3).
     fn give_up(&mut self) -> Option<Arc<Request>> {
         self.given_up = true;
         if self.span.write {
@@ -166,7 +167,7 @@ impl Out {
         self.devices.as_slice().iter().any(|device| device.silence.is_silent())
     }
 
-    /// Has its devices know, if they have been at it for long.
+    /// Reports it to its devices, if they have worked on it for too long.
     fn report(&self, ticks: &Ticks) {
         let taken = self.errand.taken.load(Ordering::Relaxed);
         if taken != 0 && ticks.is_silent(taken) {
@@ -176,7 +177,7 @@ impl Out {
     }
 }
 
-/// All that is out: of the live volume, whose blocks are reserved (I1), and of readers of snapshots.
+/// All jobs in flight: those of the live volume, whose blocks are reserved (I1), and reads of snapshots.
 #[derive(Default)]
 pub(super) struct InFlight {
     pub(super) reserved: Vec<Out>,
@@ -190,7 +191,7 @@ impl InFlight {
         self.reserved.len() + self.readers.len()
     }
 
-    /// Whether a write of this epoch or an older one is out; and whether one was given up.
+    /// Whether a write of this epoch or an older one is in flight; and whether one was given up.
     pub(super) fn writes_until(&self, epoch: Epoch) -> (bool, bool) {
         let mut found = (false, false);
         for out in self.reserved.iter().filter(|out| out.span.write && out.epoch <= epoch) {
@@ -202,7 +203,7 @@ impl InFlight {
     fn remove(&mut self, id: u64) -> Out {
         let at = self.reserved.iter().position(|out| out.id == id);
         let found = at.map(|at| self.reserved.swap_remove(at));
-        found.or_else(|| self.readers.remove(&id)).expect("what comes back was out")
+        found.or_else(|| self.readers.remove(&id)).expect("a returned job was in flight")
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Out> {
@@ -216,17 +217,17 @@ impl Job {
         let own = &self.geometry.partitions[self.partition as usize];
         let mut found = Devices::default();
         let mut base = |partition: &Partition, offset: u64, length: u64| {
-            let told = partition.pieces(offset, length, |device, _, _, _| {
+            let result = partition.pieces(offset, length, |device, _, _, _| {
                 found.add(device);
                 Ok::<(), Errno>(())
             });
-            assert!(told.is_ok(), "nothing was read");
+            assert!(result.is_ok(), "nothing was read");
         };
         let mut slots = Devices::default();
         for step in &self.steps {
             match step {
                 Step::ReadBase { of, offset, length, .. }
-                | Step::Look { of, offset, length, .. }
+                | Step::Allocation { of, offset, length, .. }
                 | Step::AheadBase { of, offset, length } => {
                     base(self.base(of.as_ref(), own), *offset, *length);
                 }
@@ -263,14 +264,14 @@ impl Job {
 }
 
 impl Share {
-    /// Whether a part must wait for a reservation, or for one of the first `among` parts that wait (H1).
+    /// Whether a part must wait for a reservation, or for one of the first `among` waiting parts (H1).
     pub(super) fn blocked(&self, part: &Part, among: usize) -> bool {
         if self.out.reserved.is_empty() || part.view != 0 {
             return false;
         }
         let (first, last) = part.blocks();
         let write = part.request.verb.is_write();
-        let hit = |local: u32, from: u32, to: u32, other_writes: bool| {
+        let hit = |local: LocalIndex, from: u32, to: u32, other_writes: bool| {
             local == part.local && from <= last && first <= to && (write || other_writes)
         };
         let reserved = |out: &Out| {
@@ -286,7 +287,7 @@ impl Share {
             })
     }
 
-    /// Hands a part's job over to threads that may wait.
+    /// Passes a part's job to threads that may wait.
     pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
         let (first, last) = part.blocks();
         let write = part.request.verb.is_write();
@@ -294,7 +295,7 @@ impl Share {
         self.send(Some(part), span, job, context);
     }
 
-    /// Hands a job over, its blocks reserved (I1); one without a part is the share's own work.
+    /// Passes a job to other threads, and reserves its blocks (I1); one without a part is work of the share itself.
     pub(super) fn send(
         &mut self,
         part: Option<Part>,
@@ -307,7 +308,7 @@ impl Share {
         let (id, epoch, now) = (self.out.next_id, self.epoch, context.ticks.now());
         let devices = job.devices();
         let lane = devices.lane(self.number);
-        // What a snapshot shows never changes, so nothing has to wait for its readers.
+        // A snapshot never changes, so nothing has to wait for its readers.
         let live = part.as_ref().is_none_or(|part| part.view == 0);
         let since = part.as_ref().map_or(now, |part| part.since);
         let bytes = part.as_ref().map_or(u32::MAX, |part| part.length);
@@ -327,7 +328,7 @@ impl Share {
         context.colds.push(Cold { share: self.number, id, lane, bytes, errand });
     }
 
-    /// Takes back a finished job.
+    /// Handles a finished job.
     pub fn done(&mut self, done: Done, context: &mut Context<'_>) {
         let Done { id, part, job, result, .. } = done;
         let out = self.out.remove(id);
@@ -349,13 +350,14 @@ impl Share {
         out.counts.into_iter().for_each(|kind| self.backlog.end(kind));
     }
 
-    /// Drops what became of a part whose request has heard already: its slots are free, and its map is as it was (U2).
+    /// Drops the result of a part whose request was already answered: its slots are freed, and the map is unchanged
+    /// (U2).
     fn end_unheard(&mut self, part: &Part, mut job: Job, epoch: Epoch) {
         job.request = None;
         let _ = self.settle_changes(part.local, epoch, &job.changes, Err(Errno::EIO));
     }
 
-    /// Ends what has lasted for too long, and says which devices do not answer.
+    /// Ends jobs that have lasted too long, and reports devices that do not answer.
     pub fn tick(&mut self, context: &mut Context<'_>) {
         let ticks = context.ticks;
         let mut over = Vec::new();
@@ -377,7 +379,7 @@ impl Share {
         self.resume_waiting(context);
     }
 
-    /// Takes one back, or gives it up.
+    /// Takes a job back, or gives it up.
     fn end_overdue(&mut self, id: u64, context: &mut Context<'_>) {
         let mut all = self.out.all();
         let out = all.find(|out| out.id == id).expect("it was there");
@@ -389,7 +391,7 @@ impl Share {
             self.came_back(&out);
             let (epoch, given_up) = (out.epoch, out.given_up);
             drop(out);
-            let part = part.expect("the share's own work is not taken back");
+            let part = part.expect("work of the share itself is not taken back");
             self.end_unheard(&part, job, epoch);
             if !given_up {
                 self.end_now(part, Err(Errno::EIO), context);
@@ -406,10 +408,10 @@ impl Share {
         }
     }
 
-    /// Ends parts that have waited too long, for others or for slots.
+    /// Ends parts that have waited too long for others or for slots.
     fn end_waiting(&mut self, context: &mut Context<'_>) {
         let ticks = context.ticks;
-        let mut over = self.backlog.take_late(ticks);
+        let mut over = self.backlog.take_overdue(ticks);
         let mut index = 0;
         while index < self.waiting.len() {
             if ticks.is_over(self.waiting[index].since) {
@@ -418,7 +420,8 @@ impl Share {
                 index += 1;
             }
         }
-        // One that waits for slots alone may: space may be freed just now. Not if a device keeps them.
+        // A part that waits only for slots may continue to wait: space may be freed soon. Not if a device that does not
+        // answer keeps them.
         if !self.without_space.is_empty() && self.is_silent() {
             let parts = std::mem::take(&mut self.without_space);
             let (late, rest): (Vec<_>, _) =
@@ -438,7 +441,7 @@ impl Share {
         devices.any(|device| device.silence.is_silent())
     }
 
-    /// Whether a tick has something to look at.
+    /// Whether a tick has something to check.
     pub fn watches(&self) -> bool {
         self.out.len() > 0
             || !self.waiting.is_empty()

@@ -1,15 +1,15 @@
-//! Share: what one processor has of one volume: its partitions' versions, its journal, its share of slots.
+//! Share: one processor's part of one volume: its partitions' versions, its journal, its slots.
 //!
-//! How it works      Parts come in; one that surely does not block is done at once, the others are handed to other threads
-//!                   with their blocks reserved, and come back ([`in_flight`]). A part that overlaps a
-//!                   reservation, or a part that waits for one, waits too. How many are handed over, or wait, is
-//!                   [bounded](backlog), and long requests are done in [pieces](pieces).
+//! How it works      A part that certainly does not block is done at once; the others are passed to other threads with
+//!                   their blocks reserved, and return ([`in_flight`]). A part that overlaps a reservation, or a part
+//!                   that waits for one, waits too. The number of parts in flight, or waiting, is [bounded](backlog),
+//!                   and long requests are done in [pieces](pieces).
 //! Invariants        H1 two parts of the live volume that overlap, one of them a write, are never in flight together,
 //!                      except on the [`fast_path`];
-//!                   H2 a part is in exactly one state: in flight, waiting, in the backlog, held for a cut, without space,
-//!                      among those that the processor serves later, or ended. A share that is leaving adds none;
+//!                   H2 a part is in exactly one state: in flight, waiting, in the backlog, held for a cut, without
+//!                      space, in the processor's lanes, or ended. A share that is leaving adds none;
 //!                   H3 `epoch` is above all of `history`.
-//! Owner and locks   its processor, alone.
+//! Owner and locks   only its processor.
 
 mod apply;
 mod backlog;
@@ -42,7 +42,11 @@ use crate::change_log::journal::Journal;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::geometry::Geometry;
+use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::origin::Origin;
 use crate::processor::cold::Cold;
+use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::messages::Ended;
 use crate::processor::part::Part;
@@ -52,17 +56,13 @@ use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
 use crate::processor::share::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
+use crate::request::{Request, Sink, Verb};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::Epoch;
-use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::flusher::{Flusher, Waiter};
-use crate::volume::geometry::Geometry;
-use crate::volume::origin::Origin;
-use crate::volume::request::{Request, Sink, Verb};
 
-/// Pending-free slots at which the share asks for a sync by itself, if they are also more than an eighth of the free slots:
+/// Pending-free slots at which the share requests a sync, if they are also more than an eighth of the free slots:
 /// 256 MiB. Their freeing is not durable yet.
 const PENDING_FREE_SLOTS_MAX: u64 = 65_536;
 
@@ -95,32 +95,32 @@ pub struct Local {
     pub moved_back: u64,
 }
 
-/// What shares need of their processor.
+/// What shares use of their processor.
 pub struct Context<'a> {
     /// The processor's queue.
     pub queue: &'a Arc<Queue>,
-    /// The clock, among other things.
+    /// The system, for its clock.
     pub system: &'a dyn System,
     /// Threads that may block.
     pub pool: &'a Pool,
-    /// Threads that write checkpoints: they may take seconds, and hosts wait for the others.
+    /// Threads that write checkpoints, which may take seconds; hosts wait for the other pool.
     pub checkpoints: &'a Pool,
     /// The clock of time-outs.
     pub ticks: &'a Ticks,
-    /// Sinks that were given something since the last kick.
+    /// Sinks that received something since the last kick.
     pub sinks: &'a mut Vec<Arc<dyn Sink>>,
-    /// Jobs handed over.
+    /// Number of jobs passed to other threads.
     pub slow_ios: &'a mut u64,
-    /// What is handed over when the batch is over.
+    /// Blocking I/O to start at the end of the batch.
     pub colds: &'a mut Vec<Cold>,
-    /// Parts that are to be taken when it is their turn.
+    /// Parts that wait for their turn.
     pub later: &'a mut Lanes<Part>,
-    /// Some share has more to do as soon as others have had their turn.
+    /// A share has more work after others have had their turn.
     pub again: &'a mut bool,
 }
 
 impl Context<'_> {
-    /// Gives a request to its sink, which is kicked at the end of the batch.
+    /// Passes a request to its sink, which is kicked at the end of the batch.
     pub fn complete(&mut self, request: Arc<Request>) {
         if !self.sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {
             self.sinks.push(Arc::clone(request.sink()));
@@ -135,13 +135,13 @@ pub struct ShareConfig {
     pub number: u32,
     /// The volume's shape.
     pub geometry: Arc<Geometry>,
-    /// What the volume was made from, if it is a clone.
+    /// The volume's origin, if it is a clone.
     pub origin: Option<Arc<Origin>>,
     /// The volume's change logs.
     pub space: Arc<Space>,
     /// The queue of shares without free slots.
     pub space_waiters: Arc<SpaceWaiters>,
-    /// Where Python hears of a journal that has no space.
+    /// Destination of the event of a journal without space.
     pub ask: Ask,
     /// The volume's flusher.
     pub flusher: Arc<Flusher>,
@@ -157,13 +157,13 @@ pub struct ShareConfig {
     pub slots: Slots,
     /// The epoch of new writes.
     pub epoch: Epoch,
-    /// The epoch of the checkpoint that it was read back from; 0: there was none.
+    /// The epoch of the checkpoint that recovery read; 0: there was none.
     pub checkpoint_epoch: Epoch,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
-    /// Logs for redirected writes where the newest snapshot names none.
+    /// Logs for redirected writes if the newest snapshot names none.
     pub default_logs: Vec<u16>,
-    /// Which of the volume's shares it is.
+    /// Its index among the volume's shares.
     pub ordinal: usize,
     /// The log that the newest snapshot names.
     pub named_log: Option<u16>,
@@ -177,9 +177,9 @@ pub struct Share {
     space: Arc<Space>,
     space_waiters: Arc<SpaceWaiters>,
     ask: Ask,
-    /// Where slots are taken from, in the order to try.
+    /// The logs of new slots, in the order to try.
     log_order: Vec<Arc<Log>>,
-    /// How many of the first of them are as good as each other.
+    /// How many of the first logs have equal priority.
     equal_priority_logs: usize,
     slot_retry: SlotRetry,
     flusher: Arc<Flusher>,
@@ -193,7 +193,7 @@ pub struct Share {
     default_logs: Vec<u16>,
     ordinal: usize,
     named_log: Option<u16>,
-    /// What was handed over.
+    /// Jobs in flight.
     out: InFlight,
     waiting: VecDeque<Part>,
     backlog: Backlog,
@@ -201,43 +201,43 @@ pub struct Share {
     without_space: Vec<Part>,
     /// When it stopped for a cut, as [`System::monotonic_ns`] counts.
     stopped_at: Option<u64>,
-    /// Waiters for the writes of an epoch, and since when.
+    /// Waiters for the writes of an epoch, and when they began to wait.
     settling: Vec<(Epoch, Tick, Sender<Ended>)>,
     /// The instant of the last cut, if its record could not be appended yet.
     unrecorded_cut: Option<u64>,
-    /// The epoch of the newest checkpoint that is named and durable; 0: there is none.
+    /// The epoch of the newest checkpoint that the manifest names; 0: there is none.
     checkpoint_epoch: Epoch,
     freed_bases: VecDeque<FreedBase>,
     dropped: Vec<Dropped>,
-    /// Waiting slots that the space knows of.
-    counted_waiting: u64,
+    /// Pending-free slots that the space has counted.
+    counted_pending_free: u64,
     punching: bool,
     leaving: bool,
     release_asked: bool,
-    /// The last sync that was asked for failed: none is asked for but by a part that needs it.
+    /// The last requested sync failed: another one is requested only for a part that needs it.
     release_failed: bool,
-    /// Empty chunks that a pool thread is giving back to their logs.
+    /// Empty chunks that a pool thread is returning to their logs.
     returning: u64,
     checkpointing: bool,
-    /// Waiters for the checkpoint that is being written, and for the one after it.
+    /// Waiters for the checkpoint in progress, and for the one after it.
     checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     checkpoint_bytes: u64,
     /// Waiters for journal segments to become removable.
     relieving: Vec<(Tick, Sender<bool>)>,
-    /// The segment that is being prepared may be a small one.
+    /// The segment in preparation may be a small one.
     preparing_small: bool,
-    /// Writing past the page cache to one of its devices waits for the disk: nobody but the pool's threads does.
+    /// One of its devices uses O_DIRECT: a write waits for the disk, so only the pool's threads make it.
     direct: bool,
     /// No call on any of its devices ever waits: they are in memory.
     inline: bool,
-    /// All of its devices can tell whether a write in place would wait.
+    /// All of its devices support writes that do not wait.
     writes_now: bool,
-    /// Room for checksums of what is being written.
+    /// Buffer for the checksums of a write.
     sums: Vec<u32>,
 }
 
 impl Share {
-    /// Puts a share together.
+    /// Makes a share.
     pub fn new(config: ShareConfig) -> Share {
         let newest = config.history.retained_epochs().last();
         let left = config.history.rollbacks().last().map(|rollback| &rollback.at);
@@ -274,7 +274,7 @@ impl Share {
             checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
-            counted_waiting: 0,
+            counted_pending_free: 0,
             release_asked: false,
             release_failed: false,
             returning: 0,
@@ -291,22 +291,23 @@ impl Share {
             sums: Vec::new(),
         };
         share.order_logs();
-        share.look_at_devices();
-        share.count_waiting();
+        share.refresh_devices();
+        share.publish_pending_free();
         share
     }
 
-    /// The volume has one more log.
+    /// Adds a log of the volume.
     pub fn log_added(&mut self, number: u16, default: bool) {
         if default {
             self.default_logs.push(number);
         }
         self.order_logs();
-        self.look_at_devices();
+        self.refresh_devices();
     }
 
-    /// Its volume has other devices than before. They may be many: a cut, which sorts the logs again, does not wait for this.
-    fn look_at_devices(&mut self) {
+    /// Updates what depends on the volume's devices. They may be many, so a cut, which sorts the logs again, does not
+    /// do this.
+    fn refresh_devices(&mut self) {
         let logs = self.space.logs();
         let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.direct = all().any(|device| device.mode.direct);
@@ -314,7 +315,7 @@ impl Share {
         self.writes_now = self.inline || all().all(|device| device.can_write_nowait());
     }
 
-    /// Takes a part that has just come, or whose turn it is.
+    /// Takes a part that has just arrived, or whose turn it is.
     pub fn take(&mut self, mut part: Part, context: &mut Context<'_>) {
         if part.since == 0 {
             part.since = context.ticks.now();
@@ -336,7 +337,7 @@ impl Share {
         }
     }
 
-    /// Has a part taken when it is its turn.
+    /// Queues a part until its turn.
     fn take_later(&mut self, part: Part, context: &mut Context<'_>) {
         if self.leaving {
             self.end_now(part, Err(Errno::ESHUTDOWN), context);
@@ -346,7 +347,7 @@ impl Share {
     }
 
     fn start(&mut self, part: Part, context: &mut Context<'_>) {
-        debug_assert!(part.length > 0 && (part.local as usize) < self.locals.len());
+        debug_assert!(part.length > 0 && part.local.index() < self.locals.len());
         match part.request.verb {
             Verb::Read => self.read(part, context),
             Verb::Write => self.write(part, context),
@@ -369,7 +370,7 @@ impl Share {
         }
     }
 
-    /// Ends a part, whatever is left of it; the last one ends its request.
+    /// Ends a part, even if a rest of it is left; the last one ends its request.
     fn end_now(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
         let request = part.request;
         match request.verb {
@@ -394,10 +395,11 @@ impl Share {
         }
     }
 
-    /// Maintenance: releases slots, punches base places, prepares a segment, writes a checkpoint, when they are due.
+    /// Background work: releases slots, punches base places, prepares a segment, writes a checkpoint, when they are
+    /// due.
     pub fn background_work(&mut self, context: &mut Context<'_>) {
-        self.let_in(context);
-        let waiting = self.slots.waiting();
+        self.admit(context);
+        let waiting = self.slots.pending_free();
         let many = waiting > PENDING_FREE_SLOTS_MAX && waiting > self.space.free() / 8;
         if many && !self.release_failed {
             self.ask_release(context);
@@ -407,12 +409,13 @@ impl Share {
         self.checkpoint_if_due(context);
     }
 
-    /// How many partitions it has.
+    /// Number of its partitions.
     pub fn partitions(&self) -> usize {
         self.locals.len()
     }
 
-    /// Takes no more parts: the volume is being closed. Parts that wait for slots, or are in the backlog, end.
+    /// Refuses parts from now on, because the volume is being closed. Parts that wait for slots, or are in the backlog,
+    /// end.
     pub fn refuse_parts(&mut self, context: &mut Context<'_>) {
         self.leaving = true;
         self.refuse_backlog(context);

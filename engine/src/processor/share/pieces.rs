@@ -1,23 +1,22 @@
-//! Pieces: requests without data, which may be about gigabytes, are done piece by piece.
+//! Pieces: requests without data, whose range may be gigabytes, are done piece by piece.
 //!
-//! How it works      A TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS has one part on each processor that owns partitions of its
-//!                   range, however many those are. The part is about one partition at a time, and of that about
-//!                   as much as is done in one go: the thread that does it makes the part shorter ([`Part::cut`]), and what it cuts off is
-//!                   its `rest`. When a piece has ended well, the next one takes its turn among the parts of other
-//!                   connections. So the work between two looks at what others want is bounded, and so is what a request
-//!                   takes of memory.
-//! Invariants        W1 a piece that has ended is followed by what comes next in the request's range on this share, until
-//!                      that is all, one has failed, the request was answered in part, or nothing waits for the answer;
-//!                   W2 only the piece at hand is reserved, waits or is held: a cut may come between two pieces, as between
-//!                      two parts, since the request is not answered yet.
+//! How it works      A TRIM, WRITE_ZEROES, CACHE or BLOCK_STATUS has one part on each processor that owns partitions of
+//!                   its range. The part covers one partition at a time, and as much of it as is done at once: the
+//!                   thread that does it makes the part shorter ([`Part::cut`]), and the range cut off is its `rest`.
+//!                   After a successful piece, the next one waits for its turn among the parts of other connections. So
+//!                   the work between two turns of others is bounded, and so is the memory of a request.
+//! Invariants        W1 after a piece the next range of the request on this share follows, until the range ends, a
+//!                   piece has failed, the request was answered in part, or its answer is no longer needed;
+//!                   W2 only the current piece is reserved, waits or is held: a cut may come between two pieces, like
+//!                      between two parts, because the request is not answered yet.
 //! Owner and locks   the share's processor.
 
 use crate::processor::part::Part;
 use crate::processor::share::Share;
-use crate::volume::request::Verb;
+use crate::request::Verb;
 
 impl Share {
-    /// What comes after a piece that has ended well; `None`: that was all.
+    /// The next piece after a successful one; `None`: there is none.
     pub(super) fn next_piece(&self, part: &Part) -> Option<Part> {
         if matches!(part.request.verb, Verb::Read | Verb::Write) {
             return None;
@@ -50,7 +49,7 @@ impl Share {
         let Self { geometry, locals, .. } = self;
         let shift = geometry.partition_shift;
         let (start, end) = (part.request.offset, part.request.offset + part.request.length);
-        let this = locals[part.local as usize].partition;
+        let this = locals[part.local.index()].partition;
         let processor = geometry.partitions[this as usize].processor;
         let last = ((end - 1) >> shift) as u32;
         let next = (this + 1..=last)

@@ -1,25 +1,25 @@
 //! Read: a part of READ, of the live volume or of a snapshot.
 //!
-//! How it works      What the page cache has is read at once, straight into the request's buffer; if any of the
-//!                   part would block, a ring or a pool thread reads the part ([`cold`](crate::processor::cold)). Slots are checked against their checksums.
+//! How it works      Data in the page cache is read at once, directly into the request's buffer; if any of the part
+//!                   would block, a ring or a pool thread reads the part ([`cold`](crate::processor::cold)). Slots are
+//!                   checked against their checksums.
 
 use std::sync::Arc;
 
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
-use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
+use crate::geometry::Partition;
+use crate::geometry::origin::{Origin, resolve};
 use crate::processor::io_job::{Job, Spot, Step, read_slots};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
 use crate::processor::share::{Context, Share, count};
-use crate::units::{BLOCK_SIZE, Epoch};
-use crate::volume::geometry::Partition;
-use crate::volume::origin::{Origin, resolve};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex};
 
-/// Longer parts are read by a pool thread: the processor has others to serve.
+/// A pool thread reads longer parts: the processor has other requests to serve.
 pub(in crate::processor) const INLINE_BYTES_MAX: u32 = 256 << 10;
 
 impl Share {
@@ -45,18 +45,18 @@ impl Share {
         self.hand_over(part, job, context);
     }
 
-    /// The map that a part looks into.
-    pub(super) fn map_of(&self, local: u32, view: Epoch) -> &Map {
-        let versions = &self.locals[local as usize].versions;
+    /// The map of a part's view.
+    pub(super) fn map_of(&self, local: LocalIndex, view: Epoch) -> &Map {
+        let versions = &self.locals[local.index()].versions;
         if view == 0 { &versions.live } else { versions.at(view).0 }
     }
 
-    /// Reads what needs no waiting; `false` if some of it does.
+    /// Reads without waiting; `false` if some of the part would wait.
     pub(super) fn read_now(&self, part: &Part) -> Result<bool, Errno> {
-        let number = self.locals[part.local as usize].partition;
+        let number = self.locals[part.local.index()].partition;
         let mut cached = true;
         self.for_each_run(part, |of, found, offset, length, at| {
-            // SAFETY: B3: the part holds its range of the request's buffer alone.
+            // SAFETY: B3: only this part accesses its range of the request's buffer.
             let out = unsafe { part.request.data.part_mut(at, length) };
             if found.place == Place::BASE {
                 self.base(of, number).pieces(
@@ -114,14 +114,15 @@ impl Share {
     }
 
     /// Calls `f(of, run, offset in the partition, length, offset in the request)` for each run that a part touches,
-    /// as long as it says so; `of`: the origin that has it, if it is not the volume itself. A run of slots never leaves its chunk.
+    /// until it returns false; `of`: the origin that has it, if it is not the volume itself. A run of slots never
+    /// leaves its chunk.
     pub(super) fn for_each_run(
         &self,
         part: &Part,
         mut f: impl FnMut(Option<&Arc<Origin>>, Found<'_>, u64, usize, usize) -> Result<bool, Errno>,
     ) -> Result<(), Errno> {
         let map = self.map_of(part.local, part.view);
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let (first, last) = part.blocks();
         let end = u64::from(part.offset) + u64::from(part.length);
         let mut block = first;
@@ -140,12 +141,12 @@ impl Share {
         Ok(())
     }
 
-    /// Where a slot is, of the volume or of an origin.
+    /// The spot of a slot of the volume or of an origin.
     pub(super) fn spot(&self, of: Option<&Arc<Origin>>, place: Place) -> Spot {
         spot_in(of.map_or(&self.space, |origin| &origin.space), place)
     }
 
-    /// Where the base places of a partition are, of the volume or of an origin.
+    /// The base places of a partition of the volume or of an origin.
     pub(super) fn base<'a>(&'a self, of: Option<&'a Arc<Origin>>, number: u32) -> &'a Partition {
         &of.map_or(&self.geometry, |origin| &origin.geometry).partitions[number as usize]
     }
@@ -156,8 +157,7 @@ fn within_chunk(found: Found<'_>) -> Found<'_> {
     if !found.place.is_slot() {
         return found;
     }
-    let left = (CHUNK_SLOTS - found.place.slot_number() % CHUNK_SLOTS) as u32;
-    let count = found.count.min(left);
+    let count = found.count.min(found.place.slot_number().left_in_chunk());
     Found { count, checksums: &found.checksums[..count as usize], ..found }
 }
 

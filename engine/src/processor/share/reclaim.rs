@@ -1,11 +1,11 @@
 //! Reclaim: space reclamation (garbage collection): how places that no version sees become usable again.
 //!
-//! How it works      A change frees slots, dropping a snapshot frees slots and base places. All wait until what freed
-//!                   them is durable (J4): then slots are handed out again, and empty chunks and base places are punched
-//!                   out of their devices. A part without a free slot [waits](crate::processor::space_waiters) for slots whose
-//!                   freeing is not durable yet.
-//! Invariants        T1 a base place is punched only while it is reserved as a write would reserve it, and only if
-//!                   no version sees it then, nor did since the last durable record.
+//! How it works      A change frees slots, dropping a snapshot frees slots and base places. All are reusable only when
+//!                   the freeing is durable (J4): then slots can be allocated again, and empty chunks and base places
+//!                   are punched out of their devices. A part without a free slot
+//!                   [waits](crate::processor::space_waiters) for slots whose freeing is not durable yet.
+//! Invariants        T1 a base place is punched only while it is reserved as for a write, and only if no version sees
+//!                   it at that time, or has seen it since the last durable record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::block_map::place::Place;
 use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
+use crate::processor::flusher::Waiter;
 use crate::processor::io_job::{Job, Step};
 use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
@@ -22,75 +23,74 @@ use crate::processor::share::in_flight::Span;
 use crate::processor::share::{Context, Local, Share};
 use crate::processor::space_waiters::Verdict;
 use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch};
-use crate::volume::flusher::Waiter;
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, LocalIndex};
 
 /// Runs of freed base places that are punched by one job.
 const PUNCH_RUNS_MAX: usize = 16;
-/// Blocks that one such job reserves, at most, counted to its last run's start.
+/// Upper bound of blocks that one such job reserves, up to the start of its last run.
 const PUNCH_SPAN_BLOCKS: u32 = 1024;
 
-/// Runs of slots that are made usable again in one go.
+/// Runs of slots that one turn frees.
 const RELEASE_RUNS_MAX: usize = 2048;
-/// Batches of freed base places that are looked at in one go.
+/// Batches of freed base places that one turn checks.
 const LOOKS_MAX: usize = 64;
 
-/// How long a snapshot is dropped on before others have their turn, nanoseconds.
+/// How long one turn of dropping a snapshot takes, nanoseconds.
 const DROP_NS_MAX: u64 = 1_000_000;
 
-/// Snapshots that are being dropped, one after the other, partition by partition.
+/// Snapshots being dropped, one after the other, partition by partition.
 pub struct Dropping {
-    /// Those that are left, in reverse.
+    /// The remaining ones, in reverse.
     epochs: Vec<Epoch>,
-    next_local: u32,
+    next_local: LocalIndex,
     freed_blocks: u64,
-    /// The caller waits until what is freed can be used again.
+    /// The caller waits until the freed places can be reused.
     waits: bool,
     answer: Sender<u64>,
 }
 
-/// Snapshots that were dropped: the caller is answered when what they held can be used again.
+/// Dropped snapshots: the caller is answered when their places can be reused.
 pub(super) struct Dropped {
     seq: u64,
     bytes: u64,
     answer: Sender<u64>,
 }
 
-/// Base places that no version sees any more, to be punched when that is durable.
+/// Base places that no version sees any more, to be punched when the freeing is durable.
 pub(super) struct FreedBase {
     pub(super) seq: u64,
-    pub(super) local: u32,
+    pub(super) local: LocalIndex,
     pub(super) first: u32,
     pub(super) count: u32,
 }
 
 impl Share {
-    /// Tells the others how many slots wait here, and has the next flush release them.
-    pub(super) fn count_waiting(&mut self) {
-        let now = self.slots.waiting();
-        if now != self.counted_waiting {
-            self.space.count_waiting(self.counted_waiting, now);
-            self.counted_waiting = now;
+    /// Publishes how many slots are pending here, and makes the next flush release them.
+    pub(super) fn publish_pending_free(&mut self) {
+        let now = self.slots.pending_free();
+        if now != self.counted_pending_free {
+            self.space.count_pending_free(self.counted_pending_free, now);
+            self.counted_pending_free = now;
         }
         if now > 0 {
             self.journal.shared().expect_commit();
         }
     }
 
-    /// Gives back slots that no record speaks of.
-    pub(super) fn give_back_unrecorded(&mut self, place: Place, count: u32) {
-        self.slots.give_now(place, count, &mut Vec::new());
-        self.space.give(u64::from(count));
+    /// Frees slots to which no record refers.
+    pub(super) fn free_unrecorded(&mut self, place: Place, count: u32) {
+        self.slots.free_now(place, count, &mut Vec::new());
+        self.space.add_free(u64::from(count));
     }
 
-    /// Keeps a part that wants so many slots for when there are, or ends it. Slots that wait for a sync here or at
+    /// Keeps a part that needs `wanted` slots until there are enough, or ends it. Slots that are pending here or at
     /// another processor are released after the same flush, perhaps a little later: then the part waits again.
     pub(super) fn wait_for_space(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
         match self.space_waiters.wait_or_refuse(&self.space, wanted, context.queue, self.number) {
             Verdict::Wait => self.without_space.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
-        if self.space.waiting() > 0 {
+        if self.space.pending_free() > 0 {
             self.ask_release(context);
         }
     }
@@ -103,7 +103,7 @@ impl Share {
         }
     }
 
-    /// Makes places usable again that a sync has made safe to use.
+    /// Releases places after a sync.
     pub fn release(&mut self, result: Result<(), Errno>, context: &mut Context<'_>) {
         self.release_asked = false;
         self.release_failed = result.is_err();
@@ -112,7 +112,7 @@ impl Share {
                 self.end(part, Err(errno), context);
             }
             for dropped in self.dropped.drain(..) {
-                // It is dropped; its places are used again after the next flush that succeeds.
+                // It is dropped; its places are reused after the next successful flush.
                 let _ = dropped.answer.send(dropped.bytes);
             }
             return;
@@ -120,14 +120,14 @@ impl Share {
         self.release_more(context);
     }
 
-    /// Makes some of the places usable again that a sync has made safe to use; the rest when others have had their turn.
+    /// Releases some of the places after a sync; the rest after others have had their turn.
     pub fn release_more(&mut self, context: &mut Context<'_>) {
         let shared = self.journal.shared();
         let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
-        self.space.give(released);
-        self.count_waiting(); // SP2: after they are free
+        self.space.add_free(released);
+        self.publish_pending_free(); // SP2: after they are free
         self.punch_chunks(empty, context);
         if self.slots.can_release(committed) {
             let control = Control::ReleaseMore(self.number);
@@ -142,12 +142,12 @@ impl Share {
         self.retry_without_space(context);
     }
 
-    /// Answers callers that have dropped snapshots, if what was freed up to record `committed` can be used again.
+    /// Answers callers that have dropped snapshots, if the places freed up to record `committed` can be reused.
     fn answer_dropped(&mut self, committed: u64, context: &Context<'_>) {
         self.dropped.retain(|dropped| {
             let done = dropped.seq <= committed;
             if done {
-                // The caller may have gone.
+                // The caller may wait no longer.
                 let _ = dropped.answer.send(dropped.bytes);
             }
             !done
@@ -157,7 +157,7 @@ impl Share {
         }
     }
 
-    /// Has a pool thread punch empty chunks out of their devices, if nothing waits for slots.
+    /// Queues the punching of empty chunks out of their devices, if nothing waits for slots.
     fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
         let retired = self.space_waiters.retire(&self.space, empty);
         if retired.is_empty() {
@@ -184,20 +184,20 @@ impl Share {
         }
     }
 
-    /// A pool thread is done with so many chunks.
+    /// Notes that a pool thread has punched so many chunks.
     pub fn chunks_returned(&mut self, chunks: u64) {
         self.returning -= chunks;
     }
 
-    /// Parts that found too few slots try again.
+    /// Retries parts that found too few slots.
     pub fn retry_without_space(&mut self, context: &mut Context<'_>) {
         for part in std::mem::take(&mut self.without_space) {
             self.take_later(part, context);
         }
     }
 
-    /// Punches some of the base places that no version sees (J4), reserved as a write of theirs would be. One
-    /// batch at a time: its end brings the next.
+    /// Punches some of the base places that no version sees (J4), reserved as for a write. One batch at a time: its end
+    /// starts the next.
     pub(super) fn punch_freed_bases(&mut self, context: &mut Context<'_>) {
         for look in 0.. {
             if look == LOOKS_MAX {
@@ -210,7 +210,7 @@ impl Share {
             }
             let job = Job {
                 geometry: Arc::clone(&self.geometry),
-                partition: self.locals[local as usize].partition,
+                partition: self.locals[local.index()].partition,
                 request: None,
                 steps,
                 changes: Vec::new(),
@@ -224,9 +224,9 @@ impl Share {
         }
     }
 
-    /// The next freed base places of one partition, and their range: partition, first, last, how they are punched.
-    /// `None` if there are none, or they have to wait.
-    fn take_freed_bases(&mut self) -> Option<(u32, u32, u32, Vec<Step>)> {
+    /// The next freed base places of one partition: partition, first and last block, steps to punch them. `None` if
+    /// there are none, or they have to wait.
+    fn take_freed_bases(&mut self) -> Option<(LocalIndex, u32, u32, Vec<Step>)> {
         let shared = self.journal.shared();
         let committed = if bug(Bug::EarlyPunch) { shared.appended() } else { shared.committed() };
         let front = self.freed_bases.front()?;
@@ -245,20 +245,20 @@ impl Share {
             |other: &Span| other.local == local && other.first <= last && first <= other.last;
         let busy = self.out.reserved.iter().any(|out| overlaps(&out.span));
         if busy {
-            return None; // when that is done, this is tried again
+            return None; // it is retried when that is done
         }
         let mut steps = Vec::new();
         let can_punch = self.can_punch(local);
         let drained: Vec<FreedBase> = self.freed_bases.drain(..batch).collect();
         for freed in drained {
-            let Local { versions, moved_back, .. } = &self.locals[local as usize];
+            let Local { versions, moved_back, .. } = &self.locals[local.index()];
             if *moved_back > freed.seq && versions.live.write_seq > committed {
-                // It may have been seen again and freed again, which is not durable.
+                // A version may have seen it again and freed it again, which is not durable.
                 let seq = versions.live.write_seq;
                 self.freed_bases.push_back(FreedBase { seq, ..freed });
                 continue;
             }
-            // Written again meanwhile: the space is in use.
+            // It was written again: the space is in use.
             if can_punch && !versions.sees_base(freed.first, freed.count) {
                 steps.push(Step::Clear {
                     offset: u64::from(freed.first) * BLOCK_SIZE,
@@ -270,24 +270,30 @@ impl Share {
         Some((local, first, last, steps))
     }
 
-    /// Begins to drop snapshots, and what only the rollback at an epoch has kept, if one is named: then the answer does not
-    /// wait for a sync.
+    /// Begins to drop snapshots, and what only the rollback at an epoch has retained, if one is given: then the answer
+    /// does not wait for a sync.
     pub fn begin_drop(
         &mut self,
         mut epochs: Vec<Epoch>,
         rollback: Option<Epoch>,
         answer: Sender<u64>,
     ) -> Dropping {
-        self.history.forget(&epochs);
+        self.history.remove_snapshots(&epochs);
         if let Some(at) = rollback {
-            epochs.extend(self.history.forget_rollback(at)); // what only it has kept
+            epochs.extend(self.history.forget_rollback(at)); // what only it has retained
         }
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
-        Dropping { epochs, next_local: 0, freed_blocks: 0, waits: rollback.is_none(), answer }
+        Dropping {
+            epochs,
+            next_local: LocalIndex(0),
+            freed_blocks: 0,
+            waits: rollback.is_none(),
+            answer,
+        }
     }
 
-    /// Drops on for about a millisecond; gives back what is left to do.
+    /// Continues a drop for about a millisecond; returns the rest.
     pub fn drop_more(
         &mut self,
         mut dropping: Dropping,
@@ -296,17 +302,17 @@ impl Share {
         let began = context.system.monotonic_ns();
         let seq = self.journal.shared().appended();
         while let Some(epoch) = dropping.epochs.last().copied() {
-            if dropping.next_local as usize == self.locals.len() {
+            if dropping.next_local.index() == self.locals.len() {
                 dropping.epochs.pop();
-                dropping.next_local = 0;
+                dropping.next_local = LocalIndex(0);
                 continue;
             }
             if context.system.monotonic_ns() - began > DROP_NS_MAX {
                 return Some(dropping);
             }
             let number = dropping.next_local;
-            dropping.next_local += 1;
-            let local = &mut self.locals[number as usize];
+            dropping.next_local.0 += 1;
+            let local = &mut self.locals[number.index()];
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             let (freed_blocks, has_base) = (&mut dropping.freed_blocks, self.origin.is_none());
             local.versions.forget(epoch, &self.history, |first, count, place| {
@@ -314,19 +320,19 @@ impl Share {
                     *freed_blocks += u64::from(count);
                 }
                 if place.is_slot() {
-                    slots.give_later(seq, place, count);
+                    slots.free_later(seq, place, count);
                     bad.forget(place, count);
                 } else if has_base && place == Place::BASE {
                     bases.push_back(FreedBase { seq, local: number, first, count });
                 }
             });
         }
-        self.count_waiting();
+        self.publish_pending_free();
         let bytes = dropping.freed_blocks * BLOCK_SIZE;
         if dropping.waits {
             self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
         } else {
-            let _ = dropping.answer.send(bytes); // the caller may have gone
+            let _ = dropping.answer.send(bytes); // the caller may wait no longer
         }
         self.ask_release(context);
         None

@@ -1,13 +1,13 @@
-//! Rolling back: a share's part in it, when nothing of the volume is in flight and nobody can ask it for anything.
+//! Roll back: a share's part in a rollback, when nothing of the volume is in flight and it is not exported.
 //!
-//! How it works      Each partition's live map becomes a reference to the one that the snapshot sees, in a new epoch: that
-//!                   is all, whatever the size. What only the old live map saw is freed; after a cut that is nothing, as
-//!                   that snapshot sees it all.
-//! Durability        The catalog has recorded it before, and the journal has a record of it, which is appended here. A share
-//!                   that was killed before that does it as it is read back, and has it recorded before anything else; a
-//!                   checkpoint of a later epoch has it.
-//! Errors            where the record cannot be appended, nothing has changed here: the caller may try again, and the
-//!                   next start does it.
+//! How it works      Each partition's live map becomes a reference to the one that the snapshot sees, in a new epoch:
+//!                   that is all, for any size. What only the old live map saw is freed; after a cut that is nothing,
+//!                   because that snapshot sees it all.
+//! Durability        The catalog has recorded it before, and its record in the journal is appended here. If the process
+//!                   was killed before that, recovery does it, and records it before anything else; a checkpoint of a
+//!                   later epoch includes it.
+//! Errors            if the record cannot be appended, nothing has changed here: the caller may try again, and the next
+//!                   start does it.
 
 use crate::block_map::history::Rollback;
 use crate::block_map::place::Place;
@@ -15,10 +15,10 @@ use crate::change_log::journal::Entry;
 use crate::error::Errno;
 use crate::processor::share::Share;
 use crate::processor::share::reclaim::FreedBase;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, LocalIndex};
 
 impl Share {
-    /// Goes back to a snapshot, unless it has done so already. EINVAL: it does not have the snapshot or is in another
+    /// Rolls back to a snapshot, unless it has already done so. EINVAL: it does not have the snapshot or is in another
     /// epoch.
     pub fn roll_back(&mut self, rollback: Rollback) -> Result<(), Errno> {
         if self.epoch == rollback.at + 1 && self.history.rollbacks().last() == Some(&rollback) {
@@ -27,7 +27,7 @@ impl Share {
         if self.epoch != rollback.at || !self.history.has(rollback.to) {
             return Err(Errno::EINVAL);
         }
-        assert!(self.idle(), "its caller has waited for that");
+        assert!(self.idle(), "the caller has waited for that");
         let seq =
             self.journal.append(Entry::rollback(rollback, self.geometry.size / BLOCK_SIZE))?;
         let has_base = self.origin.is_none();
@@ -35,17 +35,22 @@ impl Share {
             let (slots, bases, bad) = (&mut self.slots, &mut self.freed_bases, &self.bad);
             local.versions.roll_back(rollback, &self.history, seq, |first, count, place| {
                 if place.is_slot() {
-                    slots.give_later(seq, place, count);
+                    slots.free_later(seq, place, count);
                     bad.forget(place, count);
                 } else if has_base && place == Place::BASE {
-                    bases.push_back(FreedBase { seq, local: number as u32, first, count });
+                    bases.push_back(FreedBase {
+                        seq,
+                        local: LocalIndex(number as u32),
+                        first,
+                        count,
+                    });
                 }
             });
         }
         self.history.roll_back(rollback);
         self.epoch = rollback.at + 1;
         self.unrecorded_cut = None; // it has ended before
-        self.count_waiting();
+        self.publish_pending_free();
         Ok(())
     }
 }

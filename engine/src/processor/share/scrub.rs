@@ -1,12 +1,12 @@
-//! Scrub: what a share reports of its slots, so that a scrub can read them all.
+//! Scrub: lists the slots of a share, so that a scrub can read them all.
 //!
-//! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the oldest
-//!                   to the live one, and gives what a version sees and the one before it does not: so each slot comes
-//!                   up once (V2 of the versions). It stops when it has found enough, or looked long enough, and says
-//!                   where to continue. Between two calls versions may come and go: a slot may then come up twice, and
-//!                   none that is seen all the time is left out, because a new version comes after the point where the walk continues.
-//!                   [`Share::seen_by`] says whether a slot is still what it was: one that was freed meanwhile and
-//!                   is used for something else is no bad one.
+//! How it works      [`Share::slots_from`] walks a partition leaf by leaf, and in each leaf its versions from the
+//!                   oldest to the live one, and returns the slots that a version sees and the one before it does not:
+//!                   so each slot occurs once (V2 of the versions). It stops when it has found enough, or examined
+//!                   enough leaves, and returns where to continue. Between two calls versions may be added and removed:
+//!                   a slot may then occur twice, and none that is seen all the time is left out, because a new version
+//!                   is after the point where the walk continues. [`Share::seen_by`] tells whether a slot still has the
+//!                   same use: a slot that was freed and reused in the meantime is not a bad one.
 
 use std::sync::mpsc::Sender;
 
@@ -15,18 +15,18 @@ use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, leaves};
 use crate::block_map::versions::Versions;
 use crate::processor::share::Share;
-use crate::units::{BlockIndex, Epoch};
+use crate::units::{BlockIndex, Epoch, LocalIndex};
 
 const LEAF_BLOCKS: u32 = crate::block_map::leaf::LEAF_BLOCKS;
-/// Leaves of versions that are looked at in one go.
+/// Leaves of versions that one call examines.
 const LOOKS_MAX: u32 = 128;
 
-/// How far a walk through a partition's slots has come.
+/// Position of a walk through a partition's slots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
     /// The leaf.
     pub leaf: u32,
-    /// The versions that are left of it: those whose last epoch is not below.
+    /// The remaining versions of it: those whose last epoch is not below this.
     pub epoch: Epoch,
 }
 
@@ -50,36 +50,36 @@ pub struct SeenBy {
     pub epochs: Vec<Epoch>,
 }
 
-/// What a scrub asks a share about one of its partitions, and where the answer goes.
+/// A scrub's query of one of a share's partitions, with the sender of the answer.
 pub enum Question {
     /// [`Share::slots_from`].
     SlotsFrom {
         /// The partition's number on the share.
-        local: u32,
+        local: LocalIndex,
         /// From here on.
         cursor: Cursor,
-        /// How many are enough.
+        /// The number of slots that is enough.
         blocks_min: u32,
-        /// Gets them, and where to continue.
+        /// Receives the slots, and where to continue.
         answer: Sender<(Vec<SlotRun>, Option<Cursor>)>,
     },
     /// [`Share::seen_by`].
     SeenBy {
         /// The partition's number on the share.
-        local: u32,
+        local: LocalIndex,
         /// The block.
         block: BlockIndex,
         /// The slot.
         place: Place,
         /// The checksum of its contents.
         sum: u32,
-        /// Gets the versions that see it, if any.
+        /// Receives the versions that see it, if any.
         answer: Sender<Option<SeenBy>>,
     },
 }
 
 impl Share {
-    /// Answers a question; the caller may have gone.
+    /// Answers a query; the caller may wait no longer.
     pub fn answer(&self, question: Question) {
         match question {
             Question::SlotsFrom { local, cursor, blocks_min, answer } => {
@@ -91,15 +91,15 @@ impl Share {
         }
     }
 
-    /// Slots of a partition from `cursor` on, at least `blocks_min` if there are so many, and where to continue; `None`
-    /// when that was all.
+    /// Slots of a partition from `cursor` on, at least `blocks_min` if there are that many, and where to continue;
+    /// `None` at the end.
     pub fn slots_from(
         &self,
-        local: u32,
+        local: LocalIndex,
         cursor: Cursor,
         blocks_min: u32,
     ) -> (Vec<SlotRun>, Option<Cursor>) {
-        let versions = &self.locals[local as usize].versions;
+        let versions = &self.locals[local.index()].versions;
         let (mut runs, mut blocks, mut looks) = (Vec::new(), 0, 0);
         let frozen = versions.frozen();
         for leaf in cursor.leaf..leaves(versions.live.blocks()) as u32 {
@@ -107,7 +107,7 @@ impl Share {
             let first = frozen.partition_point(|version| version.last_epoch < from);
             for index in first..=frozen.len() {
                 if blocks >= blocks_min || looks >= LOOKS_MAX {
-                    // A version that is frozen until then is not the live one's any more.
+                    // A version that is frozen before the next call is no longer the live one.
                     let behind = index.checked_sub(1).map_or(0, |i| frozen[i].last_epoch + 1);
                     return (runs, Some(Cursor { leaf, epoch: behind }));
                 }
@@ -125,8 +125,14 @@ impl Share {
     }
 
     /// The versions that see this block in this slot with this checksum; `None` if none does.
-    pub fn seen_by(&self, local: u32, block: BlockIndex, place: Place, sum: u32) -> Option<SeenBy> {
-        let versions = &self.locals[local as usize].versions;
+    pub fn seen_by(
+        &self,
+        local: LocalIndex,
+        block: BlockIndex,
+        place: Place,
+        sum: u32,
+    ) -> Option<SeenBy> {
+        let versions = &self.locals[local.index()].versions;
         let sees = |map: &Map| {
             let found = map.find(block, 1);
             found.place == place && found.checksums.first() == Some(&sum)

@@ -2,8 +2,8 @@
 //!
 //! How it works      The bad slots are quarantined, so that no other write gets them; their log moves to the end of the
 //!                   order of logs, and the part starts again on other slots, of another log if one has free slots.
-//!                   After a few attempts the host gets the error; at once if the log's device is missing, because such a
-//!                   log is tried only when no other has free slots. When a device is reopened, logs return to their
+//!                   After a few attempts the host gets the error; at once if the log's device is missing, because such
+//!                   a log is tried only when no other has free slots. When a device is reopened, logs return to their
 //!                   own order, and quarantined slots can be used again.
 //! Invariants        SR1 a quarantined slot is counted as used, and no record refers to it: after a restart it is
 //!                   free again.
@@ -45,9 +45,9 @@ impl Share {
         if result.is_ok() {
             job.stop_there(&mut part);
         }
-        job.request = None; // so that its buffer can be used again when the request is done
+        job.request = None; // so that its buffer can be reused when the request is done
         if result == Err(Errno::ENOTSUP) {
-            // A device has turned out not to clear ranges: it is planned again, without.
+            // A device turned out not to support clearing: the part is planned again without it.
             let _ = self.settle_changes(part.local, epoch, &job.changes, result);
             return self.take(part, context);
         }
@@ -61,16 +61,16 @@ impl Share {
         let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
             self.slot_retry.quarantined.push((place, count)); // SR1
-            self.space.land(u64::from(count)); // they are claimed no more, and nobody is to wait for them
+            self.space.end_write(u64::from(count)); // they are no longer claimed, and no waiter may count on them
             changes.retain(|change| change.place != place);
         }
-        // An error stays one: this gives the slots back.
+        // The error stays; this frees the slots.
         let result = self.settle_changes(part.local, epoch, &changes, result);
         if !self.slot_retry.last_to_try.contains(&place.log()) {
             self.slot_retry.last_to_try.push(place.log());
             self.order_logs();
         }
-        // What is missing is tried last: nothing else has room.
+        // A missing device is tried last: no other log has free slots.
         if !present || usize::from(part.tried) >= self.log_order.len() + ATTEMPTS {
             return self.end(part, result, context);
         }
@@ -78,8 +78,8 @@ impl Share {
         self.take(part, context);
     }
 
-    /// The log that was named, then the default ones, beginning with another one on each processor, as two that write
-    /// to one file wait for each other; then, rather than fail a write, all others.
+    /// Sorts the logs: the named one, then the default ones, beginning with a different one on each processor, because
+    /// two processors that write to one file wait for each other; then all others, so that a write does not fail.
     pub(super) fn order_logs(&mut self) {
         let mut defaults = self.default_logs.clone();
         if !defaults.is_empty() {
@@ -104,18 +104,18 @@ impl Share {
         self.log_order = order;
     }
 
-    /// What comes last in an order to try: logs of which a device is missing, and those that could not be written. They
-    /// stay in it, as their slots are counted.
+    /// Whether a log comes last in the order: a device of it is missing, or it could not be written. Such logs stay in
+    /// the order, because their slots are counted.
     fn is_last(&self, log: &Log) -> (bool, bool) {
         let missing = log.devices().any(|device| !device.is_present());
         (missing, self.slot_retry.last_to_try.contains(&log.number))
     }
 
-    /// A device was reopened: everything is tried again.
+    /// Handles a reopened device: everything is tried again.
     pub fn device_back(&mut self) {
         let SlotRetry { quarantined, .. } = std::mem::take(&mut self.slot_retry);
         for (place, count) in quarantined {
-            self.give_back_unrecorded(place, count);
+            self.free_unrecorded(place, count);
         }
         self.order_logs();
     }

@@ -1,14 +1,14 @@
-//! Stats: the states of its partitions, and how much is mapped.
+//! Stats: the states of a share's partitions, and how much is mapped.
 
 use crate::processor::share::{Local, Share};
 use crate::units::Epoch;
 
-/// One partition's state, as [`Share::states`] gives it.
+/// One partition's state, from [`Share::states`].
 #[derive(Clone, Copy, Debug)]
 pub struct PartitionState {
     /// Partition within the volume.
     pub partition: u32,
-    /// The epoch: a snapshot's, or the one that writes have now.
+    /// The epoch: a snapshot's, or that of new writes.
     pub epoch: Epoch,
     /// Sequence number of the latest mapping change.
     pub write_seq: u64,

@@ -1,27 +1,27 @@
 //! Write: a part of WRITE.
 //!
 //! How it works      Block by block: a block that only the live map sees at its base place is overwritten in place. All
-//!                   others are redirected: to their base place if no version sees it, else to free slots; then a record
-//!                   is appended, then the map changes. Blocks in slots are always redirected, so a slot
-//!                   is written once (J1), and its checksum and its record are of one age. A clone has no base places:
-//!                   what it shows there is its [origin](crate::volume::origin)'s, which it never writes.
-//! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and
-//!                   it does not: it has the block elsewhere. Until the record is durable, a power loss gives the
-//!                   elsewhere back, which is not reused before (J4).
+//!                   others are redirected: to their base place if no version sees it, else to free slots; then a
+//!                   record is appended, then the map changes. Blocks in slots are always redirected, so a slot is
+//!                   written once (J1), and its checksum and its record are of one age. A clone has no base places:
+//!                   what it shows there is its [origin](crate::geometry::origin)'s, which it never writes.
+//! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and it
+//!                   does not: it has the block in a slot. Until the record is durable, a power loss restores that
+//!                   slot, which is not reused before (J4).
 
 use std::sync::Arc;
 
 use crate::block_map::place::Place;
 use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::error::Errno;
+use crate::geometry::origin::resolve;
 use crate::mutants::{Bug, bug};
-use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, put_slots, write_base};
+use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base, write_slots};
 use crate::processor::part::Part;
 use crate::processor::share::{Context, Local, Share, count};
-use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::origin::resolve;
+use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
-/// Longer parts are written by a pool thread: the processor has others to serve.
+/// A pool thread writes longer parts: the processor has other requests to serve.
 pub(super) const INLINE_BYTES_MAX: u32 = 128 << 10;
 
 /// Where the blocks that a part writes are placed.
@@ -31,21 +31,21 @@ enum Placement {
     InPlace,
     /// Complete blocks, all redirected to new places.
     Redirected,
-    /// Some of each, or blocks in part.
+    /// Some of each, or partial blocks.
     Mixed,
 }
 
-/// How far a write has got.
+/// The state of a write.
 enum Progress {
-    /// It is to be done.
+    /// It was planned.
     Planned(Job),
-    /// It is done, and recorded, or could not be.
+    /// It was made and recorded, or that failed.
     Done(Result<(), Errno>),
     /// Its data could not be written.
     Failed(Job, Errno),
 }
 
-/// There are fewer free slots than a part wants.
+/// There are fewer free slots than a part needs.
 pub(super) struct NoSpace {
     pub(super) wanted: u64,
 }
@@ -53,7 +53,7 @@ pub(super) struct NoSpace {
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
         if !bug(Bug::NoFreeze) {
-            self.locals[part.local as usize]
+            self.locals[part.local.index()]
                 .versions
                 .freeze_before(self.epoch, self.history.retained_epochs());
         }
@@ -61,7 +61,7 @@ impl Share {
         let small = self.is_small(&part);
         if small && placement == Placement::InPlace {
             match self.overwrite_now(&part) {
-                Ok(false) => {} // it would have to be waited for
+                Ok(false) => {} // it would wait
                 result => return self.end(part, result.map(|_| ()), context),
             }
         }
@@ -102,22 +102,23 @@ impl Share {
         }
     }
 
-    /// Whether a part is made of complete blocks that are all overwritten in place; `placement` tells the others apart, too.
+    /// Whether a part consists of complete blocks that are all overwritten in place; `placement` distinguishes the
+    /// other cases too.
     pub(super) fn is_overwritten(&self, part: &Part) -> bool {
         let (first, blocks) = complete_blocks(part);
         is_aligned(part) && self.overwritable(part.local, first, blocks) == (blocks, true)
     }
 
-    /// The short way for complete blocks that are all overwritten in place.
+    /// Overwrites complete blocks in place.
     pub(super) fn overwrite(&self, part: &Part) -> Result<(), Errno> {
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let partition = &self.geometry.partitions[partition as usize];
         write_base(partition, u64::from(part.offset), payload(part))
     }
 
-    /// The same, if that needs no waiting; `false`: it would, and perhaps some of it is written.
+    /// The same without waiting; `false` if it would wait, and some of it may be written.
     pub(super) fn overwrite_now(&self, part: &Part) -> Result<bool, Errno> {
-        let partition = self.locals[part.local as usize].partition;
+        let partition = self.locals[part.local.index()].partition;
         let partition = &self.geometry.partitions[partition as usize];
         let (bytes, mut now) = (payload(part), true);
         partition.pieces(
@@ -134,8 +135,8 @@ impl Share {
 
     /// The length of the run from `block` (at most `limit`) for which the answer is the same, and the answer: may these
     /// blocks be overwritten in place?
-    fn overwritable(&self, local: u32, block: BlockIndex, limit: u32) -> (u32, bool) {
-        let versions = &self.locals[local as usize].versions;
+    fn overwritable(&self, local: LocalIndex, block: BlockIndex, limit: u32) -> (u32, bool) {
+        let versions = &self.locals[local.index()].versions;
         let live = versions.live.find(block, limit);
         if live.place != Place::BASE || self.origin.is_some() {
             return (live.count, false); // OR3
@@ -158,8 +159,8 @@ impl Share {
         Ok(job)
     }
 
-    /// Plans a write of complete blocks that all move, if there are enough slots: as `plan_write` would, without asking of
-    /// each block again.
+    /// Plans a write of complete blocks that are all redirected, if there are enough slots: like `plan_write`, without
+    /// checking each block again.
     fn plan_redirects(&mut self, part: &Part) -> Result<Job, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
@@ -167,7 +168,8 @@ impl Share {
         Ok(job)
     }
 
-    /// Plans a write of complete blocks that all move, but for the first ones; the slots for it were claimed.
+    /// Plans the rest of a write of complete blocks that are all redirected, after the first `done` ones; the slots for
+    /// it were claimed.
     fn plan_more_moves(&mut self, job: &mut Job, part: &Part, done: u32) {
         let (first, blocks) = complete_blocks(part);
         let mut done = done;
@@ -180,12 +182,12 @@ impl Share {
         }
     }
 
-    /// Writes complete blocks that all move, here and now, if there are enough slots. Where one run takes them, as it
-    /// almost always does, nothing is made for that but what stays.
+    /// Writes complete blocks that are all redirected, on this thread, if there are enough slots. If one run is enough,
+    /// as it almost always is, no job is allocated.
     fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(self.slots_for_moves(part))?;
         let (first, blocks) = complete_blocks(part);
-        let (place, count) = self.take_place(part.local, blocks);
+        let (place, count) = self.choose_place(part.local, blocks);
         let mut sums = std::mem::take(&mut self.sums);
         sums.clear();
         let mut change = NewPlace { first, count, place, sums };
@@ -209,29 +211,30 @@ impl Share {
         Ok(Progress::Done(result))
     }
 
-    /// Writes all of a part, which is complete blocks, to its new place.
+    /// Writes a part of complete blocks to its new place.
     fn write_redirected(&self, part: &Part, change: &mut NewPlace) -> Result<(), Errno> {
         if !change.place.is_slot() {
             return self.overwrite(part);
         }
         let mut order = self.log_order.iter();
         let log = order.find(|log| log.number == change.place.log());
-        let (device, offset) = log.expect("it was taken there").locate(change.place.slot_number());
-        put_slots(device, offset, payload(part), &mut change.sums)
+        let (device, offset) =
+            log.expect("it was allocated there").locate(change.place.slot_number());
+        write_slots(device, offset, payload(part), &mut change.sums)
     }
 
-    /// How many slots a write of complete blocks takes that all move.
+    /// How many slots a write of complete blocks needs that are all redirected.
     fn slots_for_moves(&self, part: &Part) -> u64 {
         if self.goes_to_base(part.local) { 0 } else { u64::from(complete_blocks(part).1) }
     }
 
-    /// Claims slots, all of them or none.
+    /// Claims all of these slots, or none.
     pub(super) fn claim(&self, wanted: u64) -> Result<(), NoSpace> {
         if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(NoSpace { wanted }) }
     }
 
-    /// How many slots a write of the bytes `from..to` of a partition takes.
-    pub(super) fn slots_for(&self, local: u32, from: u64, to: u64) -> u64 {
+    /// How many slots a write of the bytes `from..to` of a partition needs.
+    pub(super) fn slots_for(&self, local: LocalIndex, from: u64, to: u64) -> u64 {
         if from == to || self.goes_to_base(local) {
             return 0;
         }
@@ -249,7 +252,7 @@ impl Share {
     pub(super) fn new_job(&self, part: &Part, zeroes: bool) -> Job {
         Job {
             geometry: Arc::clone(&self.geometry),
-            partition: self.locals[part.local as usize].partition,
+            partition: self.locals[part.local.index()].partition,
             request: Some(Arc::clone(&part.request)),
             steps: Vec::new(),
             changes: Vec::new(),
@@ -291,8 +294,8 @@ impl Share {
         }
     }
 
-    /// How many blocks from `block`, at most `limit`, have to move.
-    fn moving(&self, local: u32, block: BlockIndex, limit: u32) -> u32 {
+    /// How many blocks from `block` on, at most `limit`, must be redirected.
+    fn moving(&self, local: LocalIndex, block: BlockIndex, limit: u32) -> u32 {
         let mut count = 0;
         while count < limit {
             let (here, in_place) = self.overwritable(local, block + count, limit - count);
@@ -304,43 +307,43 @@ impl Share {
         count
     }
 
-    /// Whether all that is written may go to its base place, because neither a snapshot nor an origin has data there.
-    fn goes_to_base(&self, local: u32) -> bool {
-        self.origin.is_none() && self.locals[local as usize].versions.frozen().is_empty()
+    /// Whether all writes may go to the base place, because neither a snapshot nor an origin has data there.
+    fn goes_to_base(&self, local: LocalIndex) -> bool {
+        self.origin.is_none() && self.locals[local.index()].versions.frozen().is_empty()
     }
 
-    /// Has up to `want` blocks from `block` on change their place: which of the job's changes that is, how many blocks
-    /// those are, and where they are written.
+    /// Plans a new place for up to `want` blocks from `block` on; returns the index of the job's change, the number of
+    /// blocks, and where they are written.
     fn plan_change(
         &mut self,
         job: &mut Job,
-        local: u32,
+        local: LocalIndex,
         block: BlockIndex,
         want: u32,
     ) -> (usize, u32, Target) {
-        let (place, count) = self.take_place(local, want);
+        let (place, count) = self.choose_place(local, want);
         job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
         (job.changes.len() - 1, count, self.target(place))
     }
 
-    /// Somewhere new for up to `want` blocks, and for how many.
-    fn take_place(&mut self, local: u32, want: u32) -> (Place, u32) {
+    /// A new place for up to `want` blocks, and for how many.
+    fn choose_place(&mut self, local: LocalIndex, want: u32) -> (Place, u32) {
         if self.goes_to_base(local) {
             return (Place::BASE, want);
         }
-        let (place, taken) = self.take_slots(want.min(RECORD_SUMS_MAX));
+        let (place, taken) = self.allocate_slots(want.min(RECORD_SUMS_MAX));
         count(&self.stats.redirected_blocks, u64::from(taken));
         (place, taken)
     }
 
-    /// How a job finds a place.
+    /// The target of a place, for a job.
     fn target(&self, place: Place) -> Target {
         if place.is_slot() { Target::Slots(self.spot(None, place)) } else { Target::Base }
     }
 
     /// Where a block's contents are now.
-    fn old(&self, local: u32, block: BlockIndex) -> Old {
-        let Local { versions, partition, .. } = &self.locals[local as usize];
+    fn old(&self, local: LocalIndex, block: BlockIndex) -> Old {
+        let Local { versions, partition, .. } = &self.locals[local.index()];
         let own = versions.live.find(block, 1);
         let (of, found) = resolve(own, self.origin.as_ref(), *partition, block);
         match found.place {
@@ -351,18 +354,18 @@ impl Share {
     }
 }
 
-/// The first of the complete blocks that a part is made of, and how many they are.
+/// The first of a part's complete blocks, and their number.
 fn complete_blocks(part: &Part) -> (BlockIndex, u32) {
     (part.offset / BLOCK_SIZE as u32, part.length / BLOCK_SIZE as u32)
 }
 
-/// What a part writes.
+/// The payload of a part.
 fn payload(part: &Part) -> &[u8] {
     let at = part.at as usize;
     &part.request.data.as_slice()[at..at + part.length as usize]
 }
 
-/// Whether a part is made of complete blocks.
+/// Whether a part consists of complete blocks.
 pub(super) fn is_aligned(part: &Part) -> bool {
     (part.offset | part.length).is_multiple_of(BLOCK_SIZE as u32)
 }

@@ -1,10 +1,11 @@
 //! Zero: a part of TRIM or WRITE_ZEROES.
 //!
-//! How it works      Complete blocks: what only the live map sees at its base place is punched there (or zeroed with
-//!                   its space kept), if the device can; everything else becomes `zero` in the map, which costs a
-//!                   record however long the run is. A clone has nothing to be punched. Partial blocks: TRIM leaves them, WRITE_ZEROES writes them.
-//!                   A part is done in [pieces](super::pieces): what is a block in part at its beginning, complete blocks of so many
-//!                   runs at most, as far as a pool thread comes in a while, and what is a block in part at its end.
+//! How it works      Complete blocks: a base place that only the live map sees is punched (or zeroed with its space
+//!                   kept), if the device supports that; everything else becomes `zero` in the map, which costs one
+//!                   record for a run of any length. A clone has nothing to punch. Partial blocks: TRIM leaves them,
+//!                   WRITE_ZEROES writes them. A part is done in [pieces](super::pieces): a partial block at its
+//!                   beginning, complete blocks of a limited number of runs, as far as a pool thread gets in a limited
+//!                   time, and a partial block at its end.
 
 use crate::block_map::place::Place;
 use crate::io::device::Device;
@@ -12,20 +13,20 @@ use crate::processor::io_job::{Job, NewPlace, Step};
 use crate::processor::part::Part;
 use crate::processor::share::write::{NoSpace, is_aligned};
 use crate::processor::share::{Context, Share};
-use crate::units::{BLOCK_SIZE, BlockIndex};
-use crate::volume::request::Verb;
+use crate::request::Verb;
+use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// How the complete blocks of a part are cleared.
 #[derive(Clone, Copy)]
-struct Manner {
+struct ClearMode {
     trim: bool,
     keep_allocated: bool,
 }
 
-/// Runs that are cleared in one go: as many changes of the map, and records.
+/// Runs that one piece clears: as many changes of the map, and records.
 const RUNS_MAX: u32 = 512;
 
-/// Where the piece ends that begins at `from`: it is in one block, or made of whole ones.
+/// The end of the piece that begins at `from`: it is within one block, or consists of complete ones.
 fn piece_end(from: u32, to: u32) -> u32 {
     let block = BLOCK_SIZE as u32;
     let whole = to - to % block;
@@ -38,22 +39,22 @@ fn piece_end(from: u32, to: u32) -> u32 {
 
 impl Share {
     pub(super) fn clear(&mut self, mut part: Part, context: &mut Context<'_>) {
-        let manner = match part.request.verb {
-            Verb::Zero { no_hole, .. } => Manner { trim: false, keep_allocated: no_hole },
-            _ => Manner { trim: true, keep_allocated: false },
+        let mode = match part.request.verb {
+            Verb::Zero { no_hole, .. } => ClearMode { trim: false, keep_allocated: no_hole },
+            _ => ClearMode { trim: true, keep_allocated: false },
         };
-        self.locals[part.local as usize]
+        self.locals[part.local.index()]
             .versions
             .freeze_before(self.epoch, self.history.retained_epochs());
         let mut job = self.new_job(&part, true);
-        // The last block of a volume ends with it, so complete blocks are aligned ones.
+        // The last block of a volume ends with the volume, so complete blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
         let block = BLOCK_SIZE as u32;
         let (from, to) = (part.offset, part.offset + part.length);
         if is_aligned(&part) {
-            let end = self.plan_blocks(&mut job, part.local, from / block, to / block, manner);
+            let end = self.plan_blocks(&mut job, part.local, from / block, to / block, mode);
             part.cut(end * block);
-        } else if !manner.trim {
+        } else if !mode.trim {
             let (from, to) = (u64::from(from), u64::from(to));
             let wanted = self.slots_for(part.local, from, to);
             if let Err(NoSpace { wanted }) = self.claim(wanted) {
@@ -67,17 +68,17 @@ impl Share {
         self.hand_over(part, job, context);
     }
 
-    /// Plans complete blocks from `first` on, up to `end` or to so many runs; returns where it stopped.
+    /// Plans complete blocks from `first` on, up to `end` or to [`RUNS_MAX`] runs; returns where it stopped.
     fn plan_blocks(
         &self,
         job: &mut Job,
-        local: u32,
+        local: LocalIndex,
         first: BlockIndex,
         end: BlockIndex,
-        manner: Manner,
+        mode: ClearMode,
     ) -> BlockIndex {
-        let versions = &self.locals[local as usize].versions;
-        let clearing = self.clearing(local, manner);
+        let versions = &self.locals[local.index()].versions;
+        let clearing = self.clearing(local, mode);
         let (mut block, mut left) = (first, RUNS_MAX);
         while block < end && left > 0 {
             left -= 1;
@@ -94,8 +95,8 @@ impl Share {
             match (live.place, clearing) {
                 (Place::ZERO, _) => {}
                 (Place::BASE, Some(keep)) if only_live => push_clear(job, block, count, keep),
-                // A device that gives no space back gains nothing; a clone must not show its origin's.
-                (Place::BASE, None) if only_live && manner.trim && self.origin.is_none() => {}
+                // A device that releases no space gains nothing; a clone must not show its origin's data.
+                (Place::BASE, None) if only_live && mode.trim && self.origin.is_none() => {}
                 _ => push_zero(job, block, count),
             }
             block += count;
@@ -103,24 +104,24 @@ impl Share {
         block
     }
 
-    /// Whether all of a partition's devices give freed space back.
-    pub(super) fn can_punch(&self, local: u32) -> bool {
-        self.clearing(local, Manner { trim: true, keep_allocated: false }) == Some(false)
+    /// Whether all of a partition's devices support punching.
+    pub(super) fn can_punch(&self, local: LocalIndex) -> bool {
+        self.clearing(local, ClearMode { trim: true, keep_allocated: false }) == Some(false)
     }
 
-    /// How base places of a partition can be cleared without writing them: with their space kept or not, or not
-    /// at all. TRIM is for giving space back, so a device that cannot gains nothing.
-    fn clearing(&self, local: u32, manner: Manner) -> Option<bool> {
+    /// How base places of a partition can be cleared without writing them: with their space kept or not, or not at all.
+    /// TRIM releases space, so a device that does not support that gains nothing.
+    fn clearing(&self, local: LocalIndex, mode: ClearMode) -> Option<bool> {
         if self.origin.is_some() {
             return None; // OR3
         }
-        let partition = self.locals[local as usize].partition;
+        let partition = self.locals[local.index()].partition;
         let extents = &self.geometry.partitions[partition as usize].extents;
         let all = |can: fn(&Device) -> bool| extents.iter().all(|extent| can(&extent.device));
-        if !manner.keep_allocated && all(Device::can_punch) {
+        if !mode.keep_allocated && all(Device::can_punch) {
             return Some(false);
         }
-        (!manner.trim && all(Device::can_zero)).then_some(true)
+        (!mode.trim && all(Device::can_zero)).then_some(true)
     }
 }
 

@@ -6,8 +6,8 @@ import pytest
 
 from polyvol.daemon.client.attach import netlink
 from polyvol.daemon.client.attach.errors import NoNbdModule
-from polyvol.daemon.client.attach.nbd_device import Settings
 from polyvol.daemon.client.attach.netlink import NbdMessage
+from polyvol.daemon.client.attach.settings import Settings
 
 SETTINGS = Settings(
     size=1 << 30, flags=0x16D, block_size=4096, backend="polyvol/v@s", timeout_s=120, dead_timeout_s=300

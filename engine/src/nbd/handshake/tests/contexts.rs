@@ -6,9 +6,9 @@ use super::{drive, go_data, kinds, option_with, past_client_flags, queries, repl
 use crate::nbd::handshake::contexts::SELECTED_MAX;
 use crate::nbd::handshake::{LISTS_MAX, Step};
 use crate::nbd::wire::{option, option_reply};
+use crate::request::{Request, Target};
 use crate::units::{Epoch, VolumeId};
 use crate::volume::export::ExportTable;
-use crate::volume::request::{Request, Target};
 
 struct At(VolumeId, Option<Epoch>);
 
@@ -111,7 +111,7 @@ fn a_connection_holds_the_snapshots_that_it_compares_with() {
     assert!(!contexts.allocation && contexts.since == [1]);
     assert!(table.remove("v@s1").is_err(), "CX1");
     drop(agreement);
-    table.remove("v@s1").expect("nobody holds it");
+    table.remove("v@s1").expect("it is not attached");
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn go_fails_if_a_selected_snapshot_is_gone() {
     let before = [structured(), option_with(option::SET_META_CONTEXT, &select)].concat();
     let mut handshake = past_client_flags(&table);
     drive(&mut handshake, &table, &before, 1000);
-    table.remove("v@s1").expect("nobody holds it");
+    table.remove("v@s1").expect("it is not attached");
     let (out, step) = drive(&mut handshake, &table, &option_with(option::GO, &go_data(b"v")), 1000);
     assert!(matches!(step, Step::More));
     assert_eq!(kinds(&out), [option_reply::ERR_UNKNOWN]);

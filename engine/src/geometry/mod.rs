@@ -1,12 +1,16 @@
-//! Geometry: the extents of a volume's partitions, and which processor owns each.
+//! Geometry: the extents of a volume's partitions, and which processor owns each; the [`origin`] of a clone, and the blocks
+//! that are [bad](bad_blocks).
 //!
 //! Owner and locks   immutable; shared by all threads.
+
+pub mod bad_blocks;
+pub mod origin;
 
 use std::sync::Arc;
 
 use crate::io::device::Device;
 use crate::io::extent::Extent;
-use crate::units::{PartitionIndex, ProcessorIndex};
+use crate::units::{LocalIndex, PartitionIndex, ProcessorIndex};
 
 /// One partition of a volume.
 #[derive(Clone, Debug)]
@@ -14,7 +18,7 @@ pub struct Partition {
     /// The processor that owns it.
     pub processor: ProcessorIndex,
     /// Its number among the volume's partitions on that processor.
-    pub local: u32,
+    pub local: LocalIndex,
     /// Its extents, in order.
     pub extents: Vec<Extent>,
 }

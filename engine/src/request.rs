@@ -15,7 +15,6 @@ use crate::buffer::Buffer;
 use crate::error::Errno;
 use crate::sync::{AtomicI32, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::units::{Epoch, VolumeId};
-use crate::volume::Volume;
 
 /// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,10 +105,6 @@ pub trait Target: Send + Sync {
     fn size(&self) -> u64;
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
-    /// The target that replaces this one after this volume has grown; `None` if this shows something else.
-    fn grown(&self, _volume: &Arc<Volume>) -> Option<Arc<dyn Target>> {
-        None
-    }
     /// The volume that it shows, and the snapshot's epoch, if changes since older snapshots can be queried.
     fn instant(&self) -> Option<(VolumeId, Option<Epoch>)> {
         None

@@ -21,9 +21,9 @@ use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
 use crate::change_log::space::Space;
+use crate::geometry::Geometry;
+use crate::geometry::bad_blocks::BadBlocks;
 use crate::units::{BlockIndex, Epoch, PartitionIndex, VolumeId};
-use crate::volume::bad_blocks::BadBlocks;
-use crate::volume::geometry::Geometry;
 
 /// See the module's head.
 pub struct Origin {
