@@ -50,6 +50,7 @@ from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.restores import RestoreAbandoned, RestoreBegin, RestoreCompletion, RestoreView
 from polyvol.daemon.types.snapshots import SnapshotView
 from polyvol.daemon.types.volumes import VolumeCreate
+from polyvol.daemon.volumes.exporting import end_export, ended
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.names import check_free, check_name
 from polyvol.mapping.records.restores import RestoreRecord
@@ -185,23 +186,13 @@ class Restores:
         if request.resume:
             raise _not_begun(request)
         self._refuse_changed(request, volume, base)
-        clients = context.connections([volume.name])
-        if clients:
-            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+        self._refuse_open(volume, context.connections([volume.name]))
         if request.dry_run:
             return RestoreView(volume=volume.name, export=None, resumed=False, base=base.name)
-        try:
-            context.engine.unexport(volume.name)
-        except context.engine_error as error:  # a client came in between
-            clients = max(1, context.connections([volume.name]))
-            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
-        try:
+        with ended([volume], self._end_export, self._volumes.export_again):
             self._refuse_changed(request, volume, base)  # RS2: nobody can write any more
             record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
             context.catalog.restores.begin(record)
-        except BaseException:
-            self._volumes.export_again(volume)
-            raise
         _log.info(
             "%s is being restored to volume %s", request.source, volume.name, extra={"VOLUME": volume.name}
         )
@@ -246,17 +237,23 @@ class Restores:
         while self._context.connections([export]) and time.monotonic() < until:
             time.sleep(_END_POLL_S)
 
+    def _end_export(self, volume: Volume) -> None:
+        self._refuse_open(volume, end_export(self._context, volume.name))
+
+    @staticmethod
+    def _refuse_open(volume: Volume, clients: int) -> None:
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+
     def _end_session(self, volume: Volume) -> None:
         """End the export that a restore was given; RestoreRunning if it is being written."""
         context = self._context
         export = context.restoring.get(volume.id)
         if export is None:
             return
-        try:
-            context.engine.unexport(export)
-        except context.engine_error as error:
-            clients = max(1, context.connections([export]))
-            raise RestoreRunning(name=volume.name, clients=counted_clients(clients)["clients"]) from error
+        clients = end_export(context, export)
+        if clients:
+            raise RestoreRunning(name=volume.name, clients=counted_clients(clients)["clients"])
         del context.restoring[volume.id]
 
     def _refuse_running(self, volume: Volume) -> None:

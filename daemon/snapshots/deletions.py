@@ -33,7 +33,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.deletions import DeletionView, SkippedSnapshotView
-from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.names import is_pattern, refuse_repeats
@@ -141,13 +141,8 @@ class Deletions:
                 reason = f"it is held ({', '.join(record.holds)})"
             elif base == record.epoch:
                 reason = "an incomplete restore to the volume follows it"
-            elif clients.get(export):
+            elif clients.get(export) or end_export(context, export):
                 reason = "clients are connected to it"
-            else:
-                try:
-                    context.engine.unexport(export)
-                except context.engine_error:
-                    reason = "a client has just connected to it"
             if reason is None:
                 gone.append(record)
             else:

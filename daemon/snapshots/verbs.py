@@ -31,7 +31,7 @@ from polyvol.daemon.types.snapshots import (
 )
 from polyvol.daemon.types.use import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
-from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, ended, export_snapshots
 from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
@@ -194,16 +194,8 @@ class Snapshots:
         context = self._context
         kept = context.catalog.clones.by_snapshot()
         served = [member for member in members if context.is_served(member[0])]
-        ended: list[tuple[Volume, SnapshotRecord]] = []
-        try:
-            for volume, record in served:
-                self._unexport(export_name(volume.name, record.name))
-                ended.append((volume, record))
+        with ended(served, self._end_export, self._export_again):
             forget()
-        except BaseException:
-            for volume, record in ended:
-                export_snapshots(context, volume, [record])  # they exist on
-            raise
         freed, failed = 0, list[EngineFailed]()
         for volume, record in served:
             if (volume.id, record.epoch) in kept:
@@ -225,16 +217,16 @@ class Snapshots:
         with self._context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
             return self._context.engine.drop_snapshot(volume.id, record.epoch)
 
-    def _unexport(self, export: str) -> None:
-        context = self._context
-        clients = context.connections([export])
-        try:
-            if clients == 0:
-                context.engine.unexport(export)
-        except context.engine_error:
-            clients = max(1, context.connections([export]))
+    def _end_export(self, member: tuple[Volume, SnapshotRecord]) -> None:
+        volume, record = member
+        export = export_name(volume.name, record.name)
+        clients = end_export(self._context, export)
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
+
+    def _export_again(self, member: tuple[Volume, SnapshotRecord]) -> None:
+        volume, record = member
+        export_snapshots(self._context, volume, [record])
 
     @reads
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:

@@ -15,7 +15,7 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -55,7 +55,7 @@ from polyvol.daemon.types.volumes import (
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
-from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
 from polyvol.daemon.volumes.growth import grow_in_engine
 from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
 from polyvol.daemon.volumes.plan_views import plan_view
@@ -237,22 +237,21 @@ class Volumes:
             self._removal.remove(volume)  # it could not be finished before
             return VolumeDeleted(name=name, snapshots=len(snapshots))
         refuse(volume)
-        served = volume.id not in context.volume_trouble
-        if served:
-            self._unexport(volume, snapshots)
-        try:
+        exports: list[SnapshotRecord | None] = [None, *snapshots]
+        if volume.id in context.volume_trouble:
+            exports = []
+        self._refuse_open(volume, exports)
+        with ended(exports, partial(self._end_export, volume), partial(self._export_undeleted, volume)):
+            if exports:
+                context.restoring.pop(volume.id, None)
             with context.catalog_lock:
                 refuse(volume)
                 gone = self._pins.record(volume)
                 if gone is None:
                     context.catalog.volumes.set_state(volume.id, "deleting")
-            if gone is not None:
-                self._pins.keep(volume, gone)
-                return VolumeDeleted(name=name, snapshots=len(snapshots))
-        except BaseException:
-            if served and context.catalog.volumes.find(name) == volume:
-                self._export(volume)  # it exists on
-            raise
+        if gone is not None:
+            self._pins.keep(volume, gone)
+            return VolumeDeleted(name=name, snapshots=len(snapshots))
         self._removal.remove(replace(volume, state="deleting"))
         return VolumeDeleted(name=name, snapshots=len(snapshots))
 
@@ -334,27 +333,31 @@ class Volumes:
         export_live(context, volume)
         export_snapshots(context, volume, context.catalog.snapshots.of(volume.id))
 
-    def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
-        """End all exports of a volume, or none and VolumeInUse."""
-        context = self._context
-        live = context.restoring.get(volume.id, volume.name)
-        names = [live, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
-        clients = context.connections(names)
+    def _export_name(self, volume: Volume, snapshot: SnapshotRecord | None) -> str:
+        """The name of the export of a volume itself, or of its snapshot."""
+        if snapshot is None:
+            return self._context.restoring.get(volume.id, volume.name)
+        return export_name(volume.name, snapshot.name)
+
+    def _refuse_open(self, volume: Volume, exports: Sequence[SnapshotRecord | None]) -> None:
+        """VolumeInUse if clients are connected to any of these exports of a volume."""
+        clients = self._context.connections(self._export_name(volume, each) for each in exports)
         if clients:
             raise VolumeInUse(name=volume.name, **counted_clients(clients))
-        try:
-            for name in names:
-                context.engine.unexport(name)
-        except context.engine_error as error:
-            # A client came in between: everything is exported again, so that nothing has changed.
-            remaining = {export["name"] for export in context.engine.exports()}
-            if volume.name not in remaining:
-                export_live(context, volume)
-            ended = [each for each in snapshots if export_name(volume.name, each.name) not in remaining]
-            export_snapshots(context, volume, ended)
-            clients = max(1, context.connections(names))
-            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
-        context.restoring.pop(volume.id, None)
+
+    def _end_export(self, volume: Volume, snapshot: SnapshotRecord | None) -> None:
+        clients = end_export(self._context, self._export_name(volume, snapshot))
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+
+    def _export_undeleted(self, volume: Volume, snapshot: SnapshotRecord | None) -> None:
+        """Make an export again of a volume that was to be deleted, if it exists on."""
+        if self._context.catalog.volumes.get(volume.id) != volume:
+            return
+        if snapshot is None:
+            self.export_again(volume)
+        else:
+            export_snapshots(self._context, volume, [snapshot])
 
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context
