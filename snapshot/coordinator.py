@@ -36,7 +36,7 @@ from polyvol.mapping.records.snapshots import Consistency, Origin, SnapshotRecor
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.errors.cuts import CutFailed
 from polyvol.snapshot.errors.hooks import HooksFailed
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
 
 if TYPE_CHECKING:
     from polyvol.engine import CutReport, CutVolume
@@ -221,8 +221,7 @@ class Coordinator:
 
 def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord) -> None:
     """Make a snapshot's export."""
-    # Attached hosts tell by the UUID whether an export is still the one that they knew.
-    text = f"snapshot {snapshot.name} of volume {volume.name} ({snapshot.uuid})"
+    text = export_description(volume, snapshot)
     engine.export(export_name(volume.name, snapshot.name), text, volume.id, snapshot.epoch)
 
 

@@ -57,7 +57,7 @@ from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
 
 HIDDEN = "@restore:"
 """Between a volume's name and the secret, in the name of the export that a restore is written to."""
@@ -222,7 +222,7 @@ class Restores:
         context = self._context
         self._end_session(volume)
         export = f"{volume.name}{HIDDEN}{secrets.token_hex(16)}"
-        text = f"volume {volume.name} ({volume.uuid}), being restored"
+        text = f"{export_description(volume)}, being restored"
         with context.engine_errors(f"exporting volume {volume.name} to its restore"):
             context.engine.export_hidden(export, text, volume.id)
         context.restoring[volume.id] = export

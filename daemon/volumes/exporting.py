@@ -17,7 +17,7 @@ from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import export_snapshot
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
 
 T = TypeVar("T")
 
@@ -26,10 +26,8 @@ def export_live(context: Context, volume: Volume) -> None:
     """Export a volume itself, unless a backup is being restored to it."""
     if volume.restoring:
         return
-    # Attached hosts tell by the UUID whether it is the one that they knew.
-    text = f"volume {volume.name} ({volume.uuid})"
     with context.engine_errors(f"exporting volume {volume.name}"):
-        context.engine.export(volume.name, text, volume.id, None)
+        context.engine.export(volume.name, export_description(volume), volume.id, None)
 
 
 def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]) -> None:
