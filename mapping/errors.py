@@ -12,6 +12,7 @@ Errors            The classes of snapshot/ and daemon/ are in their own `errors.
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from polyvol.mapping.no_space import NO_SPACE
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.sizes import exact_size
 
@@ -23,7 +24,8 @@ class PolyvolError(Exception):
     """The base of every error that a user can see."""
 
     code: ClassVar[str] = ""
-    kind: ClassVar[Kind] = "io"
+    kind: Kind = "io"
+    """As the class has it; where another error decides it (`kind_of`), as the error itself has it."""
     sentence: ClassVar[str] = ""
     hint: ClassVar[str] = ""
     sizes: ClassVar[tuple[str, ...]] = ()
@@ -40,6 +42,15 @@ class PolyvolError(Exception):
     def _shown(cls, name: str, fact: object) -> object:
         """A fact as sentences show it."""
         return exact_size(fact) if name in cls.sizes and isinstance(fact, int) else _shortened(fact)
+
+
+def kind_of(cause: object) -> Kind:
+    """What sort of failure a cause is: 'no-space' if the system has none, else the kind that one of our
+    errors, or of the engine's, has; 'io' for all others."""
+    if getattr(cause, "errno", 0) in NO_SPACE:
+        return "no-space"
+    kind: Kind = getattr(cause, "kind", "io")
+    return kind
 
 
 def _shortened(fact: object) -> object:

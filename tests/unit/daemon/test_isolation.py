@@ -199,7 +199,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
 ) -> None:
     digests = manifest_digests._digests
 
-    def read(directory: Path) -> str:
+    def read(directory: Path) -> dict[str, str]:
         if directory.name == uuid:
             raise Unexpected
         return digests(directory)
