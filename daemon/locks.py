@@ -20,6 +20,11 @@ How it works      There are four kinds of locks, taken in this order:
                   something depends on it (an application is quiesced, a record is made).
                   `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
                   writes continue (daemon/space/change_logs.py).
+Who takes them    The verb, once, before its first question: what a route or a job calls takes the locks by
+                  `holding...` of daemon/context.py, which gives it the records as they are then. What it
+                  calls gets these records as arguments, takes nothing, and says 'The caller holds its lock'.
+                  The service and the routes hold nothing. `catalog_lock` is taken where the transaction is,
+                  for that and its questions; an answer is made after it (tests/style/test_locks.py).
 Invariants        LO1 a holder of `catalog_lock` takes no other lock; LO2 a holder of a device's lock takes no
                   volume's; LO3 a holder of a volume's lock takes another one only of a volume with a higher
                   id (a clone's, after its source's); LO4 no thread takes a lock that it holds; LO5 a thread

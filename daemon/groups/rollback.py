@@ -48,8 +48,7 @@ class Rollbacks:
 
     def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Have a volume be what its snapshot shows."""
-        with self._context.holding(volume_name, "snapshot rollback"):
-            volume = self._context.find_served(volume_name)
+        with self._context.holding_served(volume_name, "snapshot rollback") as volume:
             record = self._context.find_snapshot(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
@@ -58,7 +57,7 @@ class Rollbacks:
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._context.find_group(group_name)
             for volume, _ in members:
-                self._context.find_served(volume.name)
+                self._context.refuse_not_served(volume)
             return self._roll_back(members, name, request, group)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:

@@ -112,8 +112,7 @@ class Restores:
         """Take the snapshot of a volume whose restore is complete, and export the volume."""
         context = self._context
         self._wait_for_end(request.export)
-        with context.holding(volume_name, _WHAT):
-            volume = context.find_served(volume_name, restoring=True)
+        with context.holding_served(volume_name, _WHAT, restoring=True) as volume:
             restore = context.catalog.restores.of(volume.id)
             if restore is None:
                 raise NoRestore(name=volume_name)
@@ -141,9 +140,9 @@ class Restores:
             if base is None:
                 self._groups.refuse_delete(volume)
                 self._end_session(volume)
-                self._volumes.delete(volume_name, self._groups.refuse_delete)
+                self._volumes.delete_held(volume, self._groups.refuse_delete)
             else:
-                context.find_served(volume_name, restoring=True)
+                context.refuse_not_served(volume, restoring=True)
                 self._end_session(volume)
                 self._rollbacks.abandon_restore(volume, base, restore)
         self._volumes.release_unneeded()

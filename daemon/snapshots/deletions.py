@@ -91,10 +91,13 @@ class Deletions:
 
     def begin(self, volume_name: str, names: Sequence[str]) -> DeletionView:
         """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
-        `[...]`). The caller holds the volume's lock."""
-        context = self._context
+        `[...]`)."""
         _check_names(names)
-        volume = context.find_served(volume_name, restoring=True)
+        with self._context.holding_served(volume_name, "snapshot delete", restoring=True) as volume:
+            return self._begin(volume, names)
+
+    def _begin(self, volume: Volume, names: Sequence[str]) -> DeletionView:
+        context = self._context
         chosen = _chosen(volume, context.catalog.snapshots.of(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:

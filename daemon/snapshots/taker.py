@@ -15,8 +15,8 @@ Errors            Those of snapshots/verbs.py, RepeatedDevice; UnknownVolume, Un
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
@@ -118,7 +118,7 @@ class SnapshotTaker:
             if request.require_hooks:
                 thaw = required(thaw, volumes)
             with (
-                nullcontext() if group is None else self._holding(group),
+                nullcontext() if group is None else context.holding_group(group, WHAT),
                 context.locks.volumes(names, WHAT, wait_s=wait_s) as operation,
             ):
                 now = self._as_now(volumes, rewritten, group, schedule)
@@ -183,11 +183,3 @@ class SnapshotTaker:
         """All volumes that there are for users, by id."""
         volumes = self._context.catalog.volumes.all()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}
-
-    @contextmanager
-    def _holding(self, group: Group) -> Iterator[None]:
-        """Hold the lock of a group that is still there."""
-        with self._context.locks.group(group.id, group.name, WHAT):
-            if self._context.catalog.groups.get(group.id) is None:
-                raise UnknownGroup(name=group.name)
-            yield

@@ -117,17 +117,18 @@ class Snapshots:
 
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to."""
-        volume = self._context.find_served(volume_name, restoring=True)
-        record = self._context.find_snapshot(volume, name)
-        whole = self.whole_name(record)
-        if whole is not None:
-            raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
-        self._refuse_needed([(volume, record)])
-        freed = self._delete([(volume, record)], lambda: self._forget(record))
+        with self._context.holding_served(volume_name, "snapshot delete", restoring=True) as volume:
+            record = self._context.find_snapshot(volume, name)
+            whole = self.whole_name(record)
+            if whole is not None:
+                raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
+            self._refuse_needed([(volume, record)])
+            freed = self._delete([(volume, record)], lambda: self._forget(record))
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
     def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
-        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed."""
+        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed. The caller holds the
+        locks of the volumes."""
         for volume, _ in members:
             self._context.find_served(volume.name, restoring=True)
         self._refuse_needed(members)
@@ -138,6 +139,7 @@ class Snapshots:
 
     def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
         """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
+        The caller has `room` in the volumes.
         `members`: what is deleted together with it; space of other volumes comes back in the background,
         because their devices may hang."""
         catalog = self._context.catalog

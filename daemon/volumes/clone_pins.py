@@ -15,9 +15,11 @@ Errors            Those of the catalog, of `record`. Others are events, and what
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
+from polyvol.mapping.errors import UnknownVolume
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
@@ -63,7 +65,8 @@ class ClonePins:
                 tried.add(volume.id)
                 with (
                     isolate(self._context, what),
-                    self._context.locks.volumes({volume.id: volume.name}, what),
+                    suppress(UnknownVolume),  # another thread has done it
+                    self._context.holding_all([volume], what),
                 ):
                     if self._release_one(volume):
                         tried.discard(volume.id)

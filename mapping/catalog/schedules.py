@@ -7,6 +7,7 @@ Durability        When a verb returns, its change survives power loss.
 
 import json
 import sqlite3
+from dataclasses import replace
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.hooks import insert_hooks
@@ -35,7 +36,7 @@ class Schedules:
         rows = self._database.rows("SELECT * FROM schedule WHERE id = ?", schedule)
         return _schedule(rows[0]) if rows else None
 
-    def add(self, schedule: Schedule, hooks: Hooks | None = None) -> None:
+    def add(self, schedule: Schedule, hooks: Hooks | None = None) -> Schedule:
         """Record a schedule, with its hooks; its id is given here."""
         with self._database.transaction() as connection:
             identity = connection.execute(
@@ -55,8 +56,10 @@ class Schedules:
                     schedule.created_ns,
                 ),
             ).lastrowid
+            assert identity is not None
             if hooks is not None:
                 insert_hooks(connection, "schedule", identity, hooks)
+        return replace(schedule, id=identity)
 
     def forget(self, schedule: int) -> None:
         """Take a schedule out, with its hooks; its snapshots stay."""

@@ -57,7 +57,7 @@ def use(catalog: Catalog) -> None:
     held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4())
     catalog.groups.create("g", [volume.id])
     group = catalog.groups.all()[0]
-    catalog.groups.change(group.id, [volume.id], [])
+    catalog.groups.change(group, [volume.id], [])
     catalog.snapshots.commit([held], GroupSnapshot(held.cut, group.id, "gs"))
     rollback = {volume.id: Rollback(2, 1, volume.size, volume.size)}
     catalog.snapshots.commit([snapshot(volume.id, "t", 2)], None, rollback)
