@@ -30,6 +30,7 @@ from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.probes import Probes
@@ -64,15 +65,15 @@ class Context:
     locks: Locks = field(default_factory=Locks)
     device_trouble: dict[int, str] = field(default_factory=dict)
     files: dict[int, OpenFile] = field(default_factory=dict)
-    volume_trouble: dict[int, str] = field(default_factory=dict)
+    volume_trouble: dict[VolumeId, str] = field(default_factory=dict)
     state_trouble: str | None = None
-    file_trouble: dict[int, str] = field(default_factory=dict)
+    file_trouble: dict[VolumeId, str] = field(default_factory=dict)
     reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
-    fill_levels: dict[int, FillLevel] = field(default_factory=dict)
-    refusing: set[int] = field(default_factory=set)
-    restoring: dict[int, str] = field(default_factory=dict)
-    rewritten: Counter[int] = field(default_factory=Counter)
+    fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
+    refusing: set[VolumeId] = field(default_factory=set)
+    restoring: dict[VolumeId, str] = field(default_factory=dict)
+    rewritten: Counter[VolumeId] = field(default_factory=Counter)
     clock: Clock = wall_ns
     steady: Clock = steady_ns
     generation: int = 0

@@ -29,6 +29,7 @@ from polyvol.daemon.types.groups import (
     GroupView,
 )
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotView
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.names import check_free, check_name, refuse_repeats
 from polyvol.mapping.records.groups import Group, GroupSnapshot
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -219,8 +220,8 @@ class Groups:
         if held:
             raise VolumeHeld(name=volume.name, snapshots=", ".join(held))
 
-    def _volumes(self, names: Sequence[str]) -> list[int]:
-        found: list[int] = []
+    def _volumes(self, names: Sequence[str]) -> list[VolumeId]:
+        found: list[VolumeId] = []
         for name in names:
             volume = self._context.find_volume(name)
             if volume.state != "ready":  # it is being made or deleted

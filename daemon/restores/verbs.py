@@ -52,6 +52,7 @@ from polyvol.daemon.types.snapshots import SnapshotView
 from polyvol.daemon.types.volumes import VolumeCreate
 from polyvol.daemon.volumes.exporting import end_export, ended
 from polyvol.daemon.volumes.verbs import Volumes
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.names import check_free, check_name
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -324,10 +325,15 @@ def _stream(request: RestoreBegin) -> _Stream:
 
 
 def _restore_record(
-    request: RestoreBegin, stream: _Stream, begun_ns: int, *, volume: int = 0, base: int | None = None
+    request: RestoreBegin,
+    stream: _Stream,
+    begun_ns: int,
+    *,
+    volume: VolumeId | None = None,
+    base: Epoch | None = None,
 ) -> RestoreRecord:
     return RestoreRecord(
-        volume=volume,
+        volume=VolumeId(0) if volume is None else volume,  # 0: it is made for the restore
         stream=stream.number,
         source=request.source,
         snapshot=request.snapshot,

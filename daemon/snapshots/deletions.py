@@ -36,6 +36,7 @@ from polyvol.daemon.types.deletions import DeletionView, SkippedSnapshotView
 from polyvol.daemon.volumes.exporting import end_export, export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.names import is_pattern, refuse_repeats
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
@@ -57,7 +58,7 @@ class _Job:
     """The deletions of one volume: epochs that are left, newest first; what has been done."""
 
     volume: Volume
-    epochs: list[int] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     total: int = 0
     left: int = 0
     freed: int = 0
@@ -69,7 +70,7 @@ class Deletions:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[VolumeId, _Job] = {}
         self._work = threading.Event()
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-deletions")
@@ -171,7 +172,7 @@ class Deletions:
                 self._workers.run(volume.id, partial(self._work_on, volume.id))
         return bool(rolled_back)
 
-    def _work_on(self, identity: int) -> None:
+    def _work_on(self, identity: VolumeId) -> None:
         """Drop what is to be dropped of a volume, then forget its rollbacks."""
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -197,11 +198,11 @@ class Deletions:
             at = context.engine.unneeded_rollback(volume.id)
             if at is None:
                 return False
-            context.catalog.rollbacks.forget(volume.id, at)
+            context.catalog.rollbacks.forget(volume.id, Epoch(at))
             context.engine.forget_rollback(volume.id, at)
             return True
 
-    def _drop_some(self, identity: int) -> bool:
+    def _drop_some(self, identity: VolumeId) -> bool:
         """Drop some snapshots of a volume; whether there were any."""
         with self._lock:
             job = self._jobs.get(identity)
@@ -213,7 +214,7 @@ class Deletions:
         # If the engine has closed the volume, it drops them when it opens it again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
-            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # DE2
+            freed = self._context.engine.drop_snapshots(job.volume.id, [*epochs])  # DE2
         with self._lock:
             job.left -= len(epochs)
             job.freed += freed

@@ -24,6 +24,7 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView, SnapshotWanted
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.names import refuse_repeats
 from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.schedules import Schedule
@@ -148,7 +149,7 @@ class SnapshotTaker:
     def _as_now(
         self,
         volumes: Sequence[Volume],
-        rewritten: Mapping[int, int],
+        rewritten: Mapping[VolumeId, int],
         group: Group | None,
         schedule: Schedule | None,
     ) -> list[Volume]:
@@ -179,7 +180,7 @@ class SnapshotTaker:
             left = set(group.volumes) - set(now.volumes)
             raise GroupChanged(name=group.name, why="a volume left it" if left else "a volume joined it")
 
-    def _volumes(self) -> dict[int, Volume]:
+    def _volumes(self) -> dict[VolumeId, Volume]:
         """All volumes that there are for users, by id."""
         volumes = self._context.catalog.volumes.all()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.groups import Group, GroupSnapshot
 
 
@@ -24,7 +25,7 @@ class Groups:
 
     def all(self) -> list[Group]:
         """All groups, by name."""
-        members: dict[int, list[int]] = {}
+        members: dict[int, list[VolumeId]] = {}
         for row in self._database.rows("SELECT * FROM volume_group_member ORDER BY volume_group, volume"):
             members.setdefault(row["volume_group"], []).append(row["volume"])
         rows = self._database.rows("SELECT * FROM volume_group ORDER BY name")
@@ -47,7 +48,7 @@ class Groups:
         """The group of this id, if there is one."""
         return next((each for each in self.all() if each.id == group), None)
 
-    def create(self, name: str, volumes: Iterable[int]) -> Group:
+    def create(self, name: str, volumes: Iterable[VolumeId]) -> Group:
         """Record a group of these volumes."""
         new = Group(0, uuid4(), name, tuple(sorted(volumes)), wall_ns())
         with self._database.transaction() as connection:
@@ -67,7 +68,7 @@ class Groups:
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM volume_group WHERE id = ?", (group,))
 
-    def change(self, group: Group, join: Collection[int], leave: Collection[int]) -> Group:
+    def change(self, group: Group, join: Collection[VolumeId], leave: Collection[VolumeId]) -> Group:
         """Have some volumes in the group, where they may be already, then others no more; all or nothing. The
         group as it is then; the caller holds `catalog_lock` since it was read."""
         with self._database.transaction() as connection:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.hooks import insert_hooks
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.hooks import Hooks
 from polyvol.mapping.records.schedules import Schedule
 
@@ -90,7 +91,7 @@ class Schedules:
 def new_schedule(
     name: str,
     *,
-    volume: int | None,
+    volume: VolumeId | None,
     group: int | None,
     every_s: int | None,
     cron: str | None,

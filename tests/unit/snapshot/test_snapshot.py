@@ -5,20 +5,21 @@ from uuid import UUID
 
 import pytest
 
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import described_uuid, export_description, export_name, export_parts
 from tests.support.catalogs import snapshot
 
 LIKE_A_UUID = "12345678-9abc-def0-1234-56789abcdef0"
 VOLUME = Volume(
-    1,
+    VolumeId(1),
     UUID("00000000-1111-2222-3333-444444444444"),
     "v",
     1 << 20,
     1 << 20,
     "ready",
     "keep-writing",
-    next_epoch=2,
+    next_epoch=Epoch(2),
     next_log=1,
     created_ns=0,
 )
