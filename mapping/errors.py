@@ -6,7 +6,8 @@ How it works      A class gives a `code` (stable, for programs), a `kind` (what 
 Invariants        ER1 codes are unique; ER2 the facts given are exactly the fields of the templates; ER3
                   raising one means that nothing has changed, unless the sentence says otherwise. Tests check
                   ER1 and ER2.
-Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
+Errors            The classes of snapshot/ are in snapshot/errors/, those of daemon/ in daemon/errors.py and
+                  beside what raises them; docs/errors.md lists all.
 """
 
 from pathlib import Path
