@@ -30,6 +30,7 @@ from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.label import NO_RUN
 from polyvol.mapping.opening import OpenFile
 from polyvol.mapping.probes import Probes
@@ -64,15 +65,15 @@ class Context:
     locks: Locks = field(default_factory=Locks)
     device_trouble: dict[int, str] = field(default_factory=dict)
     files: dict[int, OpenFile] = field(default_factory=dict)
-    volume_trouble: dict[int, str] = field(default_factory=dict)
+    volume_trouble: dict[VolumeId, str] = field(default_factory=dict)
     state_trouble: str | None = None
-    file_trouble: dict[int, str] = field(default_factory=dict)
+    file_trouble: dict[VolumeId, str] = field(default_factory=dict)
     reserve: Reserve = field(init=False)
     events: Events = field(default_factory=Events)
-    fill_levels: dict[int, FillLevel] = field(default_factory=dict)
-    refusing: set[int] = field(default_factory=set)
-    restoring: dict[int, str] = field(default_factory=dict)
-    rewritten: Counter[int] = field(default_factory=Counter)
+    fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
+    refusing: set[VolumeId] = field(default_factory=set)
+    restoring: dict[VolumeId, str] = field(default_factory=dict)
+    rewritten: Counter[VolumeId] = field(default_factory=Counter)
     clock: Clock = wall_ns
     steady: Clock = steady_ns
     generation: int = 0
@@ -107,18 +108,47 @@ class Context:
                 return
 
     @contextmanager
+    def holding_served(self, name: str, what: str, *, restoring: bool = False) -> Iterator[Volume]:
+        """As `holding`, of a volume that is served (`find_served`); VolumeNotServed, Restoring."""
+        with self.holding(name, what) as volume:
+            self.refuse_not_served(volume, restoring=restoring)
+            yield volume
+
+    @contextmanager
     def holding_all(
-        self, volumes: Iterable[Volume], what: str, *, wait_s: float | None = None
+        self, volumes: Iterable[Volume], what: str, *, wait_s: float | None = None, making: bool = False
     ) -> Iterator[Operation]:
-        """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile."""
+        """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile, VolumeBusy
+        if one is being made, but for who is `making` it."""
         wanted = {volume.id: volume.name for volume in volumes}
         with self.locks.volumes(wanted, what, wait_s=wait_s) as operation:
             there = {volume.id: volume for volume in self.catalog.volumes.all()}
             for identity, name in wanted.items():
                 if identity not in there:
                     raise UnknownVolume(name=name)
-                self.refuse_being_made(there[identity])
+                if not making:
+                    self.refuse_being_made(there[identity])
             yield operation
+
+    @contextmanager
+    def holding_group(self, group: Group, what: str) -> Iterator[Group]:
+        """Hold a group's lock to do `what`; the group as it is then. UnknownGroup if it has gone,
+        GroupBusy."""
+        with self.locks.group(group.id, group.name, what):
+            now = self.catalog.groups.get(group.id)
+            if now is None:
+                raise UnknownGroup(name=group.name)
+            yield now
+
+    @contextmanager
+    def holding_device(self, device: Device, what: str, *, wait_s: float | None = None) -> Iterator[Device]:
+        """Hold a device's lock to do `what`; the device as it is then. UnknownDevice if it has gone,
+        DeviceBusy."""
+        with self.locks.device(device.id, device.name, what, wait_s=wait_s):
+            now = self.catalog.devices.get(device.id)
+            if now is None:
+                raise UnknownDevice(name=device.name)
+            yield now
 
     def refuse_being_made(self, volume: Volume) -> None:
         """VolumeBusy if a volume is being made: not if that has failed, and it is to be removed."""

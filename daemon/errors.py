@@ -19,8 +19,7 @@ import polyvol.snapshot.errors.holds
 import polyvol.snapshot.errors.hooks
 import polyvol.snapshot.errors.schedules
 import polyvol.snapshot.errors.streams  # noqa: F401 - so that all classes are in the table
-from polyvol.mapping.errors import Kind, PolyvolError
-from polyvol.mapping.no_space import NO_SPACE
+from polyvol.mapping.errors import Kind, PolyvolError, kind_of
 from polyvol.mapping.sizes import counted
 
 EXIT_CODE = 1
@@ -285,7 +284,7 @@ class DeleteUnfinished(PolyvolError):
 
 
 class EngineFailed(PolyvolError):
-    """The engine refused, in its own words."""
+    """The engine refused, in its own words; `kind` is that of its error."""
 
     code = "engine-failed"
     sentence = "{what} failed: {why}"
@@ -295,6 +294,7 @@ class EngineFailed(PolyvolError):
         self, *, what: str, why: object, todo: str = "`polyvol status` shows volumes and devices"
     ) -> None:
         super().__init__(what=what, why=why, todo=todo)
+        self.kind = kind_of(why)
 
 
 class InternalError(PolyvolError):
@@ -464,16 +464,12 @@ def engine_errors(what: str, engine_error: type[Exception], *, starting: bool = 
     try:
         yield
     except engine_error as error:
-        failed = EngineFailed(what=what, why=error)
         if starting:
             todo = (
                 "check that polyvold's limits on threads, memory and open files (`ulimit -a`) are high enough"
             )
-            failed = EngineFailed(what=what, why=error, todo=todo)
-        failed.kind = getattr(error, "kind", "io")  # type: ignore[misc]
-        if getattr(error, "errno", 0) in NO_SPACE:
-            failed.kind = "no-space"  # type: ignore[misc]
-        raise failed from error
+            raise EngineFailed(what=what, why=error, todo=todo) from error
+        raise EngineFailed(what=what, why=error) from error
 
 
 def counted_clients(count: int) -> dict[str, str]:

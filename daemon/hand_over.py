@@ -37,7 +37,7 @@ from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import counted
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_name, export_parts
 
 MAGIC = b"PVHAND\r\n"
 VERSION = 1
@@ -291,9 +291,9 @@ def _end(fd: int) -> None:
 
 def _fields(export: str) -> dict[str, str]:
     """The journal's fields of an export, but for VOLUME."""
-    snapshot = export.partition("@")[2]
-    return {"SNAPSHOT": snapshot} if snapshot else {}
+    _, snapshot = export_parts(export)
+    return {} if snapshot is None else {"SNAPSHOT": snapshot}
 
 
 def _volume(export: str) -> str:
-    return export.partition("@")[0]
+    return export_parts(export)[0]

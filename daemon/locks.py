@@ -20,6 +20,11 @@ How it works      There are four kinds of locks, taken in this order:
                   something depends on it (an application is quiesced, a record is made).
                   `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
                   writes continue (daemon/space/change_logs.py).
+Who takes them    The verb, once, before its first question: what a route or a job calls takes the locks by
+                  `holding...` of daemon/context.py, which gives it the records as they are then. What it
+                  calls gets these records as arguments, takes nothing, and says 'The caller holds its lock'.
+                  The service and the routes hold nothing. `catalog_lock` is taken where the transaction is,
+                  for that and its questions; an answer is made after it (tests/style/test_locks.py).
 Invariants        LO1 a holder of `catalog_lock` takes no other lock; LO2 a holder of a device's lock takes no
                   volume's; LO3 a holder of a volume's lock takes another one only of a volume with a higher
                   id (a clone's, after its source's); LO4 no thread takes a lock that it holds; LO5 a thread
@@ -39,6 +44,7 @@ from typing import Literal, NoReturn
 
 from polyvol.daemon.errors import DeviceBusy, GroupBusy, VolumeBusy
 from polyvol.daemon.sizes import format_seconds
+from polyvol.mapping.ids import VolumeId
 
 WAIT_S = 20.0
 """How long a verb waits for a volume or a device that another one has."""
@@ -113,7 +119,7 @@ class Locks:
 
     @contextmanager
     def volumes(
-        self, named: Mapping[int, str], what: str, *, wait_s: float | None = None
+        self, named: Mapping[VolumeId, str], what: str, *, wait_s: float | None = None
     ) -> Iterator[Operation]:
         """Hold the locks of volumes, given as names by id, to do `what`; VolumeBusy."""
         top = max(
@@ -121,7 +127,7 @@ class Locks:
         )
         assert all(each.noun != "device" for each in self._mine.held), "LO2"
         assert all(identity > top for identity in named), f"LO3, LO4: {named} after {top}"
-        with self._hold("volume", named, what, wait_s) as operation:
+        with self._hold("volume", dict[int, str](named.items()), what, wait_s) as operation:
             yield operation
 
     @contextmanager
@@ -153,7 +159,9 @@ class Locks:
                 self._condition.wait_for(lambda: not any(key[1] in self._room for key in operation.keys))
 
     @contextmanager
-    def room(self, named: Mapping[int, str], what: str, *, wait_s: float | None = None) -> Iterator[None]:
+    def room(
+        self, named: Mapping[VolumeId, str], what: str, *, wait_s: float | None = None
+    ) -> Iterator[None]:
         """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
         also while a cut of them is waited for."""
         assert not self._mine.held, "LO2, LO3"
@@ -161,7 +169,7 @@ class Locks:
         keys = frozenset[Key](("volume", identity) for identity in named)
         operation = Operation(what, "volume", list(named.values()), keys, self._now())
         with self._condition:
-            self._wait(keys, named, wait_s, lending=True)
+            self._wait(keys, dict[int, str](named.items()), wait_s, lending=True)
             operation.since_s = self._now()
             owned = [key for key in keys if key not in self._held]
             self._held.update(dict.fromkeys(owned, operation))

@@ -56,7 +56,6 @@ from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.state import directory as state
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.deletions import DeletionView
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
 from polyvol.daemon.types.scrubs import ScrubSet, ScrubSettingsView
@@ -66,12 +65,9 @@ from polyvol.daemon.types.volumes import (
     CloneCreate,
     VolumeCreate,
     VolumeDeleted,
-    VolumeGrow,
-    VolumeSet,
     VolumeView,
 )
 from polyvol.daemon.volumes import manifest_digests
-from polyvol.daemon.volumes.growth import grow_volume
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
 from polyvol.daemon.volumes.verbs import Volumes
@@ -279,9 +275,8 @@ class Service:
 
     def set_scrubs(self, request: ScrubSet) -> ScrubSettingsView:
         """Switch weekly scrubs on or off."""
-        with self._context.catalog_lock:
-            self._scrubs.set_weekly(request.weekly)
-            return ScrubSettingsView(weekly=self._scrubs.weekly)
+        self._scrubs.set_weekly(request.weekly)
+        return ScrubSettingsView(weekly=self._scrubs.weekly)
 
     def create_volume(self, request: VolumeCreate) -> VolumeView:
         """Make a volume."""
@@ -297,28 +292,9 @@ class Service:
 
     def delete_volume(self, name: str) -> VolumeDeleted:
         """Delete a volume with its snapshots."""
-        with self._context.holding(name, "volume delete"):
-            view = self._volumes.delete(name, self._groups.refuse_delete)
-        self._volumes.release_unneeded()
+        view = self._volumes.delete(name, self._groups.refuse_delete)
         _log.info("volume %s was deleted", name, extra={"VOLUME": name})
         return view
-
-    def set_volume(self, name: str, request: VolumeSet) -> VolumeView:
-        """Change what can be changed of a volume."""
-        with self._context.holding(name, "volume set"):
-            return self._volumes.change(name, request)
-
-    def grow_volume(self, name: str, request: VolumeGrow) -> VolumeView:
-        """Make a volume larger."""
-        with self._context.holding(name, "volume grow"):
-            grow_volume(self._context, self._volumes.change_logs, name, request)
-        return self._volumes.show(name, partitions=False)
-
-    def add_log(self, name: str, request: LogAdd) -> VolumeView:
-        """Give a volume one more change log, or several."""
-        with self._context.holding(name, "volume add-log"):
-            self._volumes.change_logs.add(name, request)
-        return self._volumes.show(name, partitions=False)
 
     def create_snapshots(self, request: SnapshotCreate) -> list[SnapshotView]:
         """Take one cut."""
@@ -326,8 +302,7 @@ class Service:
 
     def delete_snapshot(self, volume: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot."""
-        with self._context.holding(volume, "snapshot delete"):
-            view = self._snapshots.delete(volume, name)
+        view = self._snapshots.delete(volume, name)
         _log.info("snapshot %s@%s was deleted", volume, name, extra={"VOLUME": volume, "SNAPSHOT": name})
         return view
 
@@ -348,8 +323,7 @@ class Service:
 
     def delete_snapshots(self, volume: str, names: Sequence[str]) -> DeletionView:
         """Delete many snapshots of a volume."""
-        with self._context.holding(volume, "snapshot delete"):
-            view = self._deletions.begin(volume, names)
+        view = self._deletions.begin(volume, names)
         _log.info("%d snapshots of volume %s are being deleted", view.left, volume, extra={"VOLUME": volume})
         return view
 

@@ -6,12 +6,14 @@ How it works      A class gives a `code` (stable, for programs), a `kind` (what 
 Invariants        ER1 codes are unique; ER2 the facts given are exactly the fields of the templates; ER3
                   raising one means that nothing has changed, unless the sentence says otherwise. Tests check
                   ER1 and ER2.
-Errors            The classes of snapshot/ and daemon/ are in their own `errors.py`; docs/errors.md lists all.
+Errors            The classes of snapshot/ are in snapshot/errors/, those of daemon/ in daemon/errors.py and
+                  beside what raises them; docs/errors.md lists all.
 """
 
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from polyvol.mapping.no_space import NO_SPACE
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.sizes import exact_size
 
@@ -23,7 +25,8 @@ class PolyvolError(Exception):
     """The base of every error that a user can see."""
 
     code: ClassVar[str] = ""
-    kind: ClassVar[Kind] = "io"
+    kind: Kind = "io"
+    """As the class has it; where another error decides it (`kind_of`), as the error itself has it."""
     sentence: ClassVar[str] = ""
     hint: ClassVar[str] = ""
     sizes: ClassVar[tuple[str, ...]] = ()
@@ -40,6 +43,15 @@ class PolyvolError(Exception):
     def _shown(cls, name: str, fact: object) -> object:
         """A fact as sentences show it."""
         return exact_size(fact) if name in cls.sizes and isinstance(fact, int) else _shortened(fact)
+
+
+def kind_of(cause: object) -> Kind:
+    """What sort of failure a cause is: 'no-space' if the system has none, else the kind that one of our
+    errors, or of the engine's, has; 'io' for all others."""
+    if getattr(cause, "errno", 0) in NO_SPACE:
+        return "no-space"
+    kind: Kind = getattr(cause, "kind", "io")
+    return kind
 
 
 def _shortened(fact: object) -> object:

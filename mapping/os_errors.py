@@ -56,7 +56,7 @@ def reason(error: BaseException, path: Path | str | None = None) -> str:
     """Why a call failed, as a clause. `path`: what it was about."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error) or "an unknown reason"
-    above = None if path is None else _directory_at_fault(error.errno, Path(os.path.abspath(path)))  # noqa: PTH100
+    above = None if path is None else directory_at_fault(error.errno, path)
     if above is not None and error.errno == errno.ENOENT:
         return f"the directory {above} does not exist"
     if above is not None:
@@ -82,9 +82,10 @@ def advice(error: BaseException, default: str = DEFAULT_ADVICE) -> str:
     return _TABLE[number][1] if number in _TABLE else default
 
 
-def _directory_at_fault(number: int, path: Path) -> Path | None:
-    """The directory above an absolute path that is not there, cannot be searched, or may not be written; None
-    if the error is about the path itself."""
+def directory_at_fault(number: int, path: Path | str) -> Path | None:
+    """The directory above a path that is not there, cannot be searched, or may not be written, where the
+    number of an error is for that; None if the error is about the path itself."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - symbolic links stay as they are
     for parent in reversed(path.parents):
         if number == errno.ENOENT and not os.path.lexists(parent):
             return parent

@@ -4,29 +4,31 @@ takes them.
 Errors            None.
 """
 
+from decimal import Decimal
+
 UNITS = "KMGTP"
 
 
 def format_size(size: int) -> str:
     """The size for people: exact where it can be ('64 MiB'), else with one decimal ('1.4 GiB')."""
-    value = float(size)
-    unit = "B"
-    for name in ["", *UNITS]:
-        unit = f"{name}iB" if name else "B"
-        if abs(value) < 1024 or name == UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
+    return _format(size)[0]
 
 
 def exact_size(size: int) -> str:
     """The size for people, with its bytes where it was rounded: '1.0 MiB (1048577 bytes)'."""
-    shown = format_size(size)
-    number, unit = shown.split()
-    shift = 10 * (UNITS.find(unit[0]) + 1)
-    whole, _, tenths = number.lstrip("-").partition(".")
-    exact = 10 * abs(size) == (10 * int(whole) + int(tenths or 0)) << shift
+    shown, exact = _format(size)
     return shown if exact else f"{shown} ({size} bytes)"
+
+
+def _format(size: int) -> tuple[str, bool]:
+    """The size for people, and whether that is all of it."""
+    value, power = float(size), 0
+    while abs(value) >= 1024 and power < len(UNITS):
+        value /= 1024
+        power += 1
+    unit = f"{UNITS[power - 1]}iB" if power else "B"
+    number = f"{value:.0f}" if value == int(value) else f"{value:.1f}"
+    return f"{number} {unit}", Decimal(number) * (1 << 10 * power) == size
 
 
 def argument_size(size: int) -> str:

@@ -29,6 +29,7 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import in_range
+from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.groups import GroupSnapshot
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
@@ -36,7 +37,7 @@ from polyvol.mapping.records.snapshots import Consistency, Origin, SnapshotRecor
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.errors.cuts import CutFailed
 from polyvol.snapshot.errors.hooks import HooksFailed
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
 
 if TYPE_CHECKING:
     from polyvol.engine import CutReport, CutVolume
@@ -164,7 +165,7 @@ class Coordinator:
             whole = None if group is None or safety is None else GroupSnapshot(cut, group, safety)
             # The epoch after the cut's, in which nothing is written, is the last of what is left.
             rollbacks = {
-                volume.id: Rollback(epochs[volume.id] + 1, target.epoch, volume.size, target.size)
+                volume.id: Rollback(Epoch(epochs[volume.id] + 1), target.epoch, volume.size, target.size)
                 for volume, target in targets
             }
             self._catalog.snapshots.commit(records, whole, rollbacks)
@@ -221,8 +222,7 @@ class Coordinator:
 
 def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord) -> None:
     """Make a snapshot's export."""
-    # Attached hosts tell by the UUID whether an export is still the one that they knew.
-    text = f"snapshot {snapshot.name} of volume {volume.name} ({snapshot.uuid})"
+    text = export_description(volume, snapshot)
     engine.export(export_name(volume.name, snapshot.name), text, volume.id, snapshot.epoch)
 
 
@@ -234,7 +234,7 @@ def _record(
         cut=cut,
         volume=volume.id,
         name=name,
-        epoch=report["epochs"][volume.id],
+        epoch=Epoch(report["epochs"][volume.id]),
         log=logs.get(volume.id),
         instant_ns=in_range(report["instant_ns"]),
         stall_ns=report["stall_ns"],

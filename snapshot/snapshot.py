@@ -1,8 +1,10 @@
 """Snapshots as their users see them: names, and the partition snapshots that one is made of."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from polyvol.mapping.names import unique_name
 
@@ -10,6 +12,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from polyvol.engine import PartitionState
+    from polyvol.mapping.records.snapshots import SnapshotRecord
+    from polyvol.mapping.records.volumes import Volume
+
+_DESCRIBED = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,27 @@ class PartitionSnapshot:
 def export_name(volume: str, snapshot: str | None = None) -> str:
     """The NBD name of a volume, or of one of its snapshots."""
     return volume if snapshot is None else f"{volume}@{snapshot}"
+
+
+def export_parts(name: str) -> tuple[str, str | None]:
+    """The volume, and the snapshot if it is one, of an export's NBD name."""
+    volume, at, snapshot = name.partition("@")
+    return volume, snapshot if at else None
+
+
+def export_description(volume: "Volume", snapshot: "SnapshotRecord | None" = None) -> str:
+    """What NBD clients are told of an export. Attached hosts tell by its UUID (`described_uuid`) whether it
+    is still the volume or snapshot that they knew."""
+    if snapshot is None:
+        return f"volume {volume.name} ({volume.uuid})"
+    return f"snapshot {snapshot.name} of volume {volume.name} ({snapshot.uuid})"
+
+
+def described_uuid(description: str) -> UUID | None:
+    """The UUID of the volume or snapshot that an export's description is of. A name may look like a UUID, but
+    has no parentheses."""
+    found = _DESCRIBED.search(description)
+    return None if found is None else UUID(found[1])
 
 
 def partition_snapshots(states: "Iterable[PartitionState]") -> tuple[PartitionSnapshot, ...]:

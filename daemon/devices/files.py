@@ -26,7 +26,7 @@ from polyvol.daemon.isolation import isolate
 from polyvol.daemon.workers import answers
 from polyvol.mapping import occupied
 from polyvol.mapping.device import Found, inspect_open, is_blank, make_device, trouble_with, write_label
-from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError
+from polyvol.mapping.errors import DeviceIo, DeviceNotReady, DeviceUnusable, PolyvolError, kind_of
 from polyvol.mapping.label import NO_RUN, Label
 from polyvol.mapping.opening import (
     HeldByOther,
@@ -200,7 +200,7 @@ def close(context: Context, device: int) -> None:
         try:
             return context.engine.close_device(device)
         except context.engine_error as error:
-            if getattr(error, "kind", "") != "busy" or time.monotonic() >= until:
+            if kind_of(error) != "busy" or time.monotonic() >= until:
                 raise
         time.sleep(0.01)
 

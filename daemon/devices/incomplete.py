@@ -20,7 +20,7 @@ from polyvol.daemon.devices.files import close, close_device, keep, open_checked
 from polyvol.daemon.devices.shrunk import ShrunkDevices
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import clear_label
-from polyvol.mapping.errors import DeviceNotReady
+from polyvol.mapping.errors import DeviceNotReady, UnknownDevice
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import UNDER_WAY
 
@@ -57,10 +57,10 @@ class IncompleteDevices:
                 what = f"forgetting device {device.name}, which is half {UNDER_WAY[device.state]},"
                 with (
                     isolate(context, what, DEVICE=device.name),
-                    context.locks.device(device.id, device.name, "being forgotten", wait_s=0.0),
+                    suppress(UnknownDevice),
+                    context.holding_device(device, "being forgotten", wait_s=0.0) as now,
                 ):
-                    there = context.catalog.devices.all()
-                    if any(each.id == device.id and each.state == device.state for each in there):
+                    if now.state == device.state:
                         self.forget(device)
 
     def forget(self, device: Device) -> None:

@@ -67,7 +67,6 @@ from polyvol.mapping.errors import (
     DeviceNotReady,
     DeviceStillFaulty,
     DeviceUnusable,
-    UnknownDevice,
 )
 from polyvol.mapping.names import check_free, check_name, name_from, unique_name
 from polyvol.mapping.opening import OpenFile, identity_of
@@ -247,10 +246,7 @@ class Devices:
     def _locked(self, device: Device, what: str) -> Iterator[Device]:
         """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
         context = self._context
-        with context.locks.device(device.id, device.name, what):
-            now = context.catalog.devices.get(device.id)
-            if now is None:
-                raise UnknownDevice(name=device.name)
+        with context.holding_device(device, what) as now:
             if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
                 raise DeviceBusy(name=device.name, what="device add", since="0 s")
             yield now
@@ -392,7 +388,7 @@ class Devices:
             device = context.catalog.devices.add(device)
             self._incomplete.underway.add(device.id)
         try:
-            with context.locks.device(device.id, device.name, "device add", wait_s=context.locks.wait_s):
+            with context.holding_device(device, "device add", wait_s=context.locks.wait_s):
                 self._make(device, path, file, preallocate=request.preallocate)
         finally:
             with context.catalog_lock:

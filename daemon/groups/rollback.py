@@ -21,6 +21,7 @@ from polyvol.daemon.groups.verbs import Groups
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.groups import RollbackStart, RollbackView
+from polyvol.daemon.volumes.exporting import end_export, ended
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.names import check_free
 from polyvol.mapping.records.groups import Group
@@ -47,8 +48,7 @@ class Rollbacks:
 
     def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Have a volume be what its snapshot shows."""
-        with self._context.holding(volume_name, "snapshot rollback"):
-            volume = self._context.find_served(volume_name)
+        with self._context.holding_served(volume_name, "snapshot rollback") as volume:
             record = self._context.find_snapshot(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
@@ -57,7 +57,7 @@ class Rollbacks:
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._context.find_group(group_name)
             for volume, _ in members:
-                self._context.find_served(volume.name)
+                self._context.refuse_not_served(volume)
             return self._roll_back(members, name, request, group)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
@@ -90,7 +90,8 @@ class Rollbacks:
         context = self._context
         volumes = [volume for volume, _ in members]
         safety = self._safety_name(volumes, name, request, group) if request.safety else None
-        self._end_exports(volumes, force=request.force)
+        with ended(volumes, partial(self._end_export, force=request.force), self._volumes.export_again):
+            pass  # of all, or of none (GB1)
         failed: EngineFailed | None = None
         try:
             with context.engine_errors(f"rolling back to {name}"):
@@ -131,27 +132,13 @@ class Rollbacks:
         names = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
         return next(each for each in names if each not in taken)
 
-    def _end_exports(self, volumes: Sequence[Volume], *, force: bool) -> None:
-        """End the exports of all volumes themselves, or of none (GB1). Their snapshots' stay."""
-        ended: list[Volume] = []
-        try:
-            for volume in volumes:
-                self._end_export(volume, force=force)
-                ended.append(volume)
-        except BaseException:
-            for volume in ended:
-                self._volumes.export_again(volume)
-            raise
-
     def _end_export(self, volume: Volume, *, force: bool) -> None:
-        context = self._context
+        """End the export of a volume itself; its snapshots' stay."""
+        clients = 0
         for _ in range(_TRIES if force else 1):
             if force:
-                context.engine.disconnect(volume.name)
-            try:
-                context.engine.unexport(volume.name)
-            except context.engine_error:
-                continue  # a client is there, or has come again
-            return
-        clients = max(1, context.connections([volume.name]))
+                self._context.engine.disconnect(volume.name)
+            clients = end_export(self._context, volume.name)
+            if not clients:
+                return
         raise VolumeOpen(name=volume.name, **counted_clients(clients))

@@ -29,6 +29,7 @@ from polyvol.daemon.types.groups import (
     GroupView,
 )
 from polyvol.daemon.types.snapshots import HoldChange, SnapshotView
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.names import check_free, check_name, refuse_repeats
 from polyvol.mapping.records.groups import Group, GroupSnapshot
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -38,7 +39,6 @@ from polyvol.snapshot.errors.groups import (
     GroupHasSnapshots,
     NotInGroup,
     SnapshotInGroup,
-    UnknownGroup,
     UnknownGroupSnapshot,
     VolumeInGroup,
 )
@@ -63,8 +63,8 @@ class Groups:
         refuse_repeats("volume", request.volumes)
         with context.catalog_lock:
             check_free("group", request.name, {each.name for each in context.catalog.groups.all()})
-            context.catalog.groups.create(request.name, self._volumes(request.volumes))
-            view = self.show(request.name)
+            group = context.catalog.groups.create(request.name, self._volumes(request.volumes))
+        view = self._view(group)
         _log.info("group %s was created", request.name, extra={"GROUP": request.name})
         return view
 
@@ -77,8 +77,8 @@ class Groups:
             for wanted, volume in zip(request.leave, leaving, strict=True):
                 if volume not in group.volumes:
                     raise NotInGroup(volume=wanted, name=name)
-            self._context.catalog.groups.change(group.id, self._volumes(request.join), leaving)
-            view = self.show(name)
+            group = self._context.catalog.groups.change(group, self._volumes(request.join), leaving)
+        view = self._view(group)
         for verb, named in (("joined", request.join), ("left", request.leave)):
             for each in named:
                 fields = {"GROUP": name, "VOLUME": each}
@@ -88,10 +88,7 @@ class Groups:
     def delete(self, name: str) -> GroupDeleted:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
         found = self._context.find_group(name)
-        with self._context.locks.group(found.id, name, "group delete"), self._context.catalog_lock:
-            group = self._context.find_group(name)
-            if group.id != found.id:  # it was deleted, and another one has its name
-                raise UnknownGroup(name=name)
+        with self._context.holding_group(found, "group delete") as group, self._context.catalog_lock:
             snapshots = self._context.catalog.groups.snapshots(group.id)
             if snapshots:
                 raise GroupHasSnapshots(name=name, snapshots=counted(len(snapshots), "snapshot"))
@@ -223,8 +220,8 @@ class Groups:
         if held:
             raise VolumeHeld(name=volume.name, snapshots=", ".join(held))
 
-    def _volumes(self, names: Sequence[str]) -> list[int]:
-        found: list[int] = []
+    def _volumes(self, names: Sequence[str]) -> list[VolumeId]:
+        found: list[VolumeId] = []
         for name in names:
             volume = self._context.find_volume(name)
             if volume.state != "ready":  # it is being made or deleted
@@ -236,6 +233,7 @@ class Groups:
         schedules = self._context.catalog.schedules.all()
         return [schedule.name for schedule in schedules if schedule.group == group.id]
 
+    @reads
     def _view(self, group: Group) -> GroupView:
         catalog = self._context.catalog
         names = {volume.id: volume.name for volume in catalog.volumes.all()}

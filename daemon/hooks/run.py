@@ -41,6 +41,7 @@ from polyvol.daemon.host.asker import asker
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.hooks import Hooks
 from polyvol.mapping.records.schedules import Schedule
@@ -66,7 +67,7 @@ class _Hook:
     """The hooks of one volume, or of a schedule, around one cut."""
 
     what: str
-    volumes: list[int]
+    volumes: list[VolumeId]
     thaw: Call | None
     owed: int | None = None
     trouble: str | None = None
@@ -204,7 +205,7 @@ class HookRunner:
 
     def _wanted(
         self, volumes: Sequence[Volume], schedule: Schedule | None
-    ) -> list[tuple[tuple[str, int], str, list[int], Hooks]]:
+    ) -> list[tuple[tuple[str, int], str, list[VolumeId], Hooks]]:
         """Whose hooks are to be run: key, what it is, the volumes that it concerns, and the hooks."""
         table = self._context.catalog.hooks
         found = []

@@ -50,13 +50,15 @@ from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.restores import RestoreAbandoned, RestoreBegin, RestoreCompletion, RestoreView
 from polyvol.daemon.types.snapshots import SnapshotView
 from polyvol.daemon.types.volumes import VolumeCreate
+from polyvol.daemon.volumes.exporting import end_export, ended
 from polyvol.daemon.volumes.verbs import Volumes
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.names import check_free, check_name
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
 
 HIDDEN = "@restore:"
 """Between a volume's name and the secret, in the name of the export that a restore is written to."""
@@ -111,8 +113,7 @@ class Restores:
         """Take the snapshot of a volume whose restore is complete, and export the volume."""
         context = self._context
         self._wait_for_end(request.export)
-        with context.holding(volume_name, _WHAT):
-            volume = context.find_served(volume_name, restoring=True)
+        with context.holding_served(volume_name, _WHAT, restoring=True) as volume:
             restore = context.catalog.restores.of(volume.id)
             if restore is None:
                 raise NoRestore(name=volume_name)
@@ -140,9 +141,9 @@ class Restores:
             if base is None:
                 self._groups.refuse_delete(volume)
                 self._end_session(volume)
-                self._volumes.delete(volume_name, self._groups.refuse_delete)
+                self._volumes.delete_held(volume, self._groups.refuse_delete)
             else:
-                context.find_served(volume_name, restoring=True)
+                context.refuse_not_served(volume, restoring=True)
                 self._end_session(volume)
                 self._rollbacks.abandon_restore(volume, base, restore)
         self._volumes.release_unneeded()
@@ -185,23 +186,13 @@ class Restores:
         if request.resume:
             raise _not_begun(request)
         self._refuse_changed(request, volume, base)
-        clients = context.connections([volume.name])
-        if clients:
-            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+        self._refuse_open(volume, context.connections([volume.name]))
         if request.dry_run:
             return RestoreView(volume=volume.name, export=None, resumed=False, base=base.name)
-        try:
-            context.engine.unexport(volume.name)
-        except context.engine_error as error:  # a client came in between
-            clients = max(1, context.connections([volume.name]))
-            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
-        try:
+        with ended([volume], self._end_export, self._volumes.export_again):
             self._refuse_changed(request, volume, base)  # RS2: nobody can write any more
             record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
             context.catalog.restores.begin(record)
-        except BaseException:
-            self._volumes.export_again(volume)
-            raise
         _log.info(
             "%s is being restored to volume %s", request.source, volume.name, extra={"VOLUME": volume.name}
         )
@@ -231,7 +222,7 @@ class Restores:
         context = self._context
         self._end_session(volume)
         export = f"{volume.name}{HIDDEN}{secrets.token_hex(16)}"
-        text = f"volume {volume.name} ({volume.uuid}), being restored"
+        text = f"{export_description(volume)}, being restored"
         with context.engine_errors(f"exporting volume {volume.name} to its restore"):
             context.engine.export_hidden(export, text, volume.id)
         context.restoring[volume.id] = export
@@ -246,17 +237,23 @@ class Restores:
         while self._context.connections([export]) and time.monotonic() < until:
             time.sleep(_END_POLL_S)
 
+    def _end_export(self, volume: Volume) -> None:
+        self._refuse_open(volume, end_export(self._context, volume.name))
+
+    @staticmethod
+    def _refuse_open(volume: Volume, clients: int) -> None:
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+
     def _end_session(self, volume: Volume) -> None:
         """End the export that a restore was given; RestoreRunning if it is being written."""
         context = self._context
         export = context.restoring.get(volume.id)
         if export is None:
             return
-        try:
-            context.engine.unexport(export)
-        except context.engine_error as error:
-            clients = max(1, context.connections([export]))
-            raise RestoreRunning(name=volume.name, clients=counted_clients(clients)["clients"]) from error
+        clients = end_export(context, export)
+        if clients:
+            raise RestoreRunning(name=volume.name, clients=counted_clients(clients)["clients"])
         del context.restoring[volume.id]
 
     def _refuse_running(self, volume: Volume) -> None:
@@ -328,10 +325,15 @@ def _stream(request: RestoreBegin) -> _Stream:
 
 
 def _restore_record(
-    request: RestoreBegin, stream: _Stream, begun_ns: int, *, volume: int = 0, base: int | None = None
+    request: RestoreBegin,
+    stream: _Stream,
+    begun_ns: int,
+    *,
+    volume: VolumeId | None = None,
+    base: Epoch | None = None,
 ) -> RestoreRecord:
     return RestoreRecord(
-        volume=volume,
+        volume=VolumeId(0) if volume is None else volume,  # 0: it is made for the restore
         stream=stream.number,
         source=request.source,
         snapshot=request.snapshot,

@@ -24,7 +24,8 @@ def target_of(context: Context, schedule: Schedule) -> str:
     if schedule.group is not None:
         names = {group.id: group.name for group in catalog.groups.all()}
         return f"@{names.get(schedule.group, '?')}"
-    return {volume.id: volume.name for volume in catalog.volumes.all()}.get(schedule.volume or 0, "?")
+    volume = None if schedule.volume is None else catalog.volumes.get(schedule.volume)
+    return "?" if volume is None else volume.name
 
 
 def records_of(context: Context, schedule: Schedule) -> list[SnapshotRecord]:

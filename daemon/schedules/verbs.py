@@ -18,6 +18,7 @@ Errors            A failure is a warning in the log and an event, once for each 
 import contextlib
 import logging
 import threading
+from dataclasses import replace
 from functools import partial
 
 from polyvol.daemon.consistent_read import reads
@@ -109,10 +110,9 @@ class Schedules:
         if request.dry_run:
             return self._plan_of(request)
         with self._context.catalog_lock:
-            schedule = self._checked(request)
-            self._context.catalog.schedules.add(schedule, hooks)
-            self._dues.done(self._find(schedule.name).id, timing_of(schedule))
-            view = self.show(schedule.name)
+            schedule = self._context.catalog.schedules.add(self._checked(request), hooks)
+            self._dues.done(schedule.id, timing_of(schedule))
+        view = self._view(schedule, snapshots=True)
         _log.info("schedule %s was added", schedule.name, extra={"SCHEDULE": schedule.name})
         self._look.set()
         return view
@@ -134,21 +134,24 @@ class Schedules:
             if schedule.paused != request.paused:
                 now = self._context.clock()
                 self._context.catalog.schedules.set_paused(schedule.id, request.paused, now)
+                schedule = replace(schedule, paused=request.paused, last_ns=now)
                 if request.paused:
                     self._dues.forget(schedule.id)
                 else:
                     self._dues.done(schedule.id, timing_of(schedule))
                 verb = "paused" if request.paused else "resumed"
                 _log.info("schedule %s was %s", name, verb, extra={"SCHEDULE": name})
-            view = self.show(name)
         self._look.set()
-        return view
+        return self._view(schedule, snapshots=True)
 
     def remove(self, name: str) -> ScheduleView:
         """Remove a schedule; its snapshots stay."""
+        found = self._find(name)
+        view = self._view(found, snapshots=True)
         with self._context.catalog_lock:
-            view = self.show(name)
             schedule = self._find(name)
+            if schedule.id != found.id:  # it was removed, and another one has its name
+                raise UnknownSchedule(name=name)
             self._context.catalog.schedules.forget(schedule.id)
             self._dues.forget(schedule.id)
         _log.info("schedule %s was removed", name, extra={"SCHEDULE": name})
@@ -414,6 +417,7 @@ class Schedules:
             ],
         )
 
+    @reads
     def _view(self, schedule: Schedule, *, snapshots: bool = False) -> ScheduleView:
         records = records_of(self._context, schedule)
         instants = [record.instant_ns for record in records]

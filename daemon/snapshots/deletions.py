@@ -33,9 +33,10 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.deletions import DeletionView, SkippedSnapshotView
-from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, export_snapshots
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.names import is_pattern, refuse_repeats
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
@@ -57,7 +58,7 @@ class _Job:
     """The deletions of one volume: epochs that are left, newest first; what has been done."""
 
     volume: Volume
-    epochs: list[int] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     total: int = 0
     left: int = 0
     freed: int = 0
@@ -69,7 +70,7 @@ class Deletions:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[VolumeId, _Job] = {}
         self._work = threading.Event()
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-deletions")
@@ -91,10 +92,13 @@ class Deletions:
 
     def begin(self, volume_name: str, names: Sequence[str]) -> DeletionView:
         """Delete a volume's snapshots of these names, or that match them as patterns (with `*`, `?` or
-        `[...]`). The caller holds the volume's lock."""
-        context = self._context
+        `[...]`)."""
         _check_names(names)
-        volume = context.find_served(volume_name, restoring=True)
+        with self._context.holding_served(volume_name, "snapshot delete", restoring=True) as volume:
+            return self._begin(volume, names)
+
+    def _begin(self, volume: Volume, names: Sequence[str]) -> DeletionView:
+        context = self._context
         chosen = _chosen(volume, context.catalog.snapshots.of(volume.id), names)
         gone, kept = self._end_exports(volume, chosen)
         try:
@@ -141,13 +145,8 @@ class Deletions:
                 reason = f"it is held ({', '.join(record.holds)})"
             elif base == record.epoch:
                 reason = "an incomplete restore to the volume follows it"
-            elif clients.get(export):
+            elif clients.get(export) or end_export(context, export):
                 reason = "clients are connected to it"
-            else:
-                try:
-                    context.engine.unexport(export)
-                except context.engine_error:
-                    reason = "a client has just connected to it"
             if reason is None:
                 gone.append(record)
             else:
@@ -173,7 +172,7 @@ class Deletions:
                 self._workers.run(volume.id, partial(self._work_on, volume.id))
         return bool(rolled_back)
 
-    def _work_on(self, identity: int) -> None:
+    def _work_on(self, identity: VolumeId) -> None:
         """Drop what is to be dropped of a volume, then forget its rollbacks."""
         while not self._stopping.is_set():
             began = time.monotonic()
@@ -199,11 +198,11 @@ class Deletions:
             at = context.engine.unneeded_rollback(volume.id)
             if at is None:
                 return False
-            context.catalog.rollbacks.forget(volume.id, at)
+            context.catalog.rollbacks.forget(volume.id, Epoch(at))
             context.engine.forget_rollback(volume.id, at)
             return True
 
-    def _drop_some(self, identity: int) -> bool:
+    def _drop_some(self, identity: VolumeId) -> bool:
         """Drop some snapshots of a volume; whether there were any."""
         with self._lock:
             job = self._jobs.get(identity)
@@ -215,7 +214,7 @@ class Deletions:
         # If the engine has closed the volume, it drops them when it opens it again.
         what = f"dropping snapshots of volume {job.volume.shown_name}"
         with isolate(self._context, what, lambda reason: _log.warning("%s: %s", what, reason)):
-            freed = self._context.engine.drop_snapshots(job.volume.id, epochs)  # DE2
+            freed = self._context.engine.drop_snapshots(job.volume.id, [*epochs])  # DE2
         with self._lock:
             job.left -= len(epochs)
             job.freed += freed

@@ -15,8 +15,8 @@ Errors            Those of snapshots/verbs.py, RepeatedDevice; UnknownVolume, Un
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
@@ -24,6 +24,7 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotView, SnapshotWanted
 from polyvol.mapping.errors import CatalogConflict, UnknownVolume
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.names import refuse_repeats
 from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.schedules import Schedule
@@ -118,7 +119,7 @@ class SnapshotTaker:
             if request.require_hooks:
                 thaw = required(thaw, volumes)
             with (
-                nullcontext() if group is None else self._holding(group),
+                nullcontext() if group is None else context.holding_group(group, WHAT),
                 context.locks.volumes(names, WHAT, wait_s=wait_s) as operation,
             ):
                 now = self._as_now(volumes, rewritten, group, schedule)
@@ -148,7 +149,7 @@ class SnapshotTaker:
     def _as_now(
         self,
         volumes: Sequence[Volume],
-        rewritten: Mapping[int, int],
+        rewritten: Mapping[VolumeId, int],
         group: Group | None,
         schedule: Schedule | None,
     ) -> list[Volume]:
@@ -179,15 +180,7 @@ class SnapshotTaker:
             left = set(group.volumes) - set(now.volumes)
             raise GroupChanged(name=group.name, why="a volume left it" if left else "a volume joined it")
 
-    def _volumes(self) -> dict[int, Volume]:
+    def _volumes(self) -> dict[VolumeId, Volume]:
         """All volumes that there are for users, by id."""
         volumes = self._context.catalog.volumes.all()
         return {volume.id: volume for volume in volumes if not volume.kept and volume.state != "deleting"}
-
-    @contextmanager
-    def _holding(self, group: Group) -> Iterator[None]:
-        """Hold the lock of a group that is still there."""
-        with self._context.locks.group(group.id, group.name, WHAT):
-            if self._context.catalog.groups.get(group.id) is None:
-                raise UnknownGroup(name=group.name)
-            yield

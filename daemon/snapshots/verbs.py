@@ -31,7 +31,7 @@ from polyvol.daemon.types.snapshots import (
 )
 from polyvol.daemon.types.use import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
-from polyvol.daemon.volumes.exporting import export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, ended, export_snapshots
 from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
@@ -117,17 +117,18 @@ class Snapshots:
 
     def delete(self, volume_name: str, name: str) -> SnapshotDeleted:
         """Delete a snapshot that no client is connected to."""
-        volume = self._context.find_served(volume_name, restoring=True)
-        record = self._context.find_snapshot(volume, name)
-        whole = self.whole_name(record)
-        if whole is not None:
-            raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
-        self._refuse_needed([(volume, record)])
-        freed = self._delete([(volume, record)], lambda: self._forget(record))
+        with self._context.holding_served(volume_name, "snapshot delete", restoring=True) as volume:
+            record = self._context.find_snapshot(volume, name)
+            whole = self.whole_name(record)
+            if whole is not None:
+                raise SnapshotInGroup(name=export_name(volume.name, name), whole=whole)
+            self._refuse_needed([(volume, record)])
+            freed = self._delete([(volume, record)], lambda: self._forget(record))
         return SnapshotDeleted(volume=volume.name, name=name, freed=freed)
 
     def delete_cut(self, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
-        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed."""
+        """Delete a snapshot, or all of a group's, as `members` has it: bytes freed. The caller holds the
+        locks of the volumes."""
         for volume, _ in members:
             self._context.find_served(volume.name, restoring=True)
         self._refuse_needed(members)
@@ -138,6 +139,7 @@ class Snapshots:
 
     def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
         """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
+        The caller has `room` in the volumes.
         `members`: what is deleted together with it; space of other volumes comes back in the background,
         because their devices may hang."""
         catalog = self._context.catalog
@@ -194,16 +196,8 @@ class Snapshots:
         context = self._context
         kept = context.catalog.clones.by_snapshot()
         served = [member for member in members if context.is_served(member[0])]
-        ended: list[tuple[Volume, SnapshotRecord]] = []
-        try:
-            for volume, record in served:
-                self._unexport(export_name(volume.name, record.name))
-                ended.append((volume, record))
+        with ended(served, self._end_export, self._export_again):
             forget()
-        except BaseException:
-            for volume, record in ended:
-                export_snapshots(context, volume, [record])  # they exist on
-            raise
         freed, failed = 0, list[EngineFailed]()
         for volume, record in served:
             if (volume.id, record.epoch) in kept:
@@ -225,16 +219,16 @@ class Snapshots:
         with self._context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
             return self._context.engine.drop_snapshot(volume.id, record.epoch)
 
-    def _unexport(self, export: str) -> None:
-        context = self._context
-        clients = context.connections([export])
-        try:
-            if clients == 0:
-                context.engine.unexport(export)
-        except context.engine_error:
-            clients = max(1, context.connections([export]))
+    def _end_export(self, member: tuple[Volume, SnapshotRecord]) -> None:
+        volume, record = member
+        export = export_name(volume.name, record.name)
+        clients = end_export(self._context, export)
         if clients:
             raise SnapshotInUse(name=export, **counted_clients(clients))
+
+    def _export_again(self, member: tuple[Volume, SnapshotRecord]) -> None:
+        volume, record = member
+        export_snapshots(self._context, volume, [record])
 
     @reads
     def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:

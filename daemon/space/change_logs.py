@@ -35,6 +35,7 @@ from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
@@ -109,7 +110,7 @@ class SpaceMonitor:
 
     def _take(self, event: "EngineEvent | DeviceEvent") -> None:
         if event["kind"] == "log-full":
-            identity = event["volume"]
+            identity = VolumeId(event["volume"])
             self._workers.run(identity, partial(self.make_room, identity))
             return
         if event["kind"] == "journal-full":
@@ -147,7 +148,7 @@ class SpaceMonitor:
                     ):
                         self._ask_again(volume.id)
 
-    def make_room(self, identity: int) -> None:
+    def make_room(self, identity: VolumeId) -> None:
         """Answer a 'log-full' event (CW1)."""
         context = self._context
         told = False
@@ -196,7 +197,7 @@ class SpaceMonitor:
         context.events.add("warning", text, volume=volume.name)
         return False
 
-    def _refuse(self, identity: int) -> None:
+    def _refuse(self, identity: VolumeId) -> None:
         with contextlib.suppress(self._context.engine_error):  # its writes have ended with it
             self._context.engine.ask_when_full(identity, False)
             self._context.refusing.add(identity)
@@ -260,7 +261,7 @@ class SpaceMonitor:
         if crossed is not None:
             self._warn(volume, crossed, used, size)
 
-    def _ask_again(self, identity: int) -> None:
+    def _ask_again(self, identity: VolumeId) -> None:
         """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
         context = self._context
         volume = context.catalog.volumes.get(identity)

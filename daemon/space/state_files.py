@@ -16,6 +16,7 @@ from pathlib import Path
 
 from polyvol.daemon.context import Context
 from polyvol.mapping.durable import sync_directory
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.volumes import Volume
 
 HOW = "was removed, moved, replaced or truncated by somebody else"
@@ -27,7 +28,7 @@ class StateFiles:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._identity = _identity(context.state_dir)
-        self._gone: dict[int, str] = {}
+        self._gone: dict[VolumeId, str] = {}
 
     def is_moved(self) -> bool:
         """Whether the state directory is not at its path any more."""

@@ -68,10 +68,9 @@ class ChangeLogs:
                 with isolate(self._context, what, volume=volume.name):
                     self.unmake_file(device)
 
-    def add(self, name: str, request: LogAdd) -> None:
-        """Give a volume more room, while it is in use. The caller holds its lock."""
-        context = self._context
-        volume = context.find_served(name, restoring=True)
+    def add(self, volume: Volume, request: LogAdd) -> None:
+        """Give a volume that is served more room, while it is in use. The caller holds its lock."""
+        context, name = self._context, volume.name
         self.settle(volume)
         present = sum(total(log.extents) for log in context.catalog.change_logs.of(volume.id))
         with context.catalog_lock:

@@ -15,9 +15,12 @@ Errors            Those of the catalog, of `record`. Others are events, and what
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
+from polyvol.mapping.errors import UnknownVolume
+from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
@@ -30,7 +33,7 @@ class ClonePins:
         self._delete = delete
         self._coordinator = Coordinator(context.engine, context.catalog)
 
-    def record(self, volume: Volume) -> list[int] | None:
+    def record(self, volume: Volume) -> list[Epoch] | None:
         """Have the catalog keep a volume that is being deleted, and has no exports left, for its clones: the
         epochs of its snapshots that are gone; None: it has no clones."""
         clones = self._context.catalog.clones
@@ -38,13 +41,13 @@ class ClonePins:
             return None
         return clones.keep_volume(volume)
 
-    def keep(self, volume: Volume, gone: list[int]) -> None:
+    def keep(self, volume: Volume, gone: list[Epoch]) -> None:
         """Have the engine free what no clone needs of a volume that was recorded as kept."""
         context = self._context
         if context.is_served(volume):
             # The volume is deleted, whether this succeeds or not; the next start repeats the first step.
             with isolate(context, f"giving back what no clone of volume {volume.name} needs"):
-                context.engine.drop_snapshots(volume.id, gone)
+                context.engine.drop_snapshots(volume.id, [*gone])
                 newest = context.catalog.snapshots.with_kept(volume.id)[-1]
                 self._coordinator.roll_back([(volume, newest)], None)
 
@@ -63,7 +66,8 @@ class ClonePins:
                 tried.add(volume.id)
                 with (
                     isolate(self._context, what),
-                    self._context.locks.volumes({volume.id: volume.name}, what),
+                    suppress(UnknownVolume),  # another thread has done it
+                    self._context.holding_all([volume], what),
                 ):
                     if self._release_one(volume):
                         tried.discard(volume.id)
@@ -79,7 +83,7 @@ class ClonePins:
                 volume.id not in context.volume_trouble
             ):  # else the engine does it when it takes the volume over
                 with context.engine_errors(f"dropping snapshots of volume {volume.name}"):
-                    context.engine.drop_snapshots(volume.id, epochs)
+                    context.engine.drop_snapshots(volume.id, [*epochs])
         if volume.id in clones.unneeded_volumes():
             self._delete(volume)
         return volume.id not in {*clones.unneeded_snapshots(), *clones.unneeded_volumes()}

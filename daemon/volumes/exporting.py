@@ -1,30 +1,33 @@
-"""Exports of volumes and their snapshots, made so that one that fails keeps no other from being made.
+"""Exports of volumes and their snapshots: made, so that one that fails keeps no other from being made; ended.
 
-How it works      A volume that cannot be exported is not served (volumes.py). A snapshot that cannot be
-                  is an event, and is tried again at the next reload.
-Owner and locks   The caller holds the volume's lock, or it is the start.
-Errors            EngineFailed of `export_live`; none leave the others.
+How it works      A volume that cannot be exported is not served (verbs.py). A snapshot that cannot be is an
+                  event, and is tried again at the next reload. An export with clients does not end; what
+                  needs several ended is done within `ended`.
+Owner and locks   The caller holds the volumes' locks, or it is the start.
+Errors            EngineFailed of `export_live` and `end_export`; none leave the others.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from polyvol.daemon.context import Context
+from polyvol.daemon.errors import EngineFailed
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import export_snapshot
-from polyvol.snapshot.snapshot import export_name
+from polyvol.snapshot.snapshot import export_description, export_name
+
+T = TypeVar("T")
 
 
 def export_live(context: Context, volume: Volume) -> None:
     """Export a volume itself, unless a backup is being restored to it."""
     if volume.restoring:
         return
-    # Attached hosts tell by the UUID whether it is the one that they knew.
-    text = f"volume {volume.name} ({volume.uuid})"
     with context.engine_errors(f"exporting volume {volume.name}"):
-        context.engine.export(volume.name, text, volume.id, None)
+        context.engine.export(volume.name, export_description(volume), volume.id, None)
 
 
 def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]) -> None:
@@ -35,6 +38,37 @@ def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[Snaps
         what = f"exporting snapshot {name}"
         with isolate(context, what, volume=volume.name, SNAPSHOT=snapshot.name):
             export_snapshot(context.engine, volume, snapshot)
+
+
+def end_export(context: Context, name: str) -> int:
+    """End an export that no client is connected to: 0. Else how many keep it, at least 1, and it stays."""
+    clients = context.connections([name])
+    if clients:
+        return clients
+    try:
+        with context.engine_errors(f"ending the export {name}"):
+            context.engine.unexport(name)
+    except EngineFailed as error:
+        if error.kind != "busy":
+            raise
+        return max(1, context.connections([name]))  # a client came in between
+    return 0
+
+
+@contextlib.contextmanager
+def ended(things: Iterable[T], end: Callable[[T], None], again: Callable[[T], None]) -> Iterator[None]:
+    """Have the exports of all of these end before what is done within, or of none: if `end` of one fails, or
+    what is done within, those that have ended are exported `again`."""
+    done: list[T] = []
+    try:
+        for each in things:
+            end(each)
+            done.append(each)
+        yield
+    except BaseException:
+        for each in done:
+            again(each)
+        raise
 
 
 def end_exports(context: Context, volume: Volume) -> None:

@@ -34,10 +34,9 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
         catalog.volumes.set_manifests(volume.id, len(spec["partitions"]))
 
 
-def grow_volume(context: Context, change_logs: ChangeLogs, name: str, request: VolumeGrow) -> None:
-    """Make a volume larger. The caller holds its lock."""
-    catalog = context.catalog
-    volume = context.find_served(name)
+def grow_volume(context: Context, change_logs: ChangeLogs, volume: Volume, request: VolumeGrow) -> None:
+    """Make a volume larger that is served. The caller holds its lock."""
+    catalog, name = context.catalog, volume.name
     change_logs.settle(volume)
     before = catalog.volumes.partitions(volume.id)
     made: dict[int, Device] = {}

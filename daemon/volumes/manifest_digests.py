@@ -53,7 +53,7 @@ def end(context: Context) -> None:
     for volume in catalog.volumes.all():
         with isolate(context, f"looking at the manifests of volume {volume.name}", volume=volume.name):
             if context.is_served(volume) and volume.stopped is None:
-                digests[volume.id] = _digests(context.manifest_directory(volume))
+                digests[volume.id] = _pack(_digests(context.manifest_directory(volume)))
     catalog.volumes.set_stopped(digests)
 
 
@@ -61,8 +61,8 @@ def other_time(volume: Volume, directory: Path) -> str | None:
     """What is wrong with the manifests in this directory; None if they are as the catalog expects them."""
     if volume.stopped is None:
         return None
-    left, here = set(volume.stopped.split()), set(_digests(directory).split())
-    names = sorted(each.partition(":")[0] for each in left ^ here)
+    left, here = _unpack(volume.stopped), _digests(directory)
+    names = sorted(name for name in left.keys() | here.keys() if left.get(name) != here.get(name))
     if not names:
         return None
     path = directory / names[0]
@@ -70,14 +70,23 @@ def other_time(volume: Volume, directory: Path) -> str | None:
     return f"its manifest {path} {why}"
 
 
-def _digests(directory: Path) -> str:
-    """Name and digest of each manifest in a directory."""
-    found = []
+def _digests(directory: Path) -> dict[str, str]:
+    """The digest of each manifest in a directory, by its name."""
+    found = {}
     for path in sorted(directory.glob("*.manifest")):
         try:
             with path.open("rb") as file:
                 copies = file.read(_COPIES)
         except OSError as error:
             copies = str(error).encode()
-        found.append(f"{path.name}:{hashlib.blake2b(copies, digest_size=8).hexdigest()}")
-    return " ".join(found)
+        found[path.name] = hashlib.blake2b(copies, digest_size=8).hexdigest()
+    return found
+
+
+def _pack(digests: dict[str, str]) -> str:
+    """Digests as the catalog has them."""
+    return " ".join(f"{name}:{digest}" for name, digest in digests.items())
+
+
+def _unpack(text: str) -> dict[str, str]:
+    return dict(each.split(":") for each in text.split())

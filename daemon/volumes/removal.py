@@ -86,9 +86,9 @@ class VolumeRemoval:
                     suppress(VolumeBusy, UnknownVolume),
                     context.holding_all([volume], "volume delete", wait_s=0.0),
                 ):
-                    now = [each for each in context.catalog.volumes.all() if each.id == volume.id]
-                    if now and now[0].state != "ready":  # else its creation has ended meanwhile
-                        self.remove(now[0])
+                    now = context.catalog.volumes.get(volume.id)
+                    if now is not None and now.state != "ready":  # else its creation has ended meanwhile
+                        self.remove(now)
 
     def made_for(self, volume: Volume) -> list[Device]:
         """The devices that were made for a volume."""
@@ -112,10 +112,10 @@ class VolumeRemoval:
                 continue
             if identity in unusable:
                 raise DeviceNotReady(name=device.name, reason=unusable[identity])
-            with context.locks.device(device.id, device.name, f"clearing the space of volume {volume.name}"):
+            with context.holding_device(device, f"clearing the space of volume {volume.name}"):
                 zero_extents(device, device_files.file_of(context, device), runs)
         for device in made:
-            with context.locks.device(device.id, device.name, "being removed"):
+            with context.holding_device(device, "being removed"):
                 device_files.unmake(context, device)
                 context.device_trouble.pop(device.id, None)
         for directory in (context.volume_directory(volume), context.manifest_directory(volume)):

@@ -31,6 +31,7 @@ from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import ScrubBadBlockView, ScrubState, ScrubView
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.ids import Epoch
 from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import exact_size, format_size
@@ -269,7 +270,9 @@ class Scrubs:
     ) -> ScrubBadBlockView:
         epochs = {record.epoch: record.name for record in self._context.catalog.snapshots.of(volume.id)}
         seen_by = [volume.name] if bad["live"] else []
-        seen_by += [export_name(volume.name, epochs[epoch]) for epoch in bad["epochs"] if epoch in epochs]
+        seen_by += [
+            export_name(volume.name, epochs[epoch]) for epoch in map(Epoch, bad["epochs"]) if epoch in epochs
+        ]
         reason = "its checksum does not match" if bad["errno"] == 0 else reason_of(bad["errno"])
         return ScrubBadBlockView(
             partition=partition,

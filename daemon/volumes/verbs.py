@@ -8,14 +8,13 @@ How it works      create: plan (pure); record as 'creating'; make the devices th
 Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
                   'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
                   after any crash.
-Owner and locks   What changes a volume is done by who holds its lock (daemon/locks.py): the caller, or
-                  create, clone and release_unneeded themselves. A name and the extents are taken under
+Owner and locks   Each verb takes the volume's lock (daemon/locks.py). A name and the extents are taken under
                   `catalog_lock`, by recording the volume as 'creating'.
 Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
                   nothing raises: `volume_trouble` has the findings, and the other volumes are served.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -40,6 +39,7 @@ from polyvol.daemon.errors import (
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.base import iso
+from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
@@ -49,14 +49,15 @@ from polyvol.daemon.types.volumes import (
     PlanView,
     VolumeCreate,
     VolumeDeleted,
+    VolumeGrow,
     VolumeSet,
     VolumeView,
 )
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
-from polyvol.daemon.volumes.exporting import end_exports, export_live, export_snapshots
-from polyvol.daemon.volumes.growth import grow_in_engine
+from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
+from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
 from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
@@ -187,8 +188,7 @@ class Volumes:
         """Make a volume from a snapshot of another one, and export it."""
         context = self._context
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
-        with context.holding(volume_name, "volume clone"):
-            source = context.find_served(volume_name, restoring=True)
+        with context.holding_served(volume_name, "volume clone", restoring=True) as source:
             snapshot = context.find_snapshot(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
@@ -207,8 +207,7 @@ class Volumes:
             context.grow_processors(max(planned.processors) + 1)
             volume = context.catalog.volumes.create(planned)
         # Those who find it before have its lock for a look; they must not be why it stays 'creating'.
-        named = {volume.id: volume.name}
-        with context.locks.volumes(named, "volume create", wait_s=context.locks.wait_s):
+        with context.holding_all([volume], "volume create", wait_s=context.locks.wait_s, making=True):
             self._make_planned(volume, restore)
 
     def _make_planned(self, volume: Volume, restore: RestoreRecord | None) -> None:
@@ -228,38 +227,59 @@ class Volumes:
 
     def delete(self, name: str, refuse: Callable[[Volume], None]) -> VolumeDeleted:
         """Delete a volume that no client is connected to, with its snapshots; clones of them stay as they
-        are. `refuse` raises if something else needs it. The caller holds its lock, and calls
-        `release_unneeded` after releasing it."""
-        context = self._context
-        volume = context.find_volume(name)
+        are. `refuse` raises if something else needs it."""
+        with self._context.holding(name, "volume delete") as volume:
+            deleted = self.delete_held(volume, refuse)
+        self.release_unneeded()
+        return deleted
+
+    def delete_held(self, volume: Volume, refuse: Callable[[Volume], None]) -> VolumeDeleted:
+        """As `delete`; the caller holds the volume's lock, and calls `release_unneeded` after releasing
+        it."""
+        context, name = self._context, volume.name
         snapshots = context.catalog.snapshots.of(volume.id)
         if volume.state != "ready":
             self._removal.remove(volume)  # it could not be finished before
             return VolumeDeleted(name=name, snapshots=len(snapshots))
         refuse(volume)
-        served = volume.id not in context.volume_trouble
-        if served:
-            self._unexport(volume, snapshots)
-        try:
+        exports: list[SnapshotRecord | None] = [None, *snapshots]
+        if volume.id in context.volume_trouble:
+            exports = []
+        self._refuse_open(volume, exports)
+        with ended(exports, partial(self._end_export, volume), partial(self._export_undeleted, volume)):
+            if exports:
+                context.restoring.pop(volume.id, None)
             with context.catalog_lock:
                 refuse(volume)
                 gone = self._pins.record(volume)
                 if gone is None:
                     context.catalog.volumes.set_state(volume.id, "deleting")
-            if gone is not None:
-                self._pins.keep(volume, gone)
-                return VolumeDeleted(name=name, snapshots=len(snapshots))
-        except BaseException:
-            if served and context.catalog.volumes.find(name) == volume:
-                self._export(volume)  # it exists on
-            raise
+        if gone is not None:
+            self._pins.keep(volume, gone)
+            return VolumeDeleted(name=name, snapshots=len(snapshots))
         self._removal.remove(replace(volume, state="deleting"))
         return VolumeDeleted(name=name, snapshots=len(snapshots))
 
     def change(self, name: str, request: VolumeSet) -> VolumeView:
-        """Change what can be changed of a volume. The caller holds its lock."""
-        context = self._context
-        volume = context.find_volume(name)
+        """Change what can be changed of a volume."""
+        with self._context.holding(name, "volume set") as volume:
+            self._change(volume, request)
+            return self.show(name, partitions=False)
+
+    def grow(self, name: str, request: VolumeGrow) -> VolumeView:
+        """Make a volume larger."""
+        with self._context.holding_served(name, "volume grow") as volume:
+            grow_volume(self._context, self.change_logs, volume, request)
+        return self.show(name, partitions=False)
+
+    def add_log(self, name: str, request: LogAdd) -> VolumeView:
+        """Give a volume one more change log, or several."""
+        with self._context.holding_served(name, "volume add-log", restoring=True) as volume:
+            self.change_logs.add(volume, request)
+        return self.show(name, partitions=False)
+
+    def _change(self, volume: Volume, request: VolumeSet) -> None:
+        context, name = self._context, volume.name
         if request.hooks is not None:
             checked_hooks(request.hooks)  # what is refused is refused before anything changes
         try:
@@ -272,7 +292,6 @@ class Volumes:
                 with isolate(context, f"setting back the policy of volume {name}", volume=name):
                     self._set_when_full(volume)
             raise
-        return self.show(name, partitions=False)
 
     def _set_when_full(self, volume: Volume) -> None:
         """Record a volume's policy, and have the engine do so."""
@@ -334,27 +353,31 @@ class Volumes:
         export_live(context, volume)
         export_snapshots(context, volume, context.catalog.snapshots.of(volume.id))
 
-    def _unexport(self, volume: Volume, snapshots: list[SnapshotRecord]) -> None:
-        """End all exports of a volume, or none and VolumeInUse."""
-        context = self._context
-        live = context.restoring.get(volume.id, volume.name)
-        names = [live, *(export_name(volume.name, snapshot.name) for snapshot in snapshots)]
-        clients = context.connections(names)
+    def _export_name(self, volume: Volume, snapshot: SnapshotRecord | None) -> str:
+        """The name of the export of a volume itself, or of its snapshot."""
+        if snapshot is None:
+            return self._context.restoring.get(volume.id, volume.name)
+        return export_name(volume.name, snapshot.name)
+
+    def _refuse_open(self, volume: Volume, exports: Sequence[SnapshotRecord | None]) -> None:
+        """VolumeInUse if clients are connected to any of these exports of a volume."""
+        clients = self._context.connections(self._export_name(volume, each) for each in exports)
         if clients:
             raise VolumeInUse(name=volume.name, **counted_clients(clients))
-        try:
-            for name in names:
-                context.engine.unexport(name)
-        except context.engine_error as error:
-            # A client came in between: everything is exported again, so that nothing has changed.
-            remaining = {export["name"] for export in context.engine.exports()}
-            if volume.name not in remaining:
-                export_live(context, volume)
-            ended = [each for each in snapshots if export_name(volume.name, each.name) not in remaining]
-            export_snapshots(context, volume, ended)
-            clients = max(1, context.connections(names))
-            raise VolumeInUse(name=volume.name, **counted_clients(clients)) from error
-        context.restoring.pop(volume.id, None)
+
+    def _end_export(self, volume: Volume, snapshot: SnapshotRecord | None) -> None:
+        clients = end_export(self._context, self._export_name(volume, snapshot))
+        if clients:
+            raise VolumeInUse(name=volume.name, **counted_clients(clients))
+
+    def _export_undeleted(self, volume: Volume, snapshot: SnapshotRecord | None) -> None:
+        """Make an export again of a volume that was to be deleted, if it exists on."""
+        if self._context.catalog.volumes.get(volume.id) != volume:
+            return
+        if snapshot is None:
+            self.export_again(volume)
+        else:
+            export_snapshots(self._context, volume, [snapshot])
 
     def _view(self, volume: Volume, *, partitions: bool = False) -> VolumeView:
         context = self._context

@@ -13,6 +13,7 @@ from itertools import groupby
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.errors import TooManyLogs
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.change_logs import ChangeLog
 from polyvol.mapping.records.volumes import Volume
 
@@ -25,7 +26,7 @@ class ChangeLogs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of(self, volume: int) -> list[ChangeLog]:
+    def of(self, volume: VolumeId) -> list[ChangeLog]:
         """A volume's change logs, by number."""
         rows = self._database.rows(
             "SELECT number, is_default, device, offset, length FROM change_log"
@@ -59,14 +60,16 @@ class ChangeLogs:
                 connection.execute("UPDATE device SET state = 'ready' WHERE id = ?", (made,))
         return log
 
-    def forget(self, volume: int, number: int) -> None:
+    def forget(self, volume: VolumeId, number: int) -> None:
         """Take out a change log that nothing refers to; its number is not used again."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM change_log_extent WHERE volume = ? AND log = ?", (volume, number))
             connection.execute("DELETE FROM change_log WHERE volume = ? AND number = ?", (volume, number))
 
 
-def insert_log(connection: sqlite3.Connection, volume: int, log: ChangeLog, ids: Mapping[int, int]) -> None:
+def insert_log(
+    connection: sqlite3.Connection, volume: VolumeId, log: ChangeLog, ids: Mapping[int, int]
+) -> None:
     """Record a change log, in a transaction that is under way. `ids`: devices by their numbers in its
     plan."""
     connection.execute(

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.restores import delete_restore
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.volumes import Volume
 
 _PINNED = "EXISTS (SELECT 1 FROM clone WHERE clone.source = snapshot.volume AND clone.epoch = snapshot.epoch)"
@@ -25,16 +26,16 @@ class Clones:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def by_snapshot(self) -> dict[tuple[int, int], list[str]]:
+    def by_snapshot(self) -> dict[tuple[VolumeId, Epoch], list[str]]:
         """The names of the clones that were made from each snapshot, by its volume's id and its epoch."""
-        found: dict[tuple[int, int], list[str]] = {}
+        found: dict[tuple[VolumeId, Epoch], list[str]] = {}
         for row in self._database.rows(
             "SELECT source, epoch, name FROM clone JOIN volume ON volume.id = clone.volume ORDER BY name"
         ):
             found.setdefault((row["source"], row["epoch"]), []).append(row["name"])
         return found
 
-    def keep_volume(self, volume: Volume) -> list[int]:
+    def keep_volume(self, volume: Volume) -> list[Epoch]:
         """A volume with snapshots that clones were made from is deleted: from here on it exists for them
         alone. The epochs of the snapshots that are gone."""
         with self._database.transaction(frees=True) as connection:
@@ -50,14 +51,14 @@ class Clones:
             )
         return [row["epoch"] for row in rows]
 
-    def unneeded_snapshots(self) -> dict[int, list[int]]:
+    def unneeded_snapshots(self) -> dict[VolumeId, list[Epoch]]:
         """Epochs of snapshots that were kept for clones that are gone, by volume id."""
-        found: dict[int, list[int]] = {}
+        found: dict[VolumeId, list[Epoch]] = {}
         for row in self._database.rows(f"SELECT volume, epoch FROM snapshot WHERE kept AND NOT {_PINNED}"):
             found.setdefault(row["volume"], []).append(row["epoch"])
         return found
 
-    def forget_kept(self, volume: int, epochs: Iterable[int]) -> None:
+    def forget_kept(self, volume: VolumeId, epochs: Iterable[Epoch]) -> None:
         """Take out snapshots that were kept for clones that are gone."""
         with self._database.transaction(frees=True) as connection:
             connection.executemany(
@@ -65,7 +66,7 @@ class Clones:
                 [(volume, epoch) for epoch in epochs],
             )
 
-    def unneeded_volumes(self) -> list[int]:
+    def unneeded_volumes(self) -> list[VolumeId]:
         """The ids of volumes that were kept for clones that are gone, and have no snapshot left."""
         rows = self._database.rows(
             "SELECT id FROM volume WHERE kept"

@@ -15,6 +15,7 @@ from uuid import UUID
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.generations import pack_runs, unpack_runs
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.devices import Device, DeviceState
 
 
@@ -77,7 +78,7 @@ class Devices:
         )
         return {row["device"]: row["used"] for row in rows}
 
-    def users(self) -> dict[int, list[int]]:
+    def users(self) -> dict[int, list[VolumeId]]:
         """The ids of the volumes that use each device, by device id."""
         rows = self._database.rows(
             "SELECT device, volume FROM partition_extent UNION SELECT device, volume FROM change_log_extent"

@@ -7,11 +7,13 @@ Durability        When a verb returns, its change survives power loss.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.groups import Group, GroupSnapshot
 
 
@@ -23,7 +25,7 @@ class Groups:
 
     def all(self) -> list[Group]:
         """All groups, by name."""
-        members: dict[int, list[int]] = {}
+        members: dict[int, list[VolumeId]] = {}
         for row in self._database.rows("SELECT * FROM volume_group_member ORDER BY volume_group, volume"):
             members.setdefault(row["volume_group"], []).append(row["volume"])
         rows = self._database.rows("SELECT * FROM volume_group ORDER BY name")
@@ -46,34 +48,39 @@ class Groups:
         """The group of this id, if there is one."""
         return next((each for each in self.all() if each.id == group), None)
 
-    def create(self, name: str, volumes: Iterable[int]) -> None:
+    def create(self, name: str, volumes: Iterable[VolumeId]) -> Group:
         """Record a group of these volumes."""
+        new = Group(0, uuid4(), name, tuple(sorted(volumes)), wall_ns())
         with self._database.transaction() as connection:
             identity = connection.execute(
                 "INSERT INTO volume_group (uuid, name, created_ns) VALUES (?, ?, ?)",
-                (str(uuid4()), name, wall_ns()),
+                (str(new.uuid), new.name, new.created_ns),
             ).lastrowid
+            assert identity is not None
             connection.executemany(
                 "INSERT INTO volume_group_member (volume_group, volume) VALUES (?, ?)",
-                [(identity, volume) for volume in volumes],
+                [(identity, volume) for volume in new.volumes],
             )
+        return replace(new, id=identity)
 
     def forget(self, group: int) -> None:
         """Take a group out, with its schedules; it has no snapshots."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM volume_group WHERE id = ?", (group,))
 
-    def change(self, group: int, join: Iterable[int], leave: Iterable[int]) -> None:
-        """Have some volumes in the group, where they may be already, then others no more; all or nothing."""
+    def change(self, group: Group, join: Collection[VolumeId], leave: Collection[VolumeId]) -> Group:
+        """Have some volumes in the group, where they may be already, then others no more; all or nothing. The
+        group as it is then; the caller holds `catalog_lock` since it was read."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT OR IGNORE INTO volume_group_member (volume_group, volume) VALUES (?, ?)",
-                [(group, volume) for volume in join],
+                [(group.id, volume) for volume in join],
             )
             connection.executemany(
                 "DELETE FROM volume_group_member WHERE volume_group = ? AND volume = ?",
-                [(group, volume) for volume in leave],
+                [(group.id, volume) for volume in leave],
             )
+        return replace(group, volumes=tuple(sorted({*group.volumes, *join} - set(leave))))
 
     def snapshots(self, group: int | None = None) -> list[GroupSnapshot]:
         """The snapshots of one group, or of all, oldest first."""

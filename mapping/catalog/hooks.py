@@ -10,6 +10,7 @@ import json
 import sqlite3
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.hooks import Hooks
 
 
@@ -19,7 +20,7 @@ class HookTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of_volume(self, volume: int) -> Hooks | None:
+    def of_volume(self, volume: VolumeId) -> Hooks | None:
         """A volume's hooks, if it has any."""
         return _hooks(self._database.rows("SELECT * FROM hook WHERE volume = ?", volume))
 
@@ -27,7 +28,7 @@ class HookTable:
         """A schedule's hooks, if it has any."""
         return _hooks(self._database.rows("SELECT * FROM hook WHERE schedule = ?", schedule))
 
-    def set_of_volume(self, volume: int, hooks: Hooks | None) -> None:
+    def set_of_volume(self, volume: VolumeId, hooks: Hooks | None) -> None:
         """Give a volume its hooks; None: it has none."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM hook WHERE volume = ?", (volume,))

@@ -12,6 +12,7 @@ import sqlite3
 from uuid import UUID
 
 from polyvol.mapping.catalog.database import Database
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.restores import RestoreRecord
 
 
@@ -32,7 +33,7 @@ class Restores:
             delete_restore(connection, record.volume)
             insert_restore(connection, record)
 
-    def of(self, volume: int) -> RestoreRecord | None:
+    def of(self, volume: VolumeId) -> RestoreRecord | None:
         """The restore to this volume, if one was begun and is not complete."""
         rows = self._database.rows("SELECT * FROM restore WHERE volume = ?", volume)
         return _record(rows[0]) if rows else None
@@ -59,7 +60,7 @@ def insert_restore(connection: sqlite3.Connection, record: RestoreRecord) -> Non
     )
 
 
-def delete_restore(connection: sqlite3.Connection, volume: int) -> None:
+def delete_restore(connection: sqlite3.Connection, volume: VolumeId) -> None:
     """The restore to this volume is complete, or is abandoned, by a transaction that is under way."""
     connection.execute("DELETE FROM restore WHERE volume = ?", (volume,))
 

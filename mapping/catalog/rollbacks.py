@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.restores import delete_restore
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.rollbacks import Rollback
 
 
@@ -21,22 +22,22 @@ class Rollbacks:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of(self, volume: int) -> list[Rollback]:
+    def of(self, volume: VolumeId) -> list[Rollback]:
         """A volume's, in order."""
         rows = self._database.rows("SELECT * FROM rollback WHERE volume = ? ORDER BY at", volume)
         return [Rollback(row["at"], row["to_epoch"], row["size"], row["to_size"]) for row in rows]
 
-    def volumes(self) -> list[int]:
+    def volumes(self) -> list[VolumeId]:
         """The ids of the volumes that have any."""
         return [row["volume"] for row in self._database.rows("SELECT DISTINCT volume FROM rollback")]
 
-    def forget(self, volume: int, at: int) -> None:
+    def forget(self, volume: VolumeId, at: Epoch) -> None:
         """Take one out that makes no difference any more."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rollback WHERE volume = ? AND at = ?", (volume, at))
 
 
-def insert_rollbacks(connection: sqlite3.Connection, rollbacks: Mapping[int, Rollback]) -> None:
+def insert_rollbacks(connection: sqlite3.Connection, rollbacks: Mapping[VolumeId, Rollback]) -> None:
     """Record rollbacks by volume id, in a transaction that is under way."""
     for volume, rollback in rollbacks.items():
         connection.execute(

@@ -7,10 +7,12 @@ Durability        When a verb returns, its change survives power loss.
 
 import json
 import sqlite3
+from dataclasses import replace
 
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.hooks import insert_hooks
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.hooks import Hooks
 from polyvol.mapping.records.schedules import Schedule
 
@@ -35,7 +37,7 @@ class Schedules:
         rows = self._database.rows("SELECT * FROM schedule WHERE id = ?", schedule)
         return _schedule(rows[0]) if rows else None
 
-    def add(self, schedule: Schedule, hooks: Hooks | None = None) -> None:
+    def add(self, schedule: Schedule, hooks: Hooks | None = None) -> Schedule:
         """Record a schedule, with its hooks; its id is given here."""
         with self._database.transaction() as connection:
             identity = connection.execute(
@@ -55,8 +57,10 @@ class Schedules:
                     schedule.created_ns,
                 ),
             ).lastrowid
+            assert identity is not None
             if hooks is not None:
                 insert_hooks(connection, "schedule", identity, hooks)
+        return replace(schedule, id=identity)
 
     def forget(self, schedule: int) -> None:
         """Take a schedule out, with its hooks; its snapshots stay."""
@@ -87,7 +91,7 @@ class Schedules:
 def new_schedule(
     name: str,
     *,
-    volume: int | None,
+    volume: VolumeId | None,
     group: int | None,
     every_s: int | None,
     cron: str | None,

@@ -17,6 +17,7 @@ from polyvol.mapping.catalog.groups import insert_group_snapshot
 from polyvol.mapping.catalog.restores import delete_restore, insert_restore
 from polyvol.mapping.catalog.rollbacks import insert_rollbacks
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.groups import GroupSnapshot
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
@@ -32,26 +33,26 @@ class Snapshots:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def of(self, volume: int) -> list[SnapshotRecord]:
+    def of(self, volume: VolumeId) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch."""
         return self._read("WHERE volume = ? AND NOT kept ORDER BY epoch", volume)
 
-    def find(self, volume: int, name: str) -> SnapshotRecord | None:
+    def find(self, volume: VolumeId, name: str) -> SnapshotRecord | None:
         """The snapshot of this name of a volume, if there is one."""
         found = self._read("WHERE volume = ? AND name = ? AND NOT kept", volume, name)
         return found[0] if found else None
 
-    def at(self, volume: int, epoch: int) -> SnapshotRecord | None:
+    def at(self, volume: VolumeId, epoch: Epoch) -> SnapshotRecord | None:
         """The snapshot of this epoch of a volume, if there is one; also if it is kept for a clone."""
         found = self._read("WHERE volume = ? AND epoch = ?", volume, epoch)
         return found[0] if found else None
 
-    def names(self, volume: int) -> set[str]:
+    def names(self, volume: VolumeId) -> set[str]:
         """The names of a volume's snapshots, which is less than to read them all."""
         rows = self._database.rows("SELECT name FROM snapshot WHERE volume = ? AND NOT kept", volume)
         return {row["name"] for row in rows}
 
-    def with_kept(self, volume: int) -> list[SnapshotRecord]:
+    def with_kept(self, volume: VolumeId) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch, and those that are deleted and kept for their clones: all that the
         engine has to know."""
         return self._read("WHERE volume = ? ORDER BY epoch", volume)
@@ -64,7 +65,7 @@ class Snapshots:
         self,
         snapshots: Iterable[SnapshotRecord],
         group: GroupSnapshot | None = None,
-        rollbacks: Mapping[int, Rollback] | None = None,
+        rollbacks: Mapping[VolumeId, Rollback] | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
         exist, and volumes, by id, are rolled back as `rollbacks` says. A restore to a volume ends with its
@@ -175,7 +176,7 @@ class Snapshots:
         with self._database.transaction(frees=True) as connection:
             connection.execute("UPDATE snapshot_dropped SET freed = ? WHERE id = ?", (freed, dropped))
 
-    def dropped(self, volume: int) -> list[DroppedSnapshot]:
+    def dropped(self, volume: VolumeId) -> list[DroppedSnapshot]:
         """The latest snapshots that were dropped to make room for writes, newest first."""
         rows = self._database.rows(
             "SELECT name, instant_ns, dropped_ns, freed FROM snapshot_dropped WHERE volume = ?"

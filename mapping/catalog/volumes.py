@@ -18,6 +18,7 @@ from polyvol.mapping.catalog.change_logs import extent_of, insert_log
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.devices import insert_device
 from polyvol.mapping.clock import wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.devices import Device
@@ -45,12 +46,12 @@ class Volumes:
         rows = self._database.rows(f"{_VOLUMES} WHERE name = ?", name)
         return _volume(rows[0]) if rows else None
 
-    def get(self, volume: int) -> Volume | None:
+    def get(self, volume: VolumeId) -> Volume | None:
         """The volume of this id, if there is one."""
         rows = self._database.rows(f"{_VOLUMES} WHERE id = ?", volume)
         return _volume(rows[0]) if rows else None
 
-    def partitions(self, volume: int) -> list[Partition]:
+    def partitions(self, volume: VolumeId) -> list[Partition]:
         """A volume's partitions, in order."""
         rows = self._database.rows(
             "SELECT number, processor, device, offset, length FROM partition"
@@ -63,14 +64,14 @@ class Volumes:
             for (number, processor), group in groupby(rows, key=lambda row: (row["number"], row["processor"]))
         ]
 
-    def processors(self, volume: int) -> list[int]:
+    def processors(self, volume: VolumeId) -> list[int]:
         """The processors that own partitions of a volume."""
         rows = self._database.rows(
             "SELECT DISTINCT processor FROM partition WHERE volume = ? ORDER BY processor", volume
         )
         return [row["processor"] for row in rows]
 
-    def devices(self, volume: int) -> list[int]:
+    def devices(self, volume: VolumeId) -> list[int]:
         """The ids of the devices that a volume's partitions have extents on."""
         rows = self._database.rows(
             "SELECT DISTINCT device FROM partition_extent WHERE volume = ? ORDER BY device", volume
@@ -86,7 +87,7 @@ class Volumes:
         """Record a plan: the volume is 'creating', its new devices are 'adding'."""
         now = wall_ns()
         with self._database.transaction() as connection:
-            volume = connection.execute(
+            number = connection.execute(
                 "INSERT INTO volume"
                 " (uuid, name, size, partition_size, state, when_full, next_log, created_ns)"
                 " VALUES (?, ?, ?, ?, 'creating', ?, ?, ?)",
@@ -100,7 +101,8 @@ class Volumes:
                     now,
                 ),
             ).lastrowid
-            assert volume is not None
+            assert number is not None
+            volume = VolumeId(number)
             ids: dict[int, int] = {}
             for new in plan.new_devices:
                 device = Device(
@@ -118,26 +120,26 @@ class Volumes:
             row = connection.execute(f"{_VOLUMES} WHERE id = ?", (volume,)).fetchone()
         return _volume(row)
 
-    def set_state(self, volume: int, state: VolumeState) -> None:
+    def set_state(self, volume: VolumeId, state: VolumeState) -> None:
         """Say how far a volume is made or deleted; 'ready' covers the devices made for it."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET state = ? WHERE id = ?", (state, volume))
             if state == "ready":
                 connection.execute("UPDATE device SET state = 'ready' WHERE made_for = ?", (volume,))
 
-    def set_manifests(self, volume: int, partitions: int) -> None:
+    def set_manifests(self, volume: VolumeId, partitions: int) -> None:
         """Say that the processors of so many first partitions of a volume have manifests."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET manifests = ? WHERE id = ?", (partitions, volume))
 
-    def set_stopped(self, digests: Mapping[int, str | None]) -> None:
+    def set_stopped(self, digests: Mapping[VolumeId, str | None]) -> None:
         """Keep or forget the digests of volumes' manifests, by id."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "UPDATE volume SET stopped = ? WHERE id = ?", [(what, id_) for id_, what in digests.items()]
             )
 
-    def set_when_full(self, volume: int, when_full: WhenFull) -> None:
+    def set_when_full(self, volume: VolumeId, when_full: WhenFull) -> None:
         """Say what gives way when a volume's change logs are full."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET when_full = ? WHERE id = ?", (when_full, volume))
@@ -177,7 +179,7 @@ class Volumes:
                 "UPDATE device SET state = 'adding' WHERE id = ?", [(device,) for device in ids.values()]
             )
 
-    def forget(self, volume: int) -> None:
+    def forget(self, volume: VolumeId) -> None:
         """Take a volume out, with its snapshots and the devices made for it."""
         with self._database.transaction() as connection:
             for statement in (
@@ -195,7 +197,7 @@ class Volumes:
 
 
 def _insert_partitions(
-    connection: sqlite3.Connection, volume: int, partitions: Sequence[Partition], ids: dict[int, int]
+    connection: sqlite3.Connection, volume: VolumeId, partitions: Sequence[Partition], ids: dict[int, int]
 ) -> None:
     connection.executemany(
         "INSERT INTO partition (volume, number, processor) VALUES (?, ?, ?)",
@@ -220,7 +222,7 @@ def _insert_partitions(
 
 
 def _add_extents(
-    connection: sqlite3.Connection, volume: int, partition: Partition, ids: Mapping[int, int]
+    connection: sqlite3.Connection, volume: VolumeId, partition: Partition, ids: Mapping[int, int]
 ) -> None:
     first: int = connection.execute(
         "SELECT count(*) FROM partition_extent WHERE volume = ? AND partition = ?",

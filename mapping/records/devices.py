@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from polyvol.mapping.extent import BLOCK_SIZE, Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.label import DATA_OFFSET, NO_RUN
 from polyvol.mapping.opening import Kind
 
@@ -32,7 +33,7 @@ class Device:
     adopted: bool
     size: int
     sparse: bool
-    made_for: int | None
+    made_for: VolumeId | None
     state: DeviceState
     created_ns: int
     direct: bool = False

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from polyvol.mapping.ids import VolumeId
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -11,7 +13,7 @@ class Group:
     id: int
     uuid: UUID
     name: str
-    volumes: tuple[int, ...]
+    volumes: tuple[VolumeId, ...]
     created_ns: int
 
 

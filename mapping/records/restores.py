@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from polyvol.mapping.ids import Epoch, VolumeId
+
 
 @dataclass(frozen=True, slots=True)
 class RestoreRecord:
@@ -11,10 +13,10 @@ class RestoreRecord:
     `snapshot_uuid`; `base`: the epoch of the volume's snapshot that it follows (None: the volume was made for
     the restore); `begun_ns` since 1970, UTC."""
 
-    volume: int
+    volume: VolumeId
     stream: UUID
     source: str
     snapshot: str
     snapshot_uuid: UUID
-    base: int | None
+    base: Epoch | None
     begun_ns: int

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from polyvol.mapping.ids import VolumeId
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -12,7 +14,7 @@ class Schedule:
 
     id: int
     name: str
-    volume: int | None
+    volume: VolumeId | None
     group: int | None
     every_s: int | None
     cron: str | None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+from polyvol.mapping.ids import Epoch, VolumeId
+
 Origin = Literal["hand", "schedule"]
 """Who made a snapshot."""
 Consistency = Literal["application", "crash"]
@@ -22,9 +24,9 @@ class SnapshotRecord:
 
     uuid: UUID
     cut: UUID
-    volume: int
+    volume: VolumeId
     name: str
-    epoch: int
+    epoch: Epoch
     log: int | None
     instant_ns: int
     stall_ns: int

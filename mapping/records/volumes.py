@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+from polyvol.mapping.ids import Epoch, VolumeId
+
 VolumeState = Literal["creating", "ready", "deleting"]
 UNDER_WAY = {"creating": "made", "deleting": "deleted", "adding": "added", "removing": "removed"}
 """What is being done with a volume or device in a state other than 'ready', for people."""
@@ -15,8 +17,8 @@ WhenFull = Literal["keep-writing", "keep-snapshots"]
 class CloneSource:
     """What a clone was made from: the snapshot of this epoch of the volume of this id."""
 
-    volume: int
-    epoch: int
+    volume: VolumeId
+    epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +29,14 @@ class Volume:
     many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
     daemon/volumes/manifest_digests.py."""
 
-    id: int
+    id: VolumeId
     uuid: UUID
     name: str
     size: int
     partition_size: int
     state: VolumeState
     when_full: WhenFull
-    next_epoch: int
+    next_epoch: Epoch
     next_log: int
     created_ns: int
     kept: bool = False

@@ -174,7 +174,7 @@ def go_on(service: Service) -> None:
     """It has to work: another snapshot, a larger volume, and what is written there."""
     service.groups.take("g", GroupSnapshotCreate(name="probe"))
     size = service.volumes.show("a", partitions=False).size
-    service.grow_volume("a", VolumeGrow(size=size + (2 << 20)))
+    service.volumes.grow("a", VolumeGrow(size=size + (2 << 20)))
     handle = service.engine.open("a")
     try:
         handle.pwrite(block(77), size)

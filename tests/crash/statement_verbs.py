@@ -182,12 +182,14 @@ VERBS: dict[str, Verb] = {
     "volume create, adopted": lambda s, _: s.create_volume(
         VolumeCreate(name="n", base="base", partition_size=MIB, log_devices=("log",))
     ),
-    "volume grow": lambda s, _: s.grow_volume("w", VolumeGrow(size=2 * MIB + BLOCK)),
-    "volume grow, devices": lambda s, _: s.grow_volume("v", VolumeGrow(size=2 * MIB + BLOCK, devices=("a",))),
-    "volume set": lambda s, _: s.set_volume("v", VolumeSet(when_full="keep-snapshots")),
-    "volume set, hooks": lambda s, _: s.set_volume("p", VolumeSet(hooks=HOOKS)),
-    "volume add-log": lambda s, _: s.add_log("w", LogAdd(size=4 * MIB)),
-    "volume add-log, device": lambda s, _: s.add_log("w", LogAdd(devices=("log",), size=8 * MIB)),
+    "volume grow": lambda s, _: s.volumes.grow("w", VolumeGrow(size=2 * MIB + BLOCK)),
+    "volume grow, devices": lambda s, _: s.volumes.grow(
+        "v", VolumeGrow(size=2 * MIB + BLOCK, devices=("a",))
+    ),
+    "volume set": lambda s, _: s.volumes.change("v", VolumeSet(when_full="keep-snapshots")),
+    "volume set, hooks": lambda s, _: s.volumes.change("p", VolumeSet(hooks=HOOKS)),
+    "volume add-log": lambda s, _: s.volumes.add_log("w", LogAdd(size=4 * MIB)),
+    "volume add-log, device": lambda s, _: s.volumes.add_log("w", LogAdd(devices=("log",), size=8 * MIB)),
     "volume delete": lambda s, _: s.delete_volume("k"),
     "volume delete, files": lambda s, _: s.delete_volume("y"),
     "volume delete, kept": lambda s, _: s.delete_volume("p"),

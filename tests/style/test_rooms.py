@@ -42,7 +42,7 @@ CLIENT_IS_KNOWN_BY = {"main", "process"}
 # From bottom to top, as ROOMS: what is in these packages, by the package.
 LAYERS = {
     "mapping": (
-        ("clock", "durable", "extent", "fallocate", "label", "os_errors", "probes", "sizes"),
+        ("clock", "durable", "ids", "extent", "fallocate", "label", "os_errors", "probes", "sizes"),
         ("errors", "no_space", "programs"),
         ("names", "opening", "partition"),
         ("direct", "identity", "occupied", "records"),

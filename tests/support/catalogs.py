@@ -15,6 +15,7 @@ from polyvol.mapping.catalog.schedules import new_schedule
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, PolyvolError
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.inventory import NewDevice
 from polyvol.mapping.plans.volumes import VolumePlan
@@ -40,7 +41,9 @@ PLAN = VolumePlan(
 
 def snapshot(volume: int, name: str, epoch: int) -> SnapshotRecord:
     """A snapshot to commit."""
-    return SnapshotRecord(uuid4(), uuid4(), volume, name, epoch, None, 1, 2, 3, ((0, 2), (1, 1)))
+    return SnapshotRecord(
+        uuid4(), uuid4(), VolumeId(volume), name, Epoch(epoch), None, 1, 2, 3, ((0, 2), (1, 1))
+    )
 
 
 def device(name: str) -> Device:
@@ -57,14 +60,14 @@ def use(catalog: Catalog) -> None:
     held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4())
     catalog.groups.create("g", [volume.id])
     group = catalog.groups.all()[0]
-    catalog.groups.change(group.id, [volume.id], [])
+    catalog.groups.change(group, [volume.id], [])
     catalog.snapshots.commit([held], GroupSnapshot(held.cut, group.id, "gs"))
-    rollback = {volume.id: Rollback(2, 1, volume.size, volume.size)}
+    rollback = {volume.id: Rollback(Epoch(2), Epoch(1), volume.size, volume.size)}
     catalog.snapshots.commit([snapshot(volume.id, "t", 2)], None, rollback)
     catalog.snapshots.hold([held.uuid], "a")
     catalog.snapshots.drop([catalog.snapshots.of(volume.id)[1]])
     clone = replace(PLAN, name="c", new_devices=(), partitions=(), logs=())
-    made = catalog.volumes.create(replace(clone, source=CloneSource(volume.id, 1)))
+    made = catalog.volumes.create(replace(clone, source=CloneSource(volume.id, Epoch(1))))
     catalog.restores.begin(RestoreRecord(made.id, uuid4(), "-", "s", uuid4(), None, 7))
     schedule = new_schedule(
         "x", volume=volume.id, group=None, every_s=9, cron=None, keep={"last": 2}, prefix="p"

@@ -10,7 +10,6 @@ Errors            ServerUnreachable, ExportRefused, NotNbd.
 """
 
 import contextlib
-import re
 import socket
 import struct
 import time
@@ -23,6 +22,7 @@ from polyvol.daemon.client.attach.address import Address
 from polyvol.daemon.client.attach.errors import ExportRefused, NotNbd, ServerUnreachable
 from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import exact_size
+from polyvol.snapshot.snapshot import described_uuid
 
 # As in engine/src/nbd/wire.rs, where the server has them.
 MAGIC = 0x4E42444D41474943
@@ -58,7 +58,6 @@ UNACKNOWLEDGED_MS = 30_000
 LOOK_S = 5.0
 """How long a command waits for a server that it looks at, before it ends a device."""
 _T = TypeVar("_T")
-_UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +207,7 @@ def _answer(address: Address, stream: _Stream, option: int) -> Export:
         elif item == INFO_BLOCK_SIZE and len(rest) == 12:
             block_size_min = struct.unpack(">III", rest)[0]
         elif item == INFO_DESCRIPTION:
-            uuid = uuid_in(rest.decode("utf-8", "replace"))
+            uuid = described_uuid(rest.decode("utf-8", "replace"))
         elif item in (INFO_EXPORT, INFO_BLOCK_SIZE):
             raise NotNbd(address=address.server, why=f"information {item} has {len(rest)} bytes")
     raise NotNbd(address=address.server, why=f"it sends more than {REPLIES_MAX} replies")
-
-
-def uuid_in(description: str) -> UUID | None:
-    """The UUID that an export's description has in it."""
-    found = _UUID.search(description)
-    return None if found is None else UUID(found[0])

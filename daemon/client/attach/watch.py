@@ -31,6 +31,7 @@ from polyvol.daemon.client.attach.users import release, users_of
 from polyvol.daemon.host.notify import notify
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.sizes import exact_size
+from polyvol.snapshot.snapshot import export_parts
 
 START_S = 60.0
 """How long the first attach waits for a server that does not answer, as at boot."""
@@ -218,7 +219,7 @@ class _Watch:
 
 def fields(name: str) -> dict[str, str]:
     """The journal's fields for an attached volume or snapshot."""
-    volume, _, snapshot = name.partition("@")
+    volume, snapshot = export_parts(name)
     return {"VOLUME": volume, "SNAPSHOT": snapshot} if snapshot else {"VOLUME": volume}
 
 

@@ -9,6 +9,7 @@ from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
+from polyvol.daemon.errors import UnknownClient
 from polyvol.daemon.sizes import SIZE_MAX
 from polyvol.mapping.sizes import counted, format_size
 
@@ -71,7 +72,7 @@ def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_di
         try:
             ended.append(daemon.delete("clients", str(number)))
         except ApiError as error:
-            if error.code != "unknown-client":
+            if error.code != UnknownClient.code:
                 raise  # else it has left by itself
     if as_json:
         print_json(ended)

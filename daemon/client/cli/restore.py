@@ -24,6 +24,7 @@ from polyvol.daemon.client.cli.client import ApiError, Client, Json
 from polyvol.daemon.client.cli.common import TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.exports import open_export
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.errors import RestoreRunning
 from polyvol.mapping.names import check_name
 from polyvol.mapping.os_errors import advice, reason
 from polyvol.mapping.sizes import format_size
@@ -169,7 +170,7 @@ def _abandon(client: Client, volume: str) -> None:
         try:
             client.delete("volumes", volume, "restore")
         except ApiError as error:
-            if error.code != "restore-running":
+            if error.code != RestoreRunning.code:
                 raise
         else:
             return

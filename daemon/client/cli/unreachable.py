@@ -16,7 +16,7 @@ from polyvol.daemon.host.accounts import user_name
 from polyvol.daemon.host.sockets import PATH_BYTES_MAX
 from polyvol.daemon.state.directory import DEFAULT_STATE_DIR, control_socket
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.os_errors import advice, reason
+from polyvol.mapping.os_errors import advice, directory_at_fault, reason
 
 UNIT = "polyvold.service"
 UNIT_DIRS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
@@ -72,9 +72,8 @@ def not_polyvold(state_dir: Path) -> PolyvolError:
 
 def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
     """The socket, or a directory of its path, is closed to this user."""
-    what = str(path)
-    if (closed := reason(error, path)) != reason(error):
-        what = closed.removeprefix("permission denied on ")
+    closed = directory_at_fault(error.errno or 0, path)
+    what = path if closed is None else f"the directory {closed}"
     owner, group = _owner(path, state_dir), GROUP
     by_group = False
     for each in (path, state_dir):

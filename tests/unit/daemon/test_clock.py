@@ -9,6 +9,7 @@ import pytest
 from polyvol.daemon.schedules.due_times import DueTimes
 from polyvol.daemon.volumes.scrub import WEEK_NS
 from polyvol.mapping.clock import INSTANT_NS_MAX, JumpWatch, in_range, steady_ns, wall_ns
+from polyvol.mapping.ids import VolumeId
 from polyvol.snapshot.timing import SECOND_NS, Timing
 from tests.support.proc import wait_until
 from tests.unit.daemon.test_schedules import MINUTE, START, Clock, Timed, timed
@@ -139,8 +140,8 @@ def test_pausing_while_the_clock_is_ahead_does_not_stop_it_for_long(daemon: Time
 def test_a_scrub_and_a_volume_of_the_future_are_due_and_that_is_said(daemon: Timed) -> None:
     daemon.ok("scrub", "v")
     scrubs = daemon.service._context.catalog.scrubs
-    _, result = scrubs.last(1) or (0, "")
-    scrubs.keep(1, daemon.clock.now + 3650 * DAY, result)
+    _, result = scrubs.last(VolumeId(1)) or (0, "")
+    scrubs.keep(VolumeId(1), daemon.clock.now + 3650 * DAY, result)
     daemon.service.stop()
     daemon.start()
     assert "1 scrub" in noted(daemon)

@@ -14,6 +14,7 @@ from polyvol.mapping.catalog.readers import IDLE_MAX
 from polyvol.mapping.catalog.settings import Settings
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, CatalogUnreadable
+from polyvol.mapping.ids import VolumeId
 from tests.support.catalogs import PLAN, snapshot
 from tests.unit.conftest import Daemon
 
@@ -62,7 +63,7 @@ def test_a_rule_that_is_violated_is_no_text_of_sqlite(catalog: Catalog) -> None:
     with pytest.raises(CatalogConflict) as conflict:
         catalog.volumes.create(PLAN)
     with pytest.raises(CatalogConflict):
-        catalog.groups.create("g", [99])
+        catalog.groups.create("g", [VolumeId(99)])
     assert "constraint" not in str(conflict.value)
 
 

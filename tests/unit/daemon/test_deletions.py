@@ -63,7 +63,7 @@ def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Dae
     noted = many.world.called
 
     def called(name: str, *arguments: object) -> None:
-        rollbacks = [rollback.at for rollback in context.catalog.rollbacks.of(volume)]
+        rollbacks = [int(rollback.at) for rollback in context.catalog.rollbacks.of(volume)]
         seen.setdefault(name, (bool(context.locks._mine.held), rollbacks))
         noted(name, *arguments)
 

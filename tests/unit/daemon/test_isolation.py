@@ -23,6 +23,7 @@ from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.types.scrubs import ScrubSet
 from polyvol.daemon.volumes import manifest_digests, scrub
 from polyvol.mapping.device import trouble_with
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import Volume
 from tests.support.proc import wait_until
@@ -199,7 +200,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
 ) -> None:
     digests = manifest_digests._digests
 
-    def read(directory: Path) -> str:
+    def read(directory: Path) -> dict[str, str]:
         if directory.name == uuid:
             raise Unexpected
         return digests(directory)
@@ -215,7 +216,7 @@ def test_manifests_that_cannot_be_looked_at_keep_no_start_and_no_stop_from_endin
 def test_a_volume_that_cannot_be_removed_keeps_no_start_from_serving(
     two: Daemon, monkeypatch: pytest.MonkeyPatch, state: Any
 ) -> None:
-    two.service._context.catalog.volumes.set_state(1, state)
+    two.service._context.catalog.volumes.set_state(VolumeId(1), state)
     two.service.stop()
     directory = two.service._context.volume_directory
     monkeypatch.setattr(
@@ -251,7 +252,7 @@ def test_a_half_made_device_is_shown_as_such_and_nothing_is_placed_on_it(
 ) -> None:
     daemon.ok("device", "add", str(tmp_path / "d"), "--size", "8M")
     catalog = daemon.service._context.catalog
-    catalog.devices.set_state(1, state)
+    catalog.devices.set_state(VolumeId(1), state)
     assert device(daemon, "d")[0] == state
     refusal = daemon.refused("volume", "create", "v", "--size", "1M", "--device", "d")
     assert "device d cannot be used: it is being" in refusal
@@ -287,7 +288,7 @@ def test_a_file_that_was_there_before_stays_when_its_adding_is_undone(daemon: Da
 
 @pytest.mark.parametrize("state", ["adding", "removing"])
 def test_a_half_made_device_with_volumes_on_it_stops_no_start(two: Daemon, state: Any) -> None:
-    two.service._context.catalog.devices.set_state(1, state)
+    two.service._context.catalog.devices.set_state(VolumeId(1), state)
     assert "used by" in two.refused("device", "remove", "a")
     two.restart()
     assert device(two, "a") == ("ok", None)

@@ -9,11 +9,12 @@ import pytest
 from polyvol.daemon.errors import DeviceBusy, VolumeBusy
 from polyvol.daemon.locks import WAITING_MAX, Locks
 from polyvol.daemon.workers import Workers, ended
+from polyvol.mapping.ids import VolumeId
 from tests.support.proc import wait_until
 
 
 @contextmanager
-def elsewhere(locks: Locks, named: dict[int, str], what: str = "something") -> Iterator[None]:
+def elsewhere(locks: Locks, named: dict[VolumeId, str], what: str = "something") -> Iterator[None]:
     """Another thread holds these volumes."""
     held, done = threading.Event(), threading.Event()
 
@@ -34,12 +35,12 @@ def elsewhere(locks: Locks, named: dict[int, str], what: str = "something") -> I
 
 def test_who_waits_too_long_is_refused_with_what_holds_the_volume() -> None:
     locks = Locks()
-    with elsewhere(locks, {1: "a"}, "snapshot create"):
+    with elsewhere(locks, {VolumeId(1): "a"}, "snapshot create"):
         with pytest.raises(VolumeBusy, match="volume a has been busy with snapshot create for 0 s"):
-            locks.volumes({1: "a"}, "volume set", wait_s=0.05).__enter__()
-        with locks.volumes({2: "b"}, "volume set", wait_s=0):
+            locks.volumes({VolumeId(1): "a"}, "volume set", wait_s=0.05).__enter__()
+        with locks.volumes({VolumeId(2): "b"}, "volume set", wait_s=0):
             assert [each.what for each in locks.operations()] == ["snapshot create", "volume set"]
-    with locks.volumes({1: "a"}, "volume set", wait_s=0):
+    with locks.volumes({VolumeId(1): "a"}, "volume set", wait_s=0):
         pass
     assert locks.operations() == []
 
@@ -49,15 +50,15 @@ def test_several_are_taken_together_and_none_is_held_while_another_is_waited_for
     taken, done = threading.Event(), threading.Event()
 
     def both() -> None:
-        with locks.volumes({1: "a", 2: "b"}, "snapshot create"):
+        with locks.volumes({VolumeId(1): "a", VolumeId(2): "b"}, "snapshot create"):
             taken.set()
             done.wait(30)
 
-    with elsewhere(locks, {2: "b"}):
+    with elsewhere(locks, {VolumeId(2): "b"}):
         threading.Thread(target=both, daemon=True).start()
         [operation] = locks.operations()
         wait_until(lambda: locks.waiting(operation) == 1, "one to wait", 10)
-        with locks.volumes({1: "a"}, "volume set", wait_s=0):
+        with locks.volumes({VolumeId(1): "a"}, "volume set", wait_s=0):
             assert not taken.is_set()
     assert taken.wait(10)
     assert [each.names for each in locks.operations()] == [["a", "b"]]
@@ -68,17 +69,17 @@ def test_no_more_than_a_few_wait_for_one_volume() -> None:
     locks = Locks()
 
     def take(wait_s: float | None = None) -> None:
-        with locks.volumes({1: "a"}, "volume set", wait_s=wait_s):
+        with locks.volumes({VolumeId(1): "a"}, "volume set", wait_s=wait_s):
             pass
 
-    with elsewhere(locks, {1: "a"}):
+    with elsewhere(locks, {VolumeId(1): "a"}):
         threads = [threading.Thread(target=take, daemon=True) for _ in range(WAITING_MAX)]
         for thread in threads:
             thread.start()
         [operation] = locks.operations()
         wait_until(lambda: locks.waiting(operation) == WAITING_MAX, "all to wait", 10)
         with pytest.raises(VolumeBusy):
-            locks.volumes({1: "a"}, "volume set").__enter__()
+            locks.volumes({VolumeId(1): "a"}, "volume set").__enter__()
         # Whose record is made already, or whose application is quiesced, is not refused for that.
         made = threading.Thread(target=take, args=(30.0,), daemon=True)
         made.start()
@@ -91,10 +92,10 @@ def test_no_more_than_a_few_wait_for_one_volume() -> None:
 
 def test_a_stop_refuses_who_waits() -> None:
     locks = Locks()
-    with elsewhere(locks, {1: "a"}):
+    with elsewhere(locks, {VolumeId(1): "a"}):
         threading.Timer(0.05, locks.close).start()
         with pytest.raises(VolumeBusy):
-            locks.volumes({1: "a"}, "volume set").__enter__()
+            locks.volumes({VolumeId(1): "a"}, "volume set").__enter__()
 
 
 def test_a_device_is_waited_for_likewise() -> None:
@@ -115,23 +116,23 @@ def test_a_breach_of_the_order_is_a_defect() -> None:
     locks = Locks()
     with locks.catalog_lock:
         for breach in (
-            lambda: locks.volumes({1: "a"}, "x").__enter__(),
+            lambda: locks.volumes({VolumeId(1): "a"}, "x").__enter__(),
             lambda: locks.device(1, "d", "x").__enter__(),
-            lambda: locks.room({1: "a"}, "x").__enter__(),
+            lambda: locks.room({VolumeId(1): "a"}, "x").__enter__(),
             lambda: locks.may_wait("the engine's flush"),
             locks.catalog_lock.__enter__,
         ):
             with pytest.raises(AssertionError):
                 breach()
-    with locks.volumes({2: "b"}, "x"):
+    with locks.volumes({VolumeId(2): "b"}, "x"):
         for identity in (1, 2):
             with pytest.raises(AssertionError):
-                locks.volumes({identity: "v"}, "x").__enter__()
-        with locks.volumes({3: "c"}, "x"):
+                locks.volumes({VolumeId(identity): "v"}, "x").__enter__()
+        with locks.volumes({VolumeId(3): "c"}, "x"):
             pass
     with locks.device(1, "d", "x"), pytest.raises(AssertionError):
-        locks.volumes({1: "a"}, "x").__enter__()
-    with locks.group(1, "g", "x"), locks.volumes({1: "a"}, "x"), pytest.raises(AssertionError):
+        locks.volumes({VolumeId(1): "a"}, "x").__enter__()
+    with locks.group(1, "g", "x"), locks.volumes({VolumeId(1): "a"}, "x"), pytest.raises(AssertionError):
         locks.group(2, "h", "x").__enter__()
 
 
@@ -140,7 +141,7 @@ def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
     lent, go_on, made, over = (threading.Event() for _ in range(4))
 
     def take() -> None:
-        with locks.volumes({1: "a", 2: "b"}, "snapshot create") as operation:
+        with locks.volumes({VolumeId(1): "a", VolumeId(2): "b"}, "snapshot create") as operation:
             with locks.lent(operation):
                 lent.set()
                 go_on.wait(30)
@@ -150,14 +151,14 @@ def test_room_is_made_while_a_cut_is_waited_for_and_not_otherwise() -> None:
     threading.Thread(target=take, daemon=True).start()
     assert lent.wait(10)
     with pytest.raises(VolumeBusy):
-        locks.volumes({1: "a"}, "volume delete", wait_s=0).__enter__()
-    with locks.room({1: "a"}, "making room", wait_s=0):
+        locks.volumes({VolumeId(1): "a"}, "volume delete", wait_s=0).__enter__()
+    with locks.room({VolumeId(1): "a"}, "making room", wait_s=0):
         go_on.set()
         assert not over.wait(0.1)
         made.set()
     assert over.wait(10)
-    with elsewhere(locks, {1: "a"}), pytest.raises(VolumeBusy):
-        locks.room({1: "a"}, "making room", wait_s=0).__enter__()
+    with elsewhere(locks, {VolumeId(1): "a"}), pytest.raises(VolumeBusy):
+        locks.room({VolumeId(1): "a"}, "making room", wait_s=0).__enter__()
 
 
 def test_jobs_that_hang_take_no_turn_from_others() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from polyvol.daemon.volumes.scrub import WEEK_NS, Scrubs
 from polyvol.mapping.clock import steady_ns
+from polyvol.mapping.ids import VolumeId
 from tests.unit.conftest import Daemon
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def test_a_missed_scrub_is_made_up_for_after_a_start(volume: Daemon) -> None:
     volume.ok("scrub", "v")
     volume.ok("scrub", "--weekly", "on")
     scrubs = volume.service._context.catalog.scrubs
-    _, result = scrubs.last(1) or (0, "")
-    scrubs.keep(1, time.time_ns() - WEEK_NS - 1, result)
+    _, result = scrubs.last(VolumeId(1)) or (0, "")
+    scrubs.keep(VolumeId(1), time.time_ns() - WEEK_NS - 1, result)
     before = volume.world.names().count("scrub")
     volume.restart()
     assert ended(volume) == {"state": "done", "reason": None, "bad": 0}

@@ -10,6 +10,7 @@ import pytest
 from polyvol.daemon.client.cli.volume import room
 from polyvol.daemon.fill_level import FillLevel, level_of
 from polyvol.daemon.space.change_logs import SpaceMonitor
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.retention import droppable
 from tests.support.proc import wait_until
@@ -17,7 +18,7 @@ from tests.support.sim_engine import SimEngine
 from tests.unit.conftest import Daemon
 
 MIB = 1 << 20
-VOLUME = 1
+VOLUME = VolumeId(1)
 
 
 def engine(daemon: Daemon) -> SimEngine:
@@ -152,7 +153,7 @@ def test_an_event_is_answered_also_when_the_drop_fails(volume: Daemon, step: str
 
 def test_writes_to_a_volume_that_is_gone_are_refused(volume: Daemon) -> None:
     space = SpaceMonitor(volume.service._context, volume.service.snapshots)
-    space.make_room(77)
+    space.make_room(VolumeId(77))
     volume.service._context.volume_trouble[VOLUME] = "for the test"
     space.make_room(VOLUME)
     assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)

@@ -14,6 +14,7 @@ from polyvol.mapping.catalog.database import LATEST_VERSION, Database
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.records.change_logs import ChangeLog
 from tests.support.catalogs import MIB, PLAN, device, snapshot
@@ -112,7 +113,7 @@ def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
     )
     connection.close()
     catalog = Catalog(path)
-    [snapshot] = catalog.snapshots.of(1)
+    [snapshot] = catalog.snapshots.of(VolumeId(1))
     assert (snapshot.size, snapshot.consistency, snapshot.hook_trouble) == (8192, "crash", None)
     assert (catalog.groups.all(), catalog.schedules.all()) == ([], [])
     catalog.close()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from polyvol.mapping.errors import DeviceTooSmall, NotLarger, RepeatedDevice, UnalignedSize
 from polyvol.mapping.extent import Extent, total
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.partition import Partition, partition_lengths
 from polyvol.mapping.plans.growth import GrowthPlan, plan_growth
 from polyvol.mapping.plans.inventory import Inventory
@@ -18,7 +19,7 @@ MIB = 1 << 20
 
 
 def volume(size: int) -> Volume:
-    return Volume(1, uuid4(), "v", size, MIB, "ready", "keep-writing", 1, 2, 0)
+    return Volume(VolumeId(1), uuid4(), "v", size, MIB, "ready", "keep-writing", Epoch(1), 2, 0)
 
 
 def partitions(size: int, processors: int) -> list[Partition]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.snapshot.retention import Keep, doubtful, droppable, kept, parse_keep
 from polyvol.snapshot.timing import SECOND_NS, Timing, check_cron, format_duration, parse_duration
@@ -135,7 +136,19 @@ def test_the_fewest_times_are_in_doubt() -> None:
 def test_the_oldest_by_epoch_is_dropped_first_whatever_its_time() -> None:
     cut = UUID(int=1)
     made = [
-        SnapshotRecord(uuid4(), cut, 1, f"s{epoch}", epoch, None, 100 - epoch, 0, 0, (), origin="schedule")
+        SnapshotRecord(
+            uuid4(),
+            cut,
+            VolumeId(1),
+            f"s{epoch}",
+            Epoch(epoch),
+            None,
+            100 - epoch,
+            0,
+            0,
+            (),
+            origin="schedule",
+        )
         for epoch in (3, 1, 2)
     ]
     assert [each.epoch for each in droppable(made)] == [1, 2, 3]
