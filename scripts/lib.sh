@@ -32,7 +32,7 @@ APT_RUST=(cargo-web rustc-web)
 APT_RUST_TEST=(rustfmt-web rust-web-clippy)
 # What a set-up writes: packages, the virtual environment, the engine's build.
 DISK_MB_RUN=3000
-DISK_MB_TEST=8000
+DISK_MB_TEST=11000
 PYTHON_MIN=3.11
 # Seconds until a step says how far it is, and between two times.
 PROGRESS_FIRST_S=5

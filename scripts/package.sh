@@ -5,7 +5,7 @@
 #                python3 that sees Debian's own packages, with polyvol's wheel and what the wheel needs; links to the
 #                two programs; units, udev rules, the user's and the state directory's definitions; the configuration
 #                file. Nothing is fetched at installation. What is in the clone names /opt/polyvol; that is replaced.
-# Owner          build/package/: the wheel and the fetched packages, kept for the next time by what they depend on.
+# Owner          build/package/: the wheel, the engine's build, and the fetched packages, kept by what they depend on.
 # shellcheck shell=bash disable=SC2154 # ROOT, VENV and BUILD come from lib.sh
 
 OPT=/opt/polyvol
@@ -44,10 +44,13 @@ fetch_vendored() {
     printf '%s\n' "$into"
 }
 
-# build_wheel: polyvol's wheel; prints its path.
+# build_wheel: polyvol's wheel; prints its path. The engine in it is the same wherever the clone and cargo's registry are:
+# their paths are left out. It has a target directory of its own, since cargo builds all again when such flags change.
 build_wheel() {
+    local registry=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src
     rm -rf "$PACKAGE/wheel"
-    logged package-wheel "$VENV/bin/pip" wheel --disable-pip-version-check --no-build-isolation --no-deps \
+    CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=$ROOT/=$'\x1f'--remap-path-prefix=$registry/= CARGO_TARGET_DIR=$PACKAGE/target \
+        logged package-wheel "$VENV/bin/pip" wheel --verbose --disable-pip-version-check --no-build-isolation --no-deps \
         --wheel-dir "$PACKAGE/wheel" "$ROOT"
     printf '%s\n' "$PACKAGE"/wheel/*.whl
 }
@@ -63,15 +66,15 @@ put() { install -m "$1" "$2" "$3" && sed -i "s|$OPT|$4|g" "$3/${2##*/}"; }
 
 # stage_environment DIR HOME: HOME below DIR, not compiled.
 stage_environment() {
-    local home=$2 opt=$1$2 site vendored wheel version file
+    local home=$2 opt=$1$2 site vendored version file
     version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     site=$opt/lib/python$version/site-packages
     vendored=$(fetch_vendored)
-    wheel=$(build_wheel)
+    build_wheel >/dev/null
     mkdir -p "$opt/bin" "${site%/*}"
     cp -a "$vendored" "$site"
     logged package-unpack "$VENV/bin/pip" install --disable-pip-version-check --no-deps --no-compile \
-        --target "$site" "$wheel"
+        --target "$site" --no-index --find-links "$PACKAGE/wheel" "polyvol==$(package_version)"
     rm -rf "${site:?}/bin"
     ln -s /usr/bin/python3 "$opt/bin/python3"
     printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$version" >"$opt/pyvenv.cfg"

@@ -2,9 +2,11 @@
 
 How it works      Four machines, one after the other: each release as root, and as a user with sudo. Each has
                   minbase, git and Debian's security suite, and nothing else. Debian 12 builds the wheel, and
-                  both releases install it. With POLYVOL_FRESH_SUITE=1 they run `scripts/test --quick` too.
+                  both releases install it. A package is compared with that of the other user. With
+                  POLYVOL_FRESH_SUITE=1 they run `scripts/test --quick` too.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -133,10 +135,12 @@ def ready(machine: Machine) -> Machine:
     return machine
 
 
-def wheels(machine: Machine) -> Path:
-    """Where the wheel of these sources is kept for the other machines."""
+def kept(machine: Machine, kind: str) -> Path:
+    """Where what these sources give is kept for the other machines."""
     tree = machine.ok("git rev-parse 'HEAD^{tree}'").strip()
-    return CACHE / f"wheel-{tree[:12]}"
+    directory = CACHE / f"{kind}-{tree[:12]}"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 def test_the_first_command_comes_to_ready(machine: Machine) -> None:
@@ -169,14 +173,13 @@ def test_a_snapshot_is_read_back(ready: Machine) -> None:
 
 
 def test_the_wheel_of_debian_12_runs_on_both_without_rust(ready: Machine) -> None:
-    kept = wheels(ready)
+    wheels = kept(ready, "wheel")
     if ready.release == "bookworm":
         path = ready.ok("scripts/build-wheel", timeout_s=BUILD_S).splitlines()[-1]
-        kept.mkdir(exist_ok=True)
-        shutil.copy(ready.tree / path[1:], kept)
-    elif not kept.is_dir():
+        shutil.copy(ready.tree / path[1:], wheels)
+    elif not any(wheels.iterdir()):
         pytest.skip("Debian 12 has not built the wheel of these sources")
-    (wheel,) = kept.iterdir()
+    (wheel,) = wheels.iterdir()
     assert re.fullmatch(r"polyvol-[0-9.]+-cp311-abi3-manylinux_2_[0-9]+_x86_64\.whl", wheel.name)
     shutil.copy(wheel, ready.tree / "tmp")
     ready.ok("mv /usr/bin/cargo /usr/bin/rustc /root", user="root")
@@ -192,6 +195,15 @@ def test_the_wheel_of_debian_12_runs_on_both_without_rust(ready: Machine) -> Non
     assert "python3-libnbd" in alone.err
     assert "--system-site-packages" in alone.err
     assert "export-size: 16777216" in with_debians
+
+
+def test_the_package_is_the_same_wherever_it_is_built(ready: Machine) -> None:
+    path = Path(ready.ok("scripts/build-deb", timeout_s=BUILD_S).splitlines()[-1])
+    packages = kept(ready, "deb")
+    shutil.copy(ready.tree / str(path)[1:], packages / f"{ready.user}_{path.name}")
+    same = list(packages.glob(f"*_{path.name}"))
+    digests = {hashlib.sha256(package.read_bytes()).hexdigest() for package in same}
+    assert len(digests) == 1, f"look at what differs in {same}"
 
 
 def test_the_package_has_no_complaint_of_lintian_and_runs(ready: Machine) -> None:
