@@ -12,7 +12,6 @@ from polyvol.daemon.client.cli.clients import client
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.device import device
 from polyvol.daemon.client.cli.diff import diff
-from polyvol.daemon.client.cli.ending import Group
 from polyvol.daemon.client.cli.group import group
 from polyvol.daemon.client.cli.in_use import in_use
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
@@ -21,6 +20,7 @@ from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
 from polyvol.daemon.client.cli.snapshot import snapshot
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
+from polyvol.daemon.client.cli.tree import Root
 from polyvol.daemon.client.cli.volume import print_volumes, volume
 from polyvol.daemon.sizes import format_seconds
 
@@ -29,7 +29,7 @@ _LONG_S = 3
 """From how many seconds on what is under way is shown to people."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="polyvol")
 def cli() -> None:
     """Virtual volumes on several processors, served over NBD, with snapshots of one instant."""

@@ -23,6 +23,7 @@ from polyvol.daemon.client.attach.records import Places
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.errors import EXIT_CODE, DaemonNotRunning, DaemonUnreachable
 from polyvol.daemon.state.directory import nbd_socket
 from polyvol.mapping.programs import NotRun, run_program
@@ -40,7 +41,7 @@ class InUse:
     cure: str
 
 
-@click.command(name="in-use")
+@click.command(name="in-use", cls=Verb)
 @json_option
 @state_dir_option
 def in_use(as_json: bool, state_dir: Path) -> None:
