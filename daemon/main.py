@@ -17,7 +17,7 @@ import click
 
 from polyvol.daemon.client.cli.common import PATH
 from polyvol.daemon.client.cli.ending import discard
-from polyvol.daemon.client.cli.tree import Daemon
+from polyvol.daemon.client.cli.tree import Daemon, version_option
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
 from polyvol.daemon.host import signals
@@ -31,6 +31,7 @@ FILES_MIN = 64
 
 
 @click.command(cls=Daemon, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@version_option("polyvold")
 @click.option("--config", type=PATH, help="TOML file with these options as keys.")
 @click.option(
     "--state-dir",

@@ -70,6 +70,7 @@ from polyvol.daemon.types.volumes import (
     VolumeSet,
     VolumeView,
 )
+from polyvol.daemon.version import build
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.growth import grow_volume
 from polyvol.daemon.volumes.scrub import Scrubs
@@ -204,6 +205,7 @@ class Service:
                 daemon=DaemonView(
                     pid=os.getpid(),
                     version=self._version,
+                    build=self._build,
                     state_dir=str(self.state_dir),
                     frontend=self._frontend,
                     nbd=self.nbd_addresses,
@@ -370,7 +372,7 @@ class Service:
         control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
-        self._version = module.__version__
+        self._version, self._build = module.__version__, build()
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(self._unless_left, catalog.close)
         catalog.keep_room(self.reserve.given_up)

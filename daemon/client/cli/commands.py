@@ -20,9 +20,10 @@ from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
 from polyvol.daemon.client.cli.snapshot import snapshot
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
-from polyvol.daemon.client.cli.tree import Root
+from polyvol.daemon.client.cli.tree import Root, version_option
 from polyvol.daemon.client.cli.volume import print_volumes, volume
 from polyvol.daemon.sizes import format_seconds
+from polyvol.daemon.version import Build, build_text
 
 _EVENTS_SHOWN = 5
 _LONG_S = 3
@@ -30,7 +31,7 @@ _LONG_S = 3
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="polyvol")
+@version_option("polyvol")
 def cli() -> None:
     """Virtual volumes on several processors, served over NBD, with snapshots of one instant."""
 
@@ -50,6 +51,7 @@ def status(as_json: bool, state_dir: Path) -> None:
     print_facts(
         [
             ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {up}"),
+            ("build", build_text(Build(**daemon["build"])) if "build" in daemon else None),
             ("state", daemon["state_dir"]),
             ("front-end", daemon["frontend"]),
             ("NBD", listed(daemon["nbd"])),

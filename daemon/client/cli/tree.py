@@ -10,12 +10,16 @@ Invariants        VN1 of an option that is given more than once, the last one co
 Errors            click.UsageError.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from polyvol.daemon.client.cli.common import PATH
+from polyvol.daemon.client.cli.common import Command as AnyCommand
 from polyvol.daemon.client.cli.ending import Command, Group
+from polyvol.daemon.client.cli.output import say
+from polyvol.daemon.version import version_text
 
 ALIASES = {"ls": ("list",), "rm": ("delete", "remove")}
 """By alias: the verbs that it can stand for."""
@@ -109,6 +113,24 @@ class Root(Group, Noun):
 
 class Daemon(Command, _Shown):
     """The program polyvold."""
+
+
+def version_option(program: str) -> Callable[[AnyCommand], AnyCommand]:
+    """--version."""
+
+    def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            say(version_text(program))
+            ctx.exit()
+
+    return click.option(
+        "--version",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show the version, with its commit and build.",
+    )
 
 
 def common_options(*, hidden: bool) -> list[click.Parameter]:
