@@ -1,4 +1,4 @@
-"""Copies of the catalog: one for whoever asks (a backup), and the one that is kept before an upgrade.
+"""Copies of the catalog: one for a backup, and the one that is kept before an upgrade.
 
 How it works      SQLite gives the pages of one state as bytes, with what is in its log: that is a complete
                   file by itself. Before a start changes the format of a catalog, the file is copied to

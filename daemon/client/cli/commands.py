@@ -6,6 +6,7 @@ import click
 
 from polyvol.daemon.client.cli.attach import attach, detach
 from polyvol.daemon.client.cli.backup import backup, copy_changed
+from polyvol.daemon.client.cli.catalog import catalog
 from polyvol.daemon.client.cli.check import check
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.clients import client
@@ -98,6 +99,7 @@ cli.add_command(detach)
 cli.add_command(in_use)
 cli.add_command(scrub)
 cli.add_command(check)
+cli.add_command(catalog)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(copy_changed)

@@ -97,6 +97,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol detach": ("polyvol detach db", "polyvol detach /dev/nbd3 --force"),
     "polyvol in-use": ("polyvol in-use",),
     "polyvol scrub": ("polyvol scrub db --rate 256M", "polyvol scrub db --stop", "polyvol scrub --weekly on"),
+    "polyvol catalog backup": (
+        "polyvol catalog backup /backup/polyvol-catalog-monday.db",
+        "polyvol catalog backup /backup/polyvol-catalog.db --force",
+    ),
     "polyvol check": ("polyvol check", "polyvol check --data --state-dir /srv/polyvol"),
     "polyvol backup": (
         "polyvol backup db@monday -o /backup/db-monday.pv",
