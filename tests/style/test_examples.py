@@ -20,7 +20,14 @@ from tests.style.test_docs import cli, commands
 
 COMMANDS = dict(commands(cli()))
 ALL = [(name, example) for name, examples in EXAMPLES.items() for example in examples]
-ALONE = ("polyvold", "polyvol", "polyvol attach", "polyvol detach", "polyvol in-use")
+ALONE = (
+    "polyvold",
+    "polyvol",
+    "polyvol attach",
+    "polyvol detach",
+    "polyvol in-use",
+    "polyvol support-bundle",
+)
 """Those that do something without a polyvold: only parsed."""
 
 

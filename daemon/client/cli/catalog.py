@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.backup_errors import TransferFailed
-from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.client.cli.client import READ_S, Client
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.cli.tree import Noun
@@ -27,7 +27,7 @@ from polyvol.mapping.sizes import format_size
 
 @click.group(cls=Noun)
 def catalog() -> None:
-    """The catalog: what there is of volumes, devices and snapshots."""
+    """The catalog: the record of volumes, devices and snapshots."""
 
 
 @catalog.command()
@@ -52,11 +52,11 @@ def backup(file: Path, force: bool, as_json: bool, state_dir: Path) -> None:
     say(f"catalog of {state_dir}: {size}, format {version}, written to {file} and checked{of}")
 
 
-def copy_of_catalog(state_dir: Path) -> tuple[bytes, bool]:
-    """The catalog as one file, and whether a polyvold has given it."""
+def copy_of_catalog(state_dir: Path, read_s: float = READ_S) -> tuple[bytes, bool]:
+    """The catalog as one file, and whether a polyvold has given it, within `read_s`."""
     if may_run(state_dir):
         with suppress(DaemonNotRunning):
-            return Client(state_dir).get_file("catalog", "copy"), True
+            return Client(state_dir, read_s=read_s).get_file("catalog", "copy"), True
     from polyvol.daemon.check import copy_catalog  # loads much: only where no polyvold runs
 
     return copy_catalog(state_dir.absolute()), False

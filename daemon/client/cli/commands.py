@@ -20,6 +20,7 @@ from polyvol.daemon.client.cli.restore import restore
 from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
 from polyvol.daemon.client.cli.snapshot import snapshot
+from polyvol.daemon.client.cli.support_bundle import support_bundle
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
 from polyvol.daemon.client.cli.tree import Root, version_option
 from polyvol.daemon.client.cli.volume import print_volumes, volume
@@ -100,6 +101,7 @@ cli.add_command(in_use)
 cli.add_command(scrub)
 cli.add_command(check)
 cli.add_command(catalog)
+cli.add_command(support_bundle)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(copy_changed)

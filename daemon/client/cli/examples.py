@@ -102,6 +102,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol catalog backup /backup/polyvol-catalog.db --force",
     ),
     "polyvol check": ("polyvol check", "polyvol check --data --state-dir /srv/polyvol"),
+    "polyvol support-bundle": (
+        "polyvol support-bundle",
+        "polyvol support-bundle /tmp/polyvol-support.tar.gz --timeout 30",
+    ),
     "polyvol backup": (
         "polyvol backup db@monday -o /backup/db-monday.pv",
         "polyvol backup db@tuesday --since monday -o - | ssh other polyvol restore - db",
