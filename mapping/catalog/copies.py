@@ -22,9 +22,9 @@ from pathlib import Path
 from polyvol.mapping.catalog.examine import reading
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.readers import Readers
+from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
-from polyvol.mapping.opening import sync_directory
 
 BEFORE = ".before-v"
 """What follows the catalog's name in the name of the copy that is kept before an upgrade."""

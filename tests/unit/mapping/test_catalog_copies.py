@@ -110,8 +110,8 @@ def test_a_catalog_that_was_put_back_and_used_is_kept_as_it_is_then(old: Path) -
 def test_a_copy_is_one_committed_state(tmp_path: Path) -> None:
     path = used_catalog(tmp_path)
     catalog = Catalog(path)
-    catalog.add_device(device("committed"))  # it is in the log only
-    devices, snapshots = catalog.devices(), catalog.all_snapshots()
+    catalog.devices.add(device("committed"))  # it is in the log only
+    devices, snapshots = catalog.devices.all(), catalog.snapshots.all()
     with ThreadPoolExecutor(1) as others, catalog._database.transaction() as connection:
         connection.execute("UPDATE device SET name = 'later' WHERE name = 'committed'")
         data = others.submit(catalog.whole).result(timeout=30)
@@ -120,5 +120,5 @@ def test_a_copy_is_one_committed_state(tmp_path: Path) -> None:
     copy.write_bytes(data)
     assert Examiner(copy, LATEST_VERSION, None).examine(copy)
     again = Catalog(copy, accept_older=True)
-    assert (again.devices(), again.all_snapshots()) == (devices, snapshots)
+    assert (again.devices.all(), again.snapshots.all()) == (devices, snapshots)
     again.close()
