@@ -50,11 +50,7 @@ def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = No
     """Look through a state directory that no daemon owns; with `data`, read and check every slot too."""
     path = state_dir / _CATALOG
     with _held(state_dir), _scratch() as scratch:
-        copy = Path(scratch) / _CATALOG
-        for suffix in ("", "-wal", ".renewed"):
-            source = state_dir / f"{_CATALOG}{suffix}"
-            if source.exists():
-                shutil.copyfile(source, f"{copy}{suffix}")
+        copy = _copied(path, scratch)
         problems = list(_catalog_problems(path, copy))
         if not problems and not copy.exists():
             raise NoState(state=state_dir)
@@ -66,6 +62,31 @@ def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = No
             finally:
                 catalog.close()
         return CheckView(state_dir=str(state_dir), problems=problems, notes=[], volumes=[], devices=0)
+
+
+def copy_catalog(state_dir: Path) -> bytes:
+    """The catalog of a state directory that no daemon owns, as one file. NoState, or the error with which a
+    start would refuse it."""
+    path = state_dir / _CATALOG
+    with _held(state_dir), _scratch() as scratch:
+        copy = _copied(path, scratch)
+        try:
+            rewrite(copy, lambda _: True)
+            if copy.exists() and Examiner(path, LATEST_VERSION, Mark(mark_of(path))).examine(copy):
+                return copy.read_bytes()
+        except (sqlite3.DatabaseError, UnicodeError, OSError) as error:
+            raise failure(path, error, opening=True) from error
+    raise NoState(state=state_dir)
+
+
+def _copied(path: Path, scratch: str) -> Path:
+    """The files of a catalog, copied."""
+    copy = Path(scratch) / _CATALOG
+    for suffix in ("", "-wal", ".renewed"):
+        source = path.with_name(f"{_CATALOG}{suffix}")
+        if source.exists():
+            shutil.copyfile(source, f"{copy}{suffix}")
+    return copy
 
 
 @contextmanager

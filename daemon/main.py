@@ -16,7 +16,8 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.common import PATH
-from polyvol.daemon.client.cli.ending import Command, discard
+from polyvol.daemon.client.cli.ending import discard
+from polyvol.daemon.client.cli.tree import Daemon, version_option
 from polyvol.daemon.config import FRONTENDS, Config, load_config
 from polyvol.daemon.errors import EXIT_CODE, BadConfig, StopUnfinished, SystemRefused
 from polyvol.daemon.host import signals
@@ -29,7 +30,8 @@ FILES_MIN = 64
 """How many files a process must be able to have open to serve nothing; each device and client takes more."""
 
 
-@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Daemon, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@version_option("polyvold")
 @click.option("--config", type=PATH, help="TOML file with these options as keys.")
 @click.option(
     "--state-dir",

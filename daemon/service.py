@@ -44,7 +44,7 @@ from polyvol.daemon.groups.verbs import Groups
 from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.host import memory, sockets
 from polyvol.daemon.host.notify import Store
-from polyvol.daemon.operations import operation_views
+from polyvol.daemon.operations import daemon_view, operation_views
 from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
 from polyvol.daemon.snapshots.deletions import Deletions
@@ -55,18 +55,18 @@ from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.state import directory as state
 from polyvol.daemon.state.reserve import Reserve
-from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.deletions import DeletionView
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry, DeviceView
 from polyvol.daemon.types.scrubs import ScrubSet, ScrubSettingsView
 from polyvol.daemon.types.snapshots import SnapshotCreate, SnapshotDeleted, SnapshotView
-from polyvol.daemon.types.status import DaemonView, StatusView
+from polyvol.daemon.types.status import StatusView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
     VolumeCreate,
     VolumeDeleted,
     VolumeView,
 )
+from polyvol.daemon.version import build
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
@@ -197,16 +197,13 @@ class Service:
         self._state_space.refresh()
         with self._context.reading():
             return StatusView(
-                daemon=DaemonView(
-                    pid=os.getpid(),
+                daemon=daemon_view(
+                    self._context,
                     version=self._version,
-                    state_dir=str(self.state_dir),
                     frontend=self._frontend,
                     nbd=self.nbd_addresses,
-                    processors=self._context.processors,
-                    started=iso(self._started_ns),
-                    uptime_s=round((self._steady() - self._began_ns) / 1e9, 3),
-                    connections=sum(export["connections"] for export in self._context.exports()),
+                    started_ns=self._started_ns,
+                    uptime_ns=self._steady() - self._began_ns,
                 ),
                 volumes=self._volumes.list_all(),
                 devices=self._devices.list_all(),
@@ -214,6 +211,10 @@ class Service:
                 operations=operation_views(self._context),
                 events=self._context.events.latest(),
             )
+
+    def copy_catalog(self) -> bytes:
+        """The catalog as it is now, as one SQLite file."""
+        return self._context.catalog.whole()
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
         """Add a device; volumes that waited for one that was brought back are served again."""
@@ -345,6 +346,7 @@ class Service:
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
         self._version = module.__version__
+        build()  # of the sources as they are now
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(self._unless_left, catalog.close)
         catalog.keep_room(self.reserve.given_up)

@@ -354,7 +354,7 @@ ensure_apt() {
 sources_hash() {
     {
         printf '%s %s\n' "$ROOT" "$1"
-        cat "$ROOT/pyproject.toml" "$ROOT/engine/Cargo.toml" "$ROOT/engine/Cargo.lock"
+        cat "$ROOT/pyproject.toml" "$ROOT/engine/Cargo.toml" "$ROOT/engine/Cargo.lock" "$ROOT/engine/build.rs"
         find "$ROOT/engine/src" -type f -print0 | sort -z | xargs -0 sha256sum
     } | sha256sum | cut -d ' ' -f 1
 }

@@ -47,6 +47,14 @@ if TYPE_CHECKING:
 
 ROUTES: list[Route] = [
     Route("GET", "/v1/status", "Everything at a glance", lambda service, _: service.status(), StatusView),
+    Route(
+        "GET",
+        "/v1/catalog/copy",
+        "The catalog as it is now, as one SQLite file",
+        lambda service, _: service.copy_catalog(),
+        bytes,
+        slow=True,
+    ),
     *device.ROUTES,
     *clients.ROUTES,
     *volume.ROUTES,
@@ -71,8 +79,9 @@ class Application:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
         status, text = self._answer(environ)
+        is_file = isinstance(text, _File)
         headers = [
-            ("Content-Type", "application/json; charset=utf-8"),
+            ("Content-Type", "application/octet-stream" if is_file else "application/json; charset=utf-8"),
             ("Content-Length", str(len(text))),
             ("Polyvol-Version", version()),
         ]
@@ -121,7 +130,13 @@ class Application:
         frees = route.frees or route.method in ("DELETE", "PATCH")
         with self._service.reserve.given_up() if frees else nullcontext():
             result = route.call(self._service, Call(named, query, read))
+        if isinstance(result, bytes):
+            return _File(result)
         return _adapter(route.result).dump_json(result)
+
+
+class _File(bytes):
+    """The body of an answer that is not JSON."""
 
 
 class _Refused(Exception):

@@ -37,7 +37,7 @@ def openapi_document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     for index, route in enumerate(routes):
         if route.body is not None:
             inputs.append((f"body {index}", "validation", TypeAdapter(route.body)))
-        if route.result is not None:
+        if route.result not in (None, bytes):
             inputs.append((f"result {index}", "serialization", TypeAdapter(route.result)))
     refs, definitions = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
@@ -46,7 +46,9 @@ def openapi_document(routes: Iterable[Route], version: str) -> dict[str, Any]:
             "summary": route.summary,
             "parameters": _parameters(route),
             "responses": {
-                str(route.status): _content("Done", refs.get((f"result {index}", "serialization"), {})),
+                str(route.status): _content(
+                    "Done", refs.get((f"result {index}", "serialization"), {}), route
+                ),
                 "default": _content("Refused or failed", {"$ref": "#/components/schemas/Error"}),
             },
         }
@@ -106,5 +108,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     return in_path + in_query
 
 
-def _content(description: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def _content(description: str, schema: dict[str, Any], route: Route | None = None) -> dict[str, Any]:
+    is_file = route is not None and route.result is bytes
+    kind = "application/octet-stream" if is_file else "application/json"
+    return {"description": description, "content": {kind: {"schema": schema}}}

@@ -43,8 +43,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method on one path. `body` and `result` are types from daemon/types; `query` names the
-    parameters with their type and a sentence each. `slow`: it may take long,
+    """One method on one path. `body` and `result` are types from daemon/types; a result of bytes
+    is a file. `query` names the parameters with their type and a sentence each. `slow`: it may take long,
     although it changes nothing. `frees`: it gives room back, as each DELETE and PATCH may, so it has the
     reserve of the state directory."""
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from polyvol.daemon.types.devices import DeviceView
 from polyvol.daemon.types.volumes import VolumeView
+from polyvol.daemon.version import Build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class DaemonView:
 
     pid: int
     version: str
+    build: Build
     state_dir: str
     frontend: str
     nbd: list[str]

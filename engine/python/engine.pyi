@@ -393,3 +393,7 @@ def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> C
     of all slots on `devices` (id to path). Changes nothing."""
 
 __version__: str
+__profile__: str
+"""Of cargo: release or debug."""
+__rustc__: str
+"""The version of the compiler."""

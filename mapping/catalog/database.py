@@ -3,9 +3,9 @@
 How it works      SQLite in WAL mode with synchronous=FULL. One connection writes, used by one thread at a
                   time under a lock; each thread that reads borrows a connection of its own (readers.py), so
                   that it never waits for a transaction. `user_version` is the format version: a new file gets
-                  schema.sql, an older one its migrations, each with its version in one transaction. What a
-                  file holds is examined (examine.py) before it is used; `catalog.mark` says after each commit
-                  how many there were (mark.py).
+                  schema.sql, an older one its migrations, each with its version in one transaction; before
+                  that a copy is kept (copies.py). What a file holds is examined (examine.py) before it is
+                  used; `catalog.mark` says after each commit how many there were (mark.py).
 Invariants        DB1 a file of an unknown version, of another program, damaged, or older than its mark is
                   left as it is; DB2 nobody sees the middle of a transaction; DB3 each transaction advances
                   `catalog.commits` by one and leaves the sums of all rows right (sums.py); DB4 all queries
@@ -29,7 +29,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from uuid import UUID, uuid4
 
-from polyvol.mapping.catalog import rewrite, sums
+from polyvol.mapping.catalog import copies, rewrite, sums
 from polyvol.mapping.catalog.examine import Examiner
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark, Marked
@@ -88,7 +88,9 @@ class Database:
             there = rewrite.rewrite(path, examiner.examine)
             if there is None:
                 there = examiner.examine(path)
-            if not there:
+            if there:
+                copies.keep_before_upgrade(path, latest, examiner.examine)
+            else:
                 rewrite.put_new(path, self._make)
             self._connection = connect(path, alone=alone)
             try:
@@ -152,6 +154,10 @@ class Database:
                 yield
         except sqlite3.DatabaseError as error:
             raise failure(self._path, error, reading=True) from error
+
+    def whole(self) -> bytes:
+        """A copy of the catalog as it is now, as one file."""
+        return copies.whole(self._path, self._readers)
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         """The rows of a query: within `reading` or a transaction as that has them, else as of now."""

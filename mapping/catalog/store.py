@@ -61,6 +61,10 @@ class Catalog:
         """One state of the catalog for all that this thread reads within; nothing is changed within it."""
         return self._database.reading()
 
+    def whole(self) -> bytes:
+        """A copy of it as it is now, as one file."""
+        return self._database.whole()
+
     def keep_room(self, room: Callable[[], AbstractContextManager[None]]) -> None:
         """Have transactions that give room back run with this around them."""
         self._database.room = room

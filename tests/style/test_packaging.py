@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from polyvol.daemon.version import source_commit, version
 from tests.style.test_tidy import PACKAGES, ROOT, repository_files, where
 from tests.support.daemon import BIN
 from tests.support.proc import check
@@ -34,7 +35,7 @@ def test_an_editable_install_has_the_engine_beside_its_stub() -> None:
 def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
     options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
     # By that name, as scripts/setup calls it: PyO3 is rebuilt for another path of the same interpreter.
-    check(BIN / "pip", "wheel", *options, ROOT, timeout_s=600)
+    check(BIN / "pip", "wheel", *options, ROOT, env={"SOURCE_DATE_EPOCH": "1000000000"}, timeout_s=600)
     (wheel,) = tmp_path.glob("polyvol-*-cp311-abi3-linux_*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -45,3 +46,20 @@ def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
     engine, daemon = imported_from(python_path=tmp_path / "installed")
     assert engine.is_relative_to(tmp_path)
     assert daemon.is_relative_to(tmp_path)
+    knows_its_build(tmp_path / "installed", tmp_path)
+
+
+def knows_its_build(installed: Path, directory: Path) -> None:
+    """A package says what it was built from, and runs no program for that."""
+    called = directory / "called"
+    (directory / "bin").mkdir()
+    fake = directory / "bin" / "git"
+    fake.write_text(f"#!/bin/sh\necho called >{called}\n")
+    fake.chmod(0o755)
+    env = {"PYTHONPATH": str(installed), "PATH": f"{fake.parent}:/usr/bin:/bin"}
+    for program, module in (("polyvol", "client.cli.main"), ("polyvold", "main")):
+        run = f"import sys; from polyvol.daemon.{module} import main; sys.argv[1:] = ['--version']; main()"
+        said = check(sys.executable, "-c", run, env=env, cwd=directory)
+        wanted = f"commit {source_commit(ROOT)}"[:15] + ", built 2001-09-09, engine release, rustc "
+        assert said.startswith(f"{program} {version()} ({wanted}"), said
+    assert not called.exists()

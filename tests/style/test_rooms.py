@@ -53,6 +53,7 @@ LAYERS = {
     "mapping.catalog": (
         ("failures", "mark", "readers", "rewrite", "sums"),
         ("examine",),
+        ("copies",),
         ("database",),
         ("change_logs", "generations", "groups", "hooks", "restores", "scrubs", "settings"),
         ("clones", "devices", "rollbacks", "schedules"),

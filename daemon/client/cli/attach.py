@@ -12,6 +12,7 @@ from polyvol.daemon.client.attach.errors import NotAttached
 from polyvol.daemon.client.attach.records import Places, Wanted
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.host.notify import log_to_journal
 from polyvol.daemon.state.directory import nbd_socket
 from polyvol.mapping.sizes import format_size
@@ -33,7 +34,7 @@ class DeviceType(click.ParamType[str]):
         self.fail(f"{text!r} is not /dev/nbdN (with --fuse: /dev/loopN)", param, ctx)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", required=False, metavar="VOLUME[@SNAPSHOT]")
 @click.option("--uri", metavar="URI", help="Remote export: nbd://HOST[:PORT][/EXPORT].")
 @click.option(
@@ -126,7 +127,7 @@ def attach(
     say(str(path))
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]|DEVICE")
 @click.option("--force", is_flag=True, help="Detach it even if it is in use; unwritten data is lost.")
 @json_option

@@ -20,6 +20,7 @@ from polyvol.daemon.client.cli.common import (
 )
 from polyvol.daemon.client.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.sizes import format_size
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from polyvol.snapshot.stream import StreamHeader
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("name", metavar="VOLUME@SNAPSHOT")
 @click.option("--since", metavar="A", help="Only what changed since this older snapshot.")
 @click.option(
@@ -78,7 +79,7 @@ def backup(
     say(f"{of}: {into}{gone_on}, {_rate(written.read_bytes, began)}", err=to_pipe)
 
 
-@click.command(name="copy-changed")
+@click.command(name="copy-changed", cls=Verb)
 @click.argument("name", metavar="VOLUME@SNAPSHOT")
 @click.option(
     "--since", metavar="A", required=True, help="The older snapshot, which the target is a copy of."

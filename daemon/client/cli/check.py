@@ -8,11 +8,12 @@ import click
 
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.mapping.sizes import counted, format_size
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--data", is_flag=True, help="Read every block in change logs, and check it.")
 @json_option
 @state_dir_option

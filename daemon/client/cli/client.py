@@ -57,14 +57,21 @@ class ApiError(Exception):
 
 
 class Client:
-    """Asks the daemon of one state directory."""
+    """Asks the daemon of one state directory. `read_s`: how long an answer to a request that changes nothing
+    may take."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, read_s: float = READ_S) -> None:
         self._state_dir = state_dir
+        self._read_s = read_s
 
     def get(self, *parts: str, **query: str | bool | None) -> Json:
         """GET /v1/PART/PART..., with those query parameters that are not None."""
         return self._ask("GET", parts, query, None)
+
+    def get_file(self, *parts: str) -> bytes:
+        """GET what is not JSON."""
+        answer: bytes = self._ask("GET", parts, {}, None, is_file=True)
+        return answer
 
     def post(self, *parts: str, body: object) -> Json:
         """POST a body."""
@@ -79,7 +86,13 @@ class Client:
         return self._ask("DELETE", parts, {}, None)
 
     def _ask(
-        self, method: str, parts: tuple[str, ...], query: dict[str, str | bool | None], body: object
+        self,
+        method: str,
+        parts: tuple[str, ...],
+        query: dict[str, str | bool | None],
+        body: object,
+        *,
+        is_file: bool = False,
     ) -> Json:
         for noun, part in zip(("", *parts), parts, strict=False):
             if not part:
@@ -94,7 +107,7 @@ class Client:
         if given:
             target += "?" + urlencode(given)
         text = None if body is None else json.dumps(body)
-        status, headers, answer = self._exchange(method, target, text)
+        status, headers, answer = self._exchange(method, target, text, is_file=is_file)
         theirs = headers.get(VERSION_HEADER)
         _latest[:] = [(self._state_dir, theirs)]
         if status >= 400:
@@ -102,12 +115,12 @@ class Client:
         return answer
 
     def _exchange(
-        self, method: str, target: str, text: str | None
+        self, method: str, target: str, text: str | None, *, is_file: bool
     ) -> tuple[int, http.client.HTTPMessage, Json]:
-        """Ask, and read the answer: its status, its headers and its body."""
+        """Ask, and read the answer: its status, its headers and its body; a file's as it is."""
         reads = method == "GET"
         path = control_socket(self._state_dir)
-        connection = _UnixConnection(path, READ_S if reads else None)
+        connection = _UnixConnection(path, self._read_s if reads else None)
         try:
             try:
                 connection.connect()
@@ -119,9 +132,12 @@ class Client:
                 with connection.getresponse() as response:
                     if response.getheader("Server") != SERVER:
                         raise not_polyvold(self._state_dir)
-                    return response.status, response.headers, json.loads(response.read())
+                    answer = response.read()
+                    if not is_file or response.status >= 400:
+                        answer = json.loads(answer)
+                    return response.status, response.headers, answer
         except TimeoutError as error:
-            raise silent(self._state_dir, f"it has not answered for {READ_S:.0f} s") from error
+            raise silent(self._state_dir, f"it has not answered for {self._read_s:.0f} s") from error
         except (http.client.BadStatusLine, http.client.UnknownProtocol, http.client.LineTooLong) as error:
             if isinstance(error, http.client.RemoteDisconnected):
                 raise silent(self._state_dir, "it ended before it answered", changes=not reads) from error

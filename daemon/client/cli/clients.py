@@ -9,12 +9,13 @@ from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.errors import UnknownClient
 from polyvol.daemon.sizes import SIZE_MAX
 from polyvol.mapping.sizes import counted, format_size
 
 
-@click.group()
+@click.group(cls=Noun)
 def client() -> None:
     """Clients that are connected to volumes and snapshots."""
 

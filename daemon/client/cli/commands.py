@@ -6,13 +6,13 @@ import click
 
 from polyvol.daemon.client.cli.attach import attach, detach
 from polyvol.daemon.client.cli.backup import backup, copy_changed
+from polyvol.daemon.client.cli.catalog import catalog
 from polyvol.daemon.client.cli.check import check
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.clients import client
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.device import device
 from polyvol.daemon.client.cli.diff import diff
-from polyvol.daemon.client.cli.ending import Group
 from polyvol.daemon.client.cli.group import group
 from polyvol.daemon.client.cli.in_use import in_use
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
@@ -20,17 +20,20 @@ from polyvol.daemon.client.cli.restore import restore
 from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
 from polyvol.daemon.client.cli.snapshot import snapshot
+from polyvol.daemon.client.cli.support_bundle import support_bundle
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
+from polyvol.daemon.client.cli.tree import Root, version_option
 from polyvol.daemon.client.cli.volume import print_volumes, volume
 from polyvol.daemon.sizes import format_seconds
+from polyvol.daemon.version import Build, build_text
 
 _EVENTS_SHOWN = 5
 _LONG_S = 3
 """From how many seconds on what is under way is shown to people."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="polyvol")
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option("polyvol")
 def cli() -> None:
     """Virtual volumes on several processors, served over NBD, with snapshots of one instant."""
 
@@ -50,6 +53,7 @@ def status(as_json: bool, state_dir: Path) -> None:
     print_facts(
         [
             ("polyvold", f"pid {daemon['pid']}, version {daemon['version']}, up {up}"),
+            ("build", build_text(Build(**daemon["build"])) if "build" in daemon else None),
             ("state", daemon["state_dir"]),
             ("front-end", daemon["frontend"]),
             ("NBD", listed(daemon["nbd"])),
@@ -96,6 +100,8 @@ cli.add_command(detach)
 cli.add_command(in_use)
 cli.add_command(scrub)
 cli.add_command(check)
+cli.add_command(catalog)
+cli.add_command(support_bundle)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(copy_changed)

@@ -10,11 +10,12 @@ from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import SIZE, TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import format_size
 
 
-@click.group()
+@click.group(cls=Noun)
 def device() -> None:
     """Files and disks that store data."""
 
@@ -123,7 +124,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: Path) -> None:
-    """Reopen a device that was missing or has failed, without a restart."""
+    """Reopen a missing or failed device, without a restart."""
     # Symbolic links such as /dev/disk/by-id stay as they are.
     body = {"path": None if path is None else os.path.abspath(path), "accept": accept}  # noqa: PTH100
     shown = Client(state_dir).post("devices", name, "retry", body=body)

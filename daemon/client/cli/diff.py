@@ -8,11 +8,12 @@ import click
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, split_snapshot, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say, say_lines
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.errors import OtherVolume, SnapshotReplaced
 from polyvol.mapping.sizes import counted, format_size
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("since", metavar="VOLUME@A")
 @click.argument("until", required=False, metavar="[VOLUME@B|VOLUME]")
 @click.option("--summary", is_flag=True, help="Print totals only.")

@@ -99,13 +99,22 @@ class Group(_Ending, click.Group):
 
 
 def _context_of(command: click.Command, program: str, arguments: Sequence[str]) -> click.Context:
-    """The context of the command that the first words of the arguments name."""
+    """The context of the command that the arguments name; options before it are passed over."""
     context = click.Context(command, info_name=program)
-    for word in arguments:
-        if not isinstance(command, click.Group) or word not in command.commands:
+    words = iter(arguments)
+    for word in words:
+        if not isinstance(command, click.Group):
             break
-        command = command.commands[word]
-        context = click.Context(command, parent=context, info_name=word)
+        if word.startswith("-"):
+            option = next((each for each in command.params if word in each.opts), None)
+            if isinstance(option, click.Option) and not option.is_flag:
+                next(words, None)  # its value
+            continue
+        found = command.get_command(context, word)
+        if found is None:
+            break
+        command = found
+        context = click.Context(command, parent=context, info_name=command.name)
     return context
 
 

@@ -8,9 +8,10 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment
+from polyvol.daemon.client.cli.tree import Noun
 
 
-@click.group()
+@click.group(cls=Noun)
 def group() -> None:
     """Named sets of volumes. A snapshot of one is of all of them at one instant."""
 

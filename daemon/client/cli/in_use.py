@@ -23,13 +23,10 @@ from polyvol.daemon.client.attach.records import Places
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Verb
+from polyvol.daemon.client.cli.unreachable import may_run
 from polyvol.daemon.errors import EXIT_CODE, DaemonNotRunning, DaemonUnreachable
 from polyvol.daemon.state.directory import nbd_socket
-from polyvol.mapping.programs import NotRun, run_program
-
-SYSTEMD = Path("/run/systemd/system")
-DEFAULT_STATE_DIR = Path("/var/lib/polyvol")
-SYSTEMCTL_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class InUse:
     cure: str
 
 
-@click.command(name="in-use")
+@click.command(name="in-use", cls=Verb)
 @json_option
 @state_dir_option
 def in_use(as_json: bool, state_dir: Path) -> None:
@@ -75,7 +72,7 @@ def _devices(places: Places) -> list[InUse]:
 
 def _clients(places: Places, state_dir: Path) -> list[InUse]:
     """The daemon's clients, except unused devices of this host."""
-    if not _may_run(state_dir):
+    if not may_run(state_dir):
         return []
     try:
         volumes = Client(state_dir).get("volumes")
@@ -104,18 +101,6 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
                 )
             )
     return found
-
-
-def _may_run(state_dir: Path) -> bool:
-    """Whether a daemon may run there: to ask the socket of a unit that does not would start it."""
-    if state_dir.absolute() != DEFAULT_STATE_DIR or not SYSTEMD.is_dir():
-        return True
-    command = ["systemctl", "show", "--property=ActiveState", "--value", "polyvold.service"]
-    try:
-        done = run_program(command, timeout_s=SYSTEMCTL_S)
-    except NotRun:
-        return True
-    return done.stdout.strip() not in ("inactive", "failed")
 
 
 def _attached_here(places: Places, state_dir: Path) -> dict[str, int]:

@@ -24,6 +24,7 @@ from polyvol.daemon.client.cli.client import ApiError, Client, Json
 from polyvol.daemon.client.cli.common import TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.exports import open_export
 from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.errors import RestoreRunning
 from polyvol.mapping.names import check_name
 from polyvol.mapping.os_errors import advice, reason
@@ -52,7 +53,7 @@ class _Source:
         self.file.seek(HEADER_BYTES)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("source", type=TEXT, metavar="FILE|-")
 @click.argument("volume", metavar="NEW|VOLUME")
 @click.option(

@@ -10,6 +10,7 @@ from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.hooks import DURATION, hook_options, hook_text, hooks_from
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.sizes import counted
 from polyvol.snapshot.retention import Keep, parse_keep
 
@@ -29,7 +30,7 @@ class KeepType(click.ParamType[Keep]):
             self.fail(str(error), param, ctx)
 
 
-@click.group()
+@click.group(cls=Noun)
 def schedule() -> None:
     """Automatic snapshots, and their retention."""
 
@@ -179,7 +180,7 @@ def resume(name: str, as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def remove(name: str, as_json: bool, state_dir: Path) -> None:
-    """Remove a schedule; its snapshots stay until somebody deletes them."""
+    """Remove a schedule; its snapshots stay."""
     removed = Client(state_dir).delete("schedules", name)
     if as_json:
         print_json(removed)

@@ -10,6 +10,7 @@ import click
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_json, print_table, say
+from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
@@ -19,7 +20,7 @@ _POLL_S = 0.2
 _RATE = SizeType(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("volume", required=False)
 @click.option("--rate", type=_RATE, default="64M", show_default=True, help="Bytes a second, at most.")
 @click.option("--stop", is_flag=True, help="Stop the scrub that is under way.")

@@ -15,12 +15,13 @@ from polyvol.daemon.client.cli.snapshot_group import (
     warn_of_hooks,
 )
 from polyvol.daemon.client.cli.times import in_future, local_option, moment, moments, zoned
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.sizes import format_ns
 from polyvol.mapping.names import is_pattern
 from polyvol.mapping.sizes import format_size
 
 
-@click.group()
+@click.group(cls=Noun)
 def snapshot() -> None:
     """Snapshots: volumes as they were at one instant."""
 

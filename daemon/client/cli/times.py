@@ -67,7 +67,8 @@ def _read(text: str | None) -> datetime | None:
 
 
 def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.find_root().meta[_LOCAL] = value
+    if value:
+        ctx.find_root().meta[_LOCAL] = True
 
 
 def _is_local() -> bool:

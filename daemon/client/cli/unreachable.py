@@ -17,11 +17,26 @@ from polyvol.daemon.host.sockets import PATH_BYTES_MAX
 from polyvol.daemon.state.directory import DEFAULT_STATE_DIR, control_socket
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.os_errors import advice, directory_at_fault, reason
+from polyvol.mapping.programs import NotRun, run_program
 
 UNIT = "polyvold.service"
 UNIT_DIRS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 GROUP = "polyvol"
+SYSTEMD = Path("/run/systemd/system")
+SYSTEMCTL_S = 20.0
 _LOOK_FIRST = "; look at what it shows before you repeat the command, because it may have been done"
+
+
+def may_run(state_dir: Path) -> bool:
+    """Whether a daemon may run there: to ask the socket of a unit that does not would start it."""
+    if state_dir.absolute() != Path(DEFAULT_STATE_DIR) or not SYSTEMD.is_dir():
+        return True
+    command = ["systemctl", "show", "--property=ActiveState", "--value", UNIT]
+    try:
+        done = run_program(command, timeout_s=SYSTEMCTL_S)
+    except NotRun:
+        return True
+    return done.stdout.strip() not in ("inactive", "failed")
 
 
 def not_reached(state_dir: Path, error: OSError) -> PolyvolError:

@@ -13,6 +13,7 @@ from polyvol.daemon.client.cli.common import SIZE, Command, json_option, split_s
 from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.directory import nbd_socket
@@ -41,7 +42,7 @@ def when_full_option(*, default: str | None = None) -> Callable[[Command], Comma
     )
 
 
-@click.group()
+@click.group(cls=Noun)
 def volume() -> None:
     """Virtual volumes."""
 

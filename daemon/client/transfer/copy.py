@@ -37,7 +37,7 @@ def copy_changed(source: NbdExport, target: Target) -> tuple[int, int]:
 
 def copy_raw(source: NbdExport, path: Path) -> tuple[int, int]:
     """Write the whole of `source` to a new sparse file: bytes read, bytes of holes."""
-    new = NewFile(path, resume=False)
+    new = NewFile(path, resume=None)
     target = FileTarget(new.partial, fd=new.fd)
     try:
         target.grow(source.size)

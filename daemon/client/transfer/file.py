@@ -1,9 +1,9 @@
 """Files that are made as FILE.partial and become FILE: what has the name FILE is complete and durable.
 
 How it works      FILE.partial is made by O_EXCL, or opened to resume, and locked (flock) while it is
-                  written. `commit` syncs it, renames it to FILE without replacing anything (renameat2), and
-                  syncs the directory. Its writer reads it back first.
-Invariants        FW1 FILE does not exist before `commit`, and what has that name otherwise is left alone; FW2
+                  written. `commit` syncs it, renames it to FILE without replacing anything (renameat2) unless
+                  that was asked for, and syncs the directory. Its writer reads it back first.
+Invariants        FW1 FILE is not made or changed before `commit`; FW2
                   one process at a time writes FILE.partial, and the locked file still has that name then.
 Durability        A kill before `commit` leaves FILE.partial, incomplete; the kernel ends the lock.
 Errors            FileExists, FileBusy, TransferFailed.
@@ -31,13 +31,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class NewFile:
     """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
-    there already."""
+    there already; None: what is written so can never be resumed. `replace`: FILE may be there, and is
+    replaced."""
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool | None, replace: bool = False) -> None:
         with file_errors(path):
             if not path.name or path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         self.path = path
+        self._replace = replace
         self.partial = path.with_name(path.name + ".partial")
         self._refuse_existing()
         with file_errors(self.partial):
@@ -56,7 +58,10 @@ class NewFile:
         with file_errors(self.path):
             os.fsync(self.fd)
             try:
-                _rename(self.partial, self.path)
+                if self._replace:
+                    self.partial.rename(self.path)
+                else:
+                    _rename(self.partial, self.path)
             except FileExistsError as error:
                 raise self._exists() from error
             sync_directory(self.path.parent)
@@ -67,14 +72,16 @@ class NewFile:
             if self._is_ours():
                 self.partial.unlink()
 
-    def _open(self, *, resume: bool) -> int:
+    def _open(self, *, resume: bool | None) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(self.partial, flags if resume else flags | os.O_EXCL, 0o600)
         except FileExistsError as error:
             if self._is_locked():
                 raise FileBusy(path=self.path) from error
-            more, todo = ", of a backup that was interrupted", "resume that with --resume, or remove the file"
+            more, todo = ", of a backup that was interrupted", "remove the file"
+            if resume is not None:
+                todo = f"resume that with --resume, or {todo}"
             raise FileExists(path=self.partial, more=more, todo=todo) from error
 
     def _lock(self, *, exclusive: bool) -> None:
@@ -108,7 +115,7 @@ class NewFile:
             return False
 
     def _refuse_existing(self) -> None:
-        if os.path.lexists(self.path):
+        if os.path.lexists(self.path) and not self._replace:
             raise self._exists()
 
     def _exists(self) -> FileExists:

@@ -22,5 +22,7 @@ fn polyvol_engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<raises::RaisesReturned>()?;
     module.add_function(wrap_pyfunction!(check::check, module)?)?;
     module.add("EngineError", module.py().get_type::<errors::EngineError>())?;
-    module.add("__version__", env!("CARGO_PKG_VERSION"))
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("__profile__", env!("POLYVOL_PROFILE"))?;
+    module.add("__rustc__", env!("POLYVOL_RUSTC"))
 }

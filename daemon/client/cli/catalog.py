@@ -1,0 +1,87 @@
+"""polyvol catalog: backup.
+
+How it works      A polyvold that runs gives its catalog as one file, of one state. Where none runs, the state
+                  directory's lock is held, so that none starts, and the files are read: the log is taken into
+                  a copy, and a catalog that a start would refuse is refused here too. What was written is
+                  read back and examined before it gets its name (transfer/file.py).
+Errors            FileExists, FileBusy, TransferFailed; CatalogDamaged and others of the catalog; those of the
+                  client.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.backup_errors import TransferFailed
+from polyvol.daemon.client.cli.client import READ_S, Client
+from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
+from polyvol.daemon.client.cli.output import print_json, say
+from polyvol.daemon.client.cli.tree import Noun
+from polyvol.daemon.client.cli.unreachable import may_run
+from polyvol.daemon.errors import DaemonNotRunning
+from polyvol.daemon.state.directory import state_dir_of
+from polyvol.mapping.sizes import format_size
+
+
+@click.group(cls=Noun)
+def catalog() -> None:
+    """The catalog: the record of volumes, devices and snapshots."""
+
+
+@catalog.command()
+@click.argument("file", type=PATH, metavar="FILE")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@json_option
+@state_dir_option
+def backup(file: Path, force: bool, as_json: bool, state_dir: Path) -> None:
+    """Copy the catalog to a file, also while polyvold runs.
+
+    It has no data of volumes. docs/operating.md says how to restore it, and what an older catalog lacks."""
+    if (state := state_dir_of(file)) is not None:
+        why = f"it would be among polyvold's own files in {state}"
+        raise TransferFailed(what=f"writing {file}", why=why, todo="give a path elsewhere")
+    data, running = copy_of_catalog(state_dir)
+    version = _write(file, data, replace=force)
+    if as_json:
+        print_json({"path": str(file), "bytes": len(data), "format": version, "polyvold_runs": running})
+        return
+    of = "" if running else ", of a polyvold that does not run"
+    size = format_size(len(data))
+    say(f"catalog of {state_dir}: {size}, format {version}, written to {file} and checked{of}")
+
+
+def copy_of_catalog(state_dir: Path, read_s: float = READ_S) -> tuple[bytes, bool]:
+    """The catalog as one file, and whether a polyvold has given it, within `read_s`."""
+    if may_run(state_dir):
+        with suppress(DaemonNotRunning):
+            return Client(state_dir, read_s=read_s).get_file("catalog", "copy"), True
+    from polyvol.daemon.check import copy_catalog  # loads much: only where no polyvold runs
+
+    return copy_catalog(state_dir.absolute()), False
+
+
+def _write(path: Path, data: bytes, *, replace: bool) -> int:
+    """Write the file, read it back and examine it, and give it its name; the format of the catalog."""
+    from polyvol.daemon.client.transfer.file import NewFile, file_errors, signals_as_errors
+    from polyvol.mapping.catalog.database import LATEST_VERSION
+    from polyvol.mapping.catalog.examine import Examiner, reading
+
+    with signals_as_errors():
+        file = NewFile(path, resume=None, replace=replace)
+        try:
+            with file_errors(file.partial):
+                with open(file.fd, "wb", closefd=False) as opened:
+                    opened.write(data)
+                os.fsync(file.fd)
+            Examiner(file.partial, LATEST_VERSION, None).examine(file.partial)
+            with reading(file.partial, file.partial) as connection:
+                version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            file.commit()
+        except BaseException:
+            file.remove()
+            raise
+        finally:
+            os.close(file.fd)
+    return version

@@ -1,0 +1,189 @@
+"""polyvol support-bundle: all that helps with a bug report, in one file, without data of volumes.
+
+How it works      Each part (support_parts.py) is collected by a thread of its own, for a bounded time; one
+                  that fails or takes too long is named with the reason, and the others go on. So a bundle can
+                  be made when polyvold does not run, or does not answer. The file is made as FILE.partial and
+                  gets its name when it is durable (transfer/file.py). README.txt says what is in it.
+Errors            FileExists, FileBusy, TransferFailed.
+"""
+
+import io
+import os
+import platform
+import re
+import tarfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from polyvol.daemon.backup_errors import TransferFailed
+from polyvol.daemon.client.cli.common import PATH, NumberType, json_option, state_dir_option
+from polyvol.daemon.client.cli.ending import as_error
+from polyvol.daemon.client.cli.output import print_json, print_table, say
+from polyvol.daemon.client.cli.tree import Verb
+from polyvol.daemon.state.directory import state_dir_of
+from polyvol.mapping.sizes import format_size
+
+if TYPE_CHECKING:
+    from polyvol.daemon.client.cli.support_parts import Part
+
+TIMEOUT_S = 10
+TIMEOUT_MAX_S = 600
+PART_BYTES_MAX = 32 << 20
+_LOOK = (
+    "Look through it before you send it to somebody: it has the names of volumes, snapshots, devices, groups"
+    " and schedules, of hosts and users, paths, addresses of clients, log lines, and what hooks have printed."
+    " It has nothing of what volumes store, no environment, and no commands of hooks."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What became of a part: its bytes in the bundle, or why it is not there."""
+
+    name: str
+    what: str
+    size: int | None
+    absent: str | None
+
+
+@click.command(name="support-bundle", cls=Verb)
+@click.argument("file", type=PATH, required=False, metavar="[FILE]")
+@click.option(
+    "--timeout",
+    type=NumberType(1, TIMEOUT_MAX_S),
+    default=TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each part may take.",
+)
+@json_option
+@state_dir_option
+def support_bundle(file: Path | None, timeout: int, as_json: bool, state_dir: Path) -> None:
+    """Collect what a bug report needs in one file. It has no data of volumes.
+
+    It works also when polyvold does not run or does not answer. As root it finds out more. FILE is a tar
+    archive [polyvol-support-HOST-TIME.tar.gz in the working directory]. A file that exists is not
+    replaced."""
+    from polyvol.daemon.client.cli.support_parts import parts
+
+    name = _name()
+    path = Path(f"{name}.tar.gz") if file is None else file
+    if (state := state_dir_of(path)) is not None:
+        why = f"it would be among polyvold's own files in {state}"
+        raise TransferFailed(what=f"writing {path}", why=why, todo="give a path elsewhere")
+    found, size = _write(path, name, parts(state_dir, timeout), timeout)
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "bytes": size,
+                "parts": [each.name for each in found if each.absent is None],
+                "absent": {each.name: each.absent for each in found if each.absent is not None},
+            }
+        )
+        return
+    print_table(("PART", "SIZE", "WHAT"), [_row(each) for each in found if each.absent is None])
+    if any(each.absent is not None for each in found):
+        say("")
+        print_table(
+            ("NOT THERE", "WHY"), [(each.name, each.absent) for each in found if each.absent is not None]
+        )
+    say("")
+    say(f"{path}: {format_size(size)}")
+    say(_LOOK)
+
+
+def _row(each: Collected) -> tuple[str, str, str]:
+    return each.name, format_size(each.size or 0), each.what
+
+
+def _name() -> str:
+    """The name of the bundle: the host, and the time in UTC."""
+    host = re.sub(r"[^A-Za-z0-9.-]", "_", platform.node()) or "host"
+    return f"polyvol-support-{host}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+
+
+def _write(path: Path, name: str, wanted: "list[Part]", timeout_s: float) -> tuple[list[Collected], int]:
+    """Make the bundle; what became of each part, and the bundle's size."""
+    from polyvol.daemon.client.transfer.file import NewFile, file_errors, signals_as_errors
+
+    found = []
+    with signals_as_errors():
+        new = NewFile(path, resume=None)
+        try:
+            with (
+                open(new.fd, "wb", closefd=False) as opened,
+                file_errors(new.partial),
+                tarfile.open(fileobj=opened, mode="w:gz") as archive,
+            ):
+                for part in wanted:
+                    text, absent = _collect(part, timeout_s)
+                    if text is not None:
+                        _add(archive, f"{name}/{part.name}", text)
+                    size = None if text is None else len(text)
+                    found.append(Collected(part.name, part.what, size, absent))
+                _add(archive, f"{name}/README.txt", _readme(found))
+            new.commit()
+            total = os.fstat(new.fd).st_size
+        except BaseException:
+            new.remove()
+            raise
+        finally:
+            with suppress(OSError):
+                os.close(new.fd)
+    return found, total
+
+
+def _collect(part: "Part", timeout_s: float) -> tuple[bytes | None, str | None]:
+    """A part's bytes, or why it is not there."""
+    from polyvol.daemon.client.cli.support_parts import Absent, clean
+
+    texts: list[bytes] = []
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            texts.append(clean(part.collect()).encode(errors="backslashreplace"))
+        except Absent as absent:
+            errors.append(str(absent))
+        except BaseException as error:  # whatever it is, the other parts go on
+            errors.append(as_error(error, "polyvol").message)
+
+    thread = threading.Thread(target=run, name=f"part-{part.name}", daemon=True)
+    thread.start()
+    thread.join(timeout_s + 1)
+    if texts:
+        text = texts[0]
+        if len(text) > PART_BYTES_MAX:
+            text = text[-PART_BYTES_MAX:]  # the end of a log is what matters
+        return text, None
+    return None, clean(errors[0]) if errors else f"it took longer than {timeout_s} s"
+
+
+def _add(archive: tarfile.TarFile, name: str, text: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(text), 0o600, int(time.time())
+    archive.addfile(entry, io.BytesIO(text))
+
+
+def _readme(found: list[Collected]) -> bytes:
+    there = [f"  {each.name}: {each.what}" for each in found if each.absent is None]
+    absent = [f"  {each.name}: {each.absent}" for each in found if each.absent is not None]
+    lines = [
+        "A support bundle of polyvol.",
+        "",
+        _LOOK,
+        "",
+        "In it:",
+        *there,
+        "",
+        "Not there:",
+        *(absent or ["  -"]),
+    ]
+    return ("\n".join(lines) + "\n").encode(errors="backslashreplace")
