@@ -28,6 +28,7 @@ ROOMS = (
     ("snapshots",),
     ("groups", "space"),
     ("restores", "schedules"),
+    ("renames",),
     ("clients",),
     ("api", "check", "hand_over", "service"),
     ("main", "process"),

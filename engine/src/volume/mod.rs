@@ -5,13 +5,14 @@
 //!                   [`export`] shows; it splits each [`request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
 //!                   continues with the size that it knows.
-//! Owner and locks   a volume's fields never change; the mutable state is in its shares, owned by processors.
+//! Owner and locks   a volume's fields never change, but for its name; the mutable state is in its shares, owned by processors.
 
 pub mod bad_blocks;
 pub mod export;
 pub mod flusher;
 pub mod geometry;
 pub mod local_client;
+pub mod name;
 pub mod origin;
 pub mod request;
 
@@ -32,6 +33,7 @@ use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
 use bad_blocks::BadBlocks;
 use flusher::{Durable, Flusher, Waiter};
 use geometry::Geometry;
+use name::VolumeName;
 use origin::Origin;
 use request::{Request, Target, Verb};
 
@@ -53,7 +55,7 @@ pub struct Volume {
     /// The catalog's number.
     pub id: VolumeId,
     /// Its name, for messages.
-    pub name: String,
+    pub name: Arc<VolumeName>,
     /// Its number on every processor that has a share of it.
     pub share: u32,
     /// Its shape.
