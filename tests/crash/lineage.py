@@ -128,7 +128,8 @@ class Asking:
 
     def _rename(self, old: str, turn: int) -> tuple[Callable[[], object], State]:
         volume, at, name = old.partition("@")
-        new, path = f"v{turn}", ("volumes", volume)
+        path: tuple[str, ...] = ("volumes", volume)
+        new = f"v{turn}"
         if at:
             new, path = f"{volume}@s{turn}", ("volumes", volume, "snapshots", name)
         body = {"name": new.rpartition("@")[2]}

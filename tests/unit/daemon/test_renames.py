@@ -13,7 +13,8 @@ from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.mapping.catalog.renames import Renames
 from polyvol.mapping.errors import CatalogFailed
-from tests.support.sim_engine import EngineError, SimEngine
+from tests.support.sim_checks import EngineError
+from tests.support.sim_engine import SimEngine
 from tests.unit.conftest import Daemon
 
 ODD_NAMES = ("", ".b", "-b", "a@b", "a/b", "b ", "b#1", "é", "b\n", "x" * 65)
@@ -122,7 +123,8 @@ def test_a_client_that_comes_in_between_stays_where_it_is(
     used: Daemon, monkeypatch: pytest.MonkeyPatch, export: str
 ) -> None:
     used.ok("snapshot", "create", "a", "--name", "t")
-    real, came = SimEngine.unexport, []
+    real = SimEngine.unexport
+    came: list[Any] = []
 
     def unexport(engine: SimEngine, name: str) -> None:
         if name == export and not came:
@@ -286,7 +288,8 @@ def test_a_commit_that_was_made_although_it_failed_gives_the_new_name(
 def test_an_export_that_cannot_be_made_has_the_volume_taken_over_again(
     used: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failed = SimEngine.export, []
+    real = SimEngine.export
+    failed: list[str] = []
 
     def export(engine: SimEngine, name: str, *arguments: Any) -> None:
         if name == "b" and not failed:
