@@ -55,7 +55,7 @@ LAYERS = {
         ("failures", "mark", "readers", "rewrite", "sums"),
         ("examine",),
         ("database",),
-        ("change_logs", "generations", "groups", "hooks", "restores", "scrubs", "settings"),
+        ("change_logs", "generations", "groups", "hooks", "renames", "restores", "scrubs", "settings"),
         ("clones", "devices", "rollbacks", "schedules"),
         ("snapshots", "volumes"),
         ("store",),
