@@ -106,6 +106,9 @@ class EngineLike(CutEngine, Protocol):
     def grow_volume(self, spec: "VolumeSpec") -> None:
         """Have a volume be what this says: larger."""
 
+    def rename_volume(self, volume: int, name: str) -> None:
+        """Have messages name a volume by this name."""
+
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably."""
 
@@ -202,6 +205,7 @@ class EngineLike(CutEngine, Protocol):
 NEVER_WAIT = frozenset(
     {
         "grow_processors",
+        "rename_volume",
         "absent_device",
         "ask_when_full",
         "try_again",

@@ -45,6 +45,7 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.host import memory, sockets
 from polyvol.daemon.host.notify import Store
 from polyvol.daemon.operations import daemon_view, operation_views
+from polyvol.daemon.renames.verbs import Renames
 from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
 from polyvol.daemon.snapshots.deletions import Deletions
@@ -416,6 +417,9 @@ class Service:
         self._taker = SnapshotTaker(self._context, self._snapshots, self._hooks)
         self._groups = Groups(self._context, self._snapshots, self._taker)
         self._schedules = Schedules(self._context, self._snapshots, self._taker)
+        self.renames: Renames = Renames(
+            self._context, self._volumes, self._serving, self._snapshots, self._groups
+        )
         self._diffs = Diffs(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)

@@ -26,6 +26,7 @@ from polyvol.daemon.devices import routes as device
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
 from polyvol.daemon.groups import routes as group
 from polyvol.daemon.ranges import NUMBER_MAX
+from polyvol.daemon.renames import routes as rename
 from polyvol.daemon.restores import routes as restore
 from polyvol.daemon.schedules import routes as schedule
 from polyvol.daemon.snapshots import deletion_routes as deletions
@@ -65,6 +66,7 @@ ROUTES: list[Route] = [
     *scrub.ROUTES,
     *group.ROUTES,
     *schedule.ROUTES,
+    *rename.ROUTES,
 ]
 BODY_BYTES_MAX = 1 << 20
 _log = logging.getLogger("polyvol.api")

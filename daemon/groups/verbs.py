@@ -112,7 +112,9 @@ class Groups:
     def take(self, name: str, request: GroupSnapshotCreate) -> GroupSnapshotView:
         """Take one cut of all volumes that are in a group now."""
         group = self._context.find_group(name)
-        return _snapshot_view(group, self._taker.take_of_group(group, request))
+        members = self._taker.take_of_group(group, request)
+        now = self._context.catalog.groups.get(group.id) or group  # it may have been renamed while hooks ran
+        return _snapshot_view(now, members)
 
     @reads
     def snapshots(self, name: str) -> list[GroupSnapshotView]:

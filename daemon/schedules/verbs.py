@@ -294,7 +294,8 @@ class Schedules:
             volume = None if schedule.volume is None else target_of(self._context, schedule)
             self._context.events.add("warning", text, volume=volume, SCHEDULE=schedule.name)
         with contextlib.suppress(PolyvolError):
-            if self._find(schedule.name).error != reason:
+            errors = {each.id: each.error for each in self._context.catalog.schedules.all()}
+            if errors.get(schedule.id, reason) != reason:
                 self._context.catalog.schedules.set_failed(schedule.id, reason)
 
     def _retain(self, schedule: Schedule) -> None:

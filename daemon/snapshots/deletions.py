@@ -115,7 +115,7 @@ class Deletions:
             job.epochs = sorted([*job.epochs, *(record.epoch for record in gone)], reverse=True)
             job.total += len(gone)
             job.left += len(gone)
-            view = _view(job, kept)
+            view = _view(volume, job, kept)
         self._workers.run(volume.id, partial(self._work_on, volume.id))
         self._work.set()
         return view
@@ -124,7 +124,7 @@ class Deletions:
         """How far the deletions of a volume's snapshots are."""
         volume = self._context.find_volume(volume_name)
         with self._lock:
-            return _view(self._jobs.get(volume.id) or _Job(volume), [])
+            return _view(volume, self._jobs.get(volume.id) or _Job(volume), [])
 
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
@@ -220,8 +220,9 @@ class Deletions:
             job.freed += freed
             done = job.left == 0
         if done and job.total > 1:
-            text = f"{job.total} snapshots of volume {job.volume.name} are deleted and their space given back"
-            self._context.events.add("info", text, volume=job.volume.name)
+            name = (self._context.catalog.volumes.get(identity) or job.volume).shown_name
+            text = f"{job.total} snapshots of volume {name} are deleted and their space given back"
+            self._context.events.add("info", text, volume=name)
         return True
 
 
@@ -245,5 +246,5 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
     return list(chosen.values())
 
 
-def _view(job: _Job, kept: list[SkippedSnapshotView]) -> DeletionView:
-    return DeletionView(volume=job.volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)
+def _view(volume: Volume, job: _Job, kept: list[SkippedSnapshotView]) -> DeletionView:
+    return DeletionView(volume=volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)

@@ -123,6 +123,8 @@ class SnapshotTaker:
                 context.locks.volumes(names, WHAT, wait_s=wait_s) as operation,
             ):
                 now = self._as_now(volumes, rewritten, group, schedule)
+                if schedule is not None:  # its name may have changed, and is recorded
+                    schedule = self._schedule_now(schedule)
                 try:
                     views = self._snapshots.create(
                         now,
@@ -155,10 +157,9 @@ class SnapshotTaker:
     ) -> list[Volume]:
         """The volumes as they are now; an error if they, the group or the schedule are not what they were
         before the hooks (TK2). That a volume has grown is fine."""
-        catalog = self._context.catalog
         with self._context.reading():
-            if schedule is not None and catalog.schedules.get(schedule.id) is None:
-                raise UnknownSchedule(name=schedule.name)
+            if schedule is not None:
+                self._schedule_now(schedule)
             if group is not None:
                 self._refuse_changed_group(group)
             by_id = self._volumes()
@@ -171,6 +172,13 @@ class SnapshotTaker:
             if self._context.rewritten[volume.id] != rewritten[volume.id]:
                 raise VolumeChanged(name=volume.name, why="it was rolled back or restored")
         return [by_id[volume.id] for volume in volumes]
+
+    def _schedule_now(self, schedule: Schedule) -> Schedule:
+        """The schedule as it is now; UnknownSchedule if it is gone."""
+        now = self._context.catalog.schedules.get(schedule.id)
+        if now is None:
+            raise UnknownSchedule(name=schedule.name)
+        return now
 
     def _refuse_changed_group(self, group: Group) -> None:
         now = self._context.catalog.groups.get(group.id)

@@ -134,7 +134,7 @@ class Scrubs:
             view = self.last(volume)
         if view is None:
             raise NoScrub(name=name)
-        return view
+        return replace(view, volume=volume.name)  # it may have been renamed since
 
     def last(self, volume: Volume) -> ScrubView | None:
         """The last scrub of a volume that came to its end, if one did."""
@@ -143,7 +143,7 @@ class Scrubs:
             return None
         values = json.loads(found[1])
         values["bad"] = [ScrubBadBlockView(**bad) for bad in values["bad"]]
-        return ScrubView(**values)
+        return ScrubView(**{**values, "volume": volume.name})
 
     def end(self, name: str) -> ScrubView:
         """Stop a volume's scrub, if one is under way; it is 'running' still if a device hangs."""

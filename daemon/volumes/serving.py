@@ -61,8 +61,8 @@ class Serving:
             isolate(self._context, f"finishing volume {volume.shown_name}", lambda _: None),
             self._context.holding_all([volume], "being finished"),
         ):
-            now = self._context.find_volume(volume.name)
-            if now.id == volume.id and self._context.is_served(now):
+            now = self._context.catalog.volumes.get(volume.id)
+            if now is not None and not now.kept and self._context.is_served(now):
                 self._volumes.finish(now)
 
     def _serve_family(self, family: list[Volume]) -> None:
@@ -72,8 +72,8 @@ class Serving:
                 isolate(self._context, f"serving volume {volume.shown_name} again", lambda _: None),
                 self._context.holding_all([volume], "being served again"),
             ):
-                now = self._context.catalog.volumes.find(volume.name)
-                if now is None or now.id != volume.id or now.id not in self._context.volume_trouble:
+                now = self._context.catalog.volumes.get(volume.id)
+                if now is None or now.id not in self._context.volume_trouble:
                     continue
                 if now.state == "ready":
                     self._volumes.serve(now)

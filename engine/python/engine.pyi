@@ -215,6 +215,9 @@ class Engine:
         export shows that to those who connect from now on; a connected client keeps the size that was agreed
         on, and snapshots keep theirs."""
 
+    def rename_volume(self, volume: int, name: str) -> None:
+        """Have messages name a volume by this name from now on. Its exports keep the names that they have."""
+
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably; it must have no exports left (else 'busy')."""
 

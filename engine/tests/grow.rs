@@ -282,3 +282,20 @@ fn an_invalid_growth_is_refused_and_changes_nothing() {
     assert_eq!(read(&attach(&engine, "v")), vec![0; LARGE as usize]);
     engine.stop().unwrap();
 }
+
+#[test]
+fn a_volume_that_was_renamed_has_its_new_name_in_messages_also_when_it_has_grown() {
+    let scratch = scratch();
+    let engine = engine(&scratch);
+    engine.add_volume(spec(&scratch, SMALL, &[])).unwrap();
+    for (name, size) in [("w", LARGE), ("x", LARGE)] {
+        engine.rename_volume(1, name).unwrap();
+        if engine.grow_volume(spec(&scratch, size, &[])).is_ok() {
+            engine.export("w", "", 1, None).unwrap();
+        }
+        let refused = engine.export("w@9", "", 1, Some(9)).unwrap_err().to_string();
+        assert!(refused.contains(&format!("volume {name} ")), "{refused}");
+    }
+    assert_eq!(engine.rename_volume(2, "w").unwrap_err().kind, ErrorKind::NotFound);
+    engine.stop().unwrap();
+}

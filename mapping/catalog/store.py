@@ -24,6 +24,7 @@ from polyvol.mapping.catalog.devices import Devices
 from polyvol.mapping.catalog.generations import Generations
 from polyvol.mapping.catalog.groups import Groups
 from polyvol.mapping.catalog.hooks import HookTable
+from polyvol.mapping.catalog.renames import Renames
 from polyvol.mapping.catalog.restores import Restores
 from polyvol.mapping.catalog.rollbacks import Rollbacks
 from polyvol.mapping.catalog.schedules import Schedules
@@ -44,6 +45,7 @@ class Catalog:
         self.snapshots = Snapshots(self._database)
         self.clones = Clones(self._database)
         self.groups = Groups(self._database)
+        self.renames = Renames(self._database)
         self.schedules = Schedules(self._database)
         self.hooks = HookTable(self._database)
         self.restores = Restores(self._database)

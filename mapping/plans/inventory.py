@@ -7,6 +7,7 @@ Errors            UnknownDevice, DeviceNotReady, DeviceAdopted.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from polyvol.mapping.errors import DeviceAdopted, DeviceNotReady, UnknownDevice
 from polyvol.mapping.extent import Extent, FreeSpace, free_runs
@@ -86,7 +87,10 @@ class SpaceAllocator:
         """A sparse file device with this much room for extents: its place-holder id."""
         device = -1 - len(self.made)
         name = volume[: NAME_LENGTH_MAX - len(suffix)] + suffix
-        name = unique_name(name, {*self._inventory.devices, *self.names.values()})
+        devices = self._inventory.devices
+        # A device that was renamed has its file by the old name still.
+        files = {Path(each.path).name for each in devices.values()}
+        name = unique_name(name, {*devices, *files, *self.names.values()})
         made = NewDevice(device, name, f"devices/{name}", DATA_OFFSET + room)
         self.made.append(made)
         self.names[device] = name

@@ -12,6 +12,15 @@ class UnknownSchedule(PolyvolError):
     hint = "`polyvol schedule list` shows those that exist"
 
 
+class ScheduleHasNamesake(PolyvolError):
+    """A name for a schedule that snapshots of an earlier schedule have: it would delete them."""
+
+    code = "schedule-has-namesake"
+    kind = "exists"
+    sentence = "an earlier schedule {name} has left snapshots of the same volume or group"
+    hint = "choose another name, or delete these snapshots first"
+
+
 class BadSchedule(PolyvolError):
     """A schedule that makes no sense."""
 

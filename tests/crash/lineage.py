@@ -1,11 +1,11 @@
-"""lineage: kills and power losses of a polyvold that rolls back, clones, and deletes what was cloned.
+"""lineage: kills and power losses of a polyvold that rolls back, clones, renames and deletes.
 
 How it works      `record` asks a recorded polyvold for one thing after another: a few blocks written and
-                  flushed, a snapshot, a rollback, a clone, a snapshot or a volume deleted; what everything
-                  holds before and after is known. In the midst of some of these it is killed and started
-                  again. `python -m tests.crash.lineage RECORDING --seed S --count N --root D`, a program with
-                  the recorder preloaded, makes after-crash images of drawn moments, starts a service on
-                  each, and compares.
+                  flushed, a snapshot, a rollback, a clone, a snapshot or a volume renamed or deleted; what
+                  everything holds before and after is known. In the midst of some of these it is killed and
+                  started again. `python -m tests.crash.lineage RECORDING --seed S --count N --root D`, a
+                  program with the recorder preloaded, makes after-crash images of drawn moments, starts a
+                  service on each, and compares.
 What must hold    All that was reported has happened, whole; what was asked for and not reported has happened
                   whole or not at all; a block that was not flushed is old or new. What is kept for clones has
                   some. Then everything goes on: all is written and read back, `polyvol check` finds nothing,
@@ -79,14 +79,15 @@ class Asking:
         volumes = sorted(name for name in self.state if "@" not in name)
         snapshots = sorted(name for name in self.state if "@" in name)
         kinds = ["write"] * 4 + ["take"] * 3
-        kinds += ["roll_back", "roll_back", "clone", "clone", "delete"] if snapshots else []
+        kinds += ["roll_back", "roll_back", "clone", "clone", "delete", "rename"] if snapshots else []
         kinds += ["delete_volume"] if len(volumes) > 1 else []
         kind = self._draw.choice(kinds)
         if kind == "clone" and len(volumes) == VOLUMES_MAX:
             kind = "delete_volume"
         if kind == "take" and len(snapshots) == SNAPSHOTS_MAX:
             kind = "delete"
-        which = self._draw.choice(snapshots if kind in ("roll_back", "clone", "delete") else volumes)
+        chosen = snapshots if kind in ("roll_back", "clone", "delete") else volumes
+        which = self._draw.choice([*volumes, *snapshots] if kind == "rename" else chosen)
         if kind == "write":
             return self._write(which, turn)
         call, after = getattr(self, f"_{kind}")(which, turn)
@@ -124,6 +125,21 @@ class Asking:
         after = {**self.state, f"v{turn}": self.state[snapshot]}
         path = ("volumes", volume, "snapshots", name, "clones")
         return lambda: self._daemon.api.post(*path, body=body), after
+
+    def _rename(self, old: str, turn: int) -> tuple[Callable[[], object], State]:
+        volume, at, name = old.partition("@")
+        path: tuple[str, ...] = ("volumes", volume)
+        new = f"v{turn}"
+        if at:
+            new, path = f"{volume}@s{turn}", ("volumes", volume, "snapshots", name)
+        body = {"name": new.rpartition("@")[2]}
+        renamed = {
+            export: new + export.removeprefix(old)
+            for export in self.state
+            if f"{export}@".startswith(f"{old}@")
+        }
+        after = {renamed.get(export, export): held for export, held in self.state.items()}
+        return lambda: self._daemon.api.post(*path, "rename", body=body), after
 
     def _delete(self, snapshot: str, _turn: int) -> tuple[Callable[[], object], State]:
         volume, _, name = snapshot.partition("@")

@@ -34,6 +34,7 @@ ENGINE_CALLS = {
     *("grow_processors", "open_device", "absent_device", "reopen_device", "close_device", "add_volume"),
     *(
         "grow_volume",
+        "rename_volume",
         "remove_volume",
         "add_log",
         "ask_when_full",

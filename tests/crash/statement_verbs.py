@@ -19,6 +19,7 @@ from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
 from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, RollbackStart
 from polyvol.daemon.types.hooks import HookSettings
+from polyvol.daemon.types.renames import Rename
 from polyvol.daemon.types.restores import RestoreBegin, RestoreCompletion
 from polyvol.daemon.types.schedules import ScheduleAdd, ScheduleSet
 from polyvol.daemon.types.scrubs import ScrubSet
@@ -70,6 +71,7 @@ def build(service: Service, root: Path) -> None:
     service.schedules.add(ScheduleAdd(target="v", keep=keep, every_s=3600, name="hourly", hooks=HOOKS))
     service.schedules.add(ScheduleAdd(target="@g", keep=keep, every_s=3600, name="paused"))
     service.schedules.change("paused", ScheduleSet(paused=True))
+    _run_schedule(service, "hourly")
     service.create_snapshots(SnapshotCreate(volumes=("x",), name="base"))
     for number, (name, base) in enumerate((("full", None), ("x", "base"))):
         service.restores.begin(_restore(service, name, number, base))
@@ -174,6 +176,7 @@ VERBS: dict[str, Verb] = {
     ),
     "device remove": lambda s, _: s.remove_device("spare"),
     "device remove, adopted": lambda s, _: s.remove_device("adopted"),
+    "device rename": lambda s, _: s.renames.device("b", Rename(name="n")),
     "device retry": lambda s, r: s.retry_device("b", DeviceRetry(path=_disk(r, "b-moved"))),
     "volume create": lambda s, _: s.create_volume(_volume("n")),
     "volume create, files": lambda s, _: s.create_volume(
@@ -194,6 +197,8 @@ VERBS: dict[str, Verb] = {
     "volume delete, files": lambda s, _: s.delete_volume("y"),
     "volume delete, kept": lambda s, _: s.delete_volume("p"),
     "volume delete, the last clone": lambda s, _: s.delete_volume("kc"),
+    "volume rename": lambda s, _: s.renames.volume("v", Rename(name="n")),
+    "volume rename, a clone's source": lambda s, _: s.renames.volume("p", Rename(name="n")),
     "volume clone": lambda s, _: s.clone_volume("v", "s1", CloneCreate(name="n")),
     "snapshot create": lambda s, _: s.create_snapshots(SnapshotCreate(volumes=("p", "y"), name="n")),
     "snapshot create, log": lambda s, _: s.create_snapshots(
@@ -202,6 +207,7 @@ VERBS: dict[str, Verb] = {
     "snapshot delete": lambda s, _: s.delete_snapshot("v", "s1"),
     "snapshot delete, kept": lambda s, _: s.delete_snapshot("p", "s"),
     "snapshot delete, many": lambda s, _: _delete_many(s),
+    "snapshot rename": lambda s, _: s.renames.snapshot("v", "s1", Rename(name="n")),
     "snapshot hold": lambda s, _: s.groups.hold("v", "s1", HoldChange(tag="u")),
     "snapshot release": lambda s, _: s.groups.hold("v", "held", HoldChange(tag="t", release=True)),
     "snapshot rollback": lambda s, _: s.rollbacks.roll_back("v", "s1", RollbackStart(safety=False)),
@@ -213,6 +219,8 @@ VERBS: dict[str, Verb] = {
     ),
     "group create": lambda s, _: s.groups.create(GroupCreate(name="n", volumes=("v", "y"))),
     "group join, leave": lambda s, _: s.groups.change("g", GroupChange(join=("y",), leave=("w",))),
+    "group rename": lambda s, _: s.renames.group("g", Rename(name="n")),
+    "group snapshot rename": lambda s, _: s.renames.group_snapshot("g", "whole", Rename(name="n")),
     "group delete": lambda s, _: s.groups.delete("h"),
     "group snapshot": lambda s, _: s.groups.take("g", GroupSnapshotCreate(name="n")),
     "group snapshot delete": lambda s, _: s.groups.delete_snapshot("g", "whole"),
@@ -224,6 +232,7 @@ VERBS: dict[str, Verb] = {
     "schedule pause": lambda s, _: s.schedules.change("hourly", ScheduleSet(paused=True)),
     "schedule resume": lambda s, _: s.schedules.change("paused", ScheduleSet(paused=False)),
     "schedule remove": lambda s, _: s.schedules.remove("hourly"),
+    "schedule rename": lambda s, _: s.renames.schedule("hourly", Rename(name="n")),
     "schedule run": lambda s, _: _run_schedule(s, "hourly"),
     "schedule run, group": lambda s, _: _run_schedule(s, "paused"),
     "restore begin": lambda s, _: s.restores.begin(_restore(s, "n", 2, None)),
@@ -283,7 +292,9 @@ def look(service: Service, root: Path) -> dict[str, Any]:
             (each.name, sorted(each.volumes), [_stable(name) for name in each.snapshots])
             for each in service.groups.list_all()
         ),
-        "schedules": sorted((each.name, each.paused, each.error) for each in service.schedules.list_all()),
+        "schedules": sorted(
+            (each.name, each.paused, each.error, each.count) for each in service.schedules.list_all()
+        ),
         "devices": sorted(
             (each.name, Path(each.path).name, each.role, each.state, tuple(sorted(each.volumes)))
             for each in service.devices.list_all()

@@ -190,6 +190,10 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
         self.volumes[spec["id"]] = _Volume(spec, stored, logs)
 
+    def rename_volume(self, volume: int, name: str) -> None:
+        self._begin("rename_volume", volume, name)
+        self._volume(volume).spec["name"] = name
+
     def remove_volume(self, volume: int) -> None:
         self._begin("remove_volume", volume)
         self._volume(volume)

@@ -55,6 +55,8 @@ class Verbs(RuleBasedStateMachine):
         self.volumes: dict[str, Live] = {}
         self.groups: dict[str, set[str]] = {}
         self.wholes: dict[tuple[str, str], set[str]] = {}
+        self.free: set[str] = set()
+        """Names of volumes that were renamed, and of none now."""
         if not self.daemon.running:
             self.daemon.start()
 
@@ -142,6 +144,22 @@ class Verbs(RuleBasedStateMachine):
         if self.asked(refusal, "delete", "volumes", name):
             del self.volumes[name]
 
+    @precondition(lambda self: self.volumes)
+    @rule(pick=PICK, to=PICK, again=st.booleans())
+    def rename_volume(self, pick: int, to: int, again: bool) -> None:
+        """A volume gets another name, perhaps one that another had; but not one that exists."""
+        old = self.volume(pick)
+        new = min(self.free) if again and self.free else self.name("v")
+        taken = self.volume(to)
+        self.asked("name-in-use", "post", "volumes", old, "rename", name=taken)
+        self.asked(None, "post", "volumes", old, "rename", name=new)
+        self.volumes[new] = self.volumes.pop(old)
+        for members in (*self.groups.values(), *self.wholes.values()):
+            if old in members:
+                members.remove(old)
+                members.add(new)
+        self.free = (self.free - {new}) | {old}
+
     # Snapshots
 
     @precondition(lambda self: self.volumes)
@@ -164,6 +182,24 @@ class Verbs(RuleBasedStateMachine):
             refusal = "snapshot-in-group" if held.whole else "snapshot-held" if held.tags else None
             if self.asked(refusal, "delete", "volumes", volume, "snapshots", name):
                 del self.volumes[volume].snapshots[name]
+
+    @rule(pick=PICK)
+    def rename_snapshot(self, pick: int) -> None:
+        """A snapshot gets another name; one of a group's only as a whole."""
+        if chosen := self.snapshot(pick):
+            volume, old = chosen
+            held, new = self.volumes[volume].snapshots[old], self.name("s")
+            path, members = ("volumes", volume, "snapshots", old), {volume}
+            if held.whole:
+                self.asked("snapshot-in-group", "post", *path, "rename", name=new)
+                path = ("groups", held.whole[0], "snapshots", old)
+                members = self.wholes.pop(held.whole)
+                self.wholes[held.whole[0], new] = members
+            self.asked(None, "post", *path, "rename", name=new)
+            for one in members:
+                snapshots = self.volumes[one].snapshots
+                moved = snapshots[new] = snapshots.pop(old)
+                moved.whole = moved.whole and (moved.whole[0], new)
 
     @rule(pick=PICK, tag=st.sampled_from(["x", "y"]), release=st.booleans())
     def hold(self, pick: int, tag: str, release: bool) -> None:
@@ -245,6 +281,18 @@ class Verbs(RuleBasedStateMachine):
         leaves = volume in self.groups[group]
         self.asked(None, "patch", "groups", group, **{"leave" if leaves else "join": [volume]})
         self.groups[group] ^= {volume}
+
+    @precondition(lambda self: self.groups)
+    @rule(which=PICK)
+    def rename_group(self, which: int) -> None:
+        """A group gets another name, and its snapshots are its own still."""
+        old, new = sorted(self.groups)[which % len(self.groups)], self.name("g")
+        self.asked(None, "post", "groups", old, "rename", name=new)
+        self.groups[new] = self.groups.pop(old)
+        for group, name in [whole for whole in self.wholes if whole[0] == old]:
+            members = self.wholes[new, name] = self.wholes.pop((group, name))
+            for one in members:
+                self.volumes[one].snapshots[name].whole = (new, name)
 
     @precondition(lambda self: self.groups)
     @rule(which=PICK)

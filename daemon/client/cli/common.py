@@ -134,6 +134,18 @@ def snapshot_parts(text: str) -> tuple[str, str, str, str]:
     return "volumes", volume, "snapshots", snapshot
 
 
+def new_snapshot_name(old: str, text: str) -> str:
+    """The name of a snapshot, given alone or with what `old` has before it; BadSnapshotName."""
+    if "@" not in text:
+        return text
+    target = old.rpartition("@")[0]
+    other, _, name = text.rpartition("@")
+    if other != target or not name:
+        why = f"a renamed snapshot stays one of {target}"
+        raise BadSnapshotName(text=text, why=why, form=f"the new name alone, or {target}@NEW")
+    return name
+
+
 def _split(text: str, form: str, whole: str | None = None) -> tuple[str, str]:
     target, at, snapshot = text.partition("@")
     noun = "group" if whole is not None else "volume"

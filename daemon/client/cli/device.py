@@ -1,4 +1,4 @@
-"""polyvol device: add, list, show, retry, remove."""
+"""polyvol device: add, list, show, retry, rename, remove."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ import click
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import SIZE, TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.times import local_option, moment
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.os_errors import reason
@@ -132,6 +133,16 @@ def retry(name: str, path: str | None, accept: bool, as_json: bool, state_dir: P
         print_json(shown)
     else:
         say(f"device {name} is back: {shown['path']}")
+
+
+@device.command()
+@click.argument("name", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+@state_dir_option
+def rename(name: str, new: str, as_json: bool, state_dir: Path) -> None:
+    """Rename a device. It may be in use, or missing."""
+    rename_object(state_dir, ("devices", name), new, as_json)
 
 
 @device.command()

@@ -1,4 +1,4 @@
-"""polyvol group: create, join, leave, list, show, delete."""
+"""polyvol group: create, join, leave, list, show, rename, delete."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import click
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.times import local_option, moment
 from polyvol.daemon.client.cli.tree import Noun
 
@@ -92,6 +93,16 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("created", moment(shown["created"])),
         ]
     )
+
+
+@group.command()
+@click.argument("name", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+@state_dir_option
+def rename(name: str, new: str, as_json: bool, state_dir: Path) -> None:
+    """Rename a group. Its snapshots and schedules stay its own."""
+    rename_object(state_dir, ("groups", name), new, as_json)
 
 
 @group.command()

@@ -1,4 +1,4 @@
-"""polyvol schedule: add, list, show, pause, resume, remove."""
+"""polyvol schedule: add, list, show, pause, resume, rename, remove."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
 from polyvol.daemon.client.cli.hooks import DURATION, hook_options, hook_text, hooks_from
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.sizes import counted
@@ -173,6 +174,16 @@ def resume(name: str, as_json: bool, state_dir: Path) -> None:
         print_json(shown)
     else:
         say(f"schedule {name} is resumed, next {moment(shown['next'])}")
+
+
+@schedule.command()
+@click.argument("name", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+@state_dir_option
+def rename(name: str, new: str, as_json: bool, state_dir: Path) -> None:
+    """Rename a schedule. Its snapshots stay its own, and keep their names."""
+    rename_object(state_dir, ("schedules", name), new, as_json)
 
 
 @schedule.command()

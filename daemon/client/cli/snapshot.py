@@ -1,13 +1,19 @@
-"""polyvol snapshot: create, list, show, hold, release, delete; those of groups are in snapshot_group.py."""
+"""polyvol snapshot: create, list, show, rename, hold, release, delete; groups are in snapshot_group.py."""
 
 from pathlib import Path
 
 import click
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.daemon.client.cli.common import json_option, snapshot_parts, state_dir_option
+from polyvol.daemon.client.cli.common import (
+    json_option,
+    new_snapshot_name,
+    snapshot_parts,
+    state_dir_option,
+)
 from polyvol.daemon.client.cli.deletions import delete_many
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.snapshot_group import (
     create_of_group,
     list_of_group,
@@ -181,6 +187,17 @@ def rollback(
     what, are = listed(done["volumes"]), "is" if len(done["volumes"]) == 1 else "are"
     kept = f"; what was there is in snapshot {done['safety']}" if done["safety"] else ""
     say(f"{what} {are} what snapshot {name} shows{kept}")
+
+
+@snapshot.command()
+@click.argument("name", metavar="VOLUME@OLD|@GROUP@OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+@state_dir_option
+def rename(name: str, new: str, as_json: bool, state_dir: Path) -> None:
+    """Rename a snapshot. It must have no clients; one of a group is renamed in all volumes."""
+    parts = snapshot_parts(name)
+    rename_object(state_dir, parts, new_snapshot_name(name, new), as_json)
 
 
 @snapshot.command()

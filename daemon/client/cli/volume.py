@@ -1,4 +1,4 @@
-"""polyvol volume: create, clone, set, add-log, grow, list, show, delete."""
+"""polyvol volume: create, clone, set, add-log, grow, list, show, rename, delete."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import SIZE, Command, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.errors import NotConfirmed
@@ -251,6 +252,16 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
     )
     if partitions:
         _print_partitions(shown["partitions"])
+
+
+@volume.command()
+@click.argument("name", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@json_option
+@state_dir_option
+def rename(name: str, new: str, as_json: bool, state_dir: Path) -> None:
+    """Rename a volume. It, and its snapshots, must have no clients."""
+    rename_object(state_dir, ("volumes", name), new, as_json)
 
 
 @volume.command()

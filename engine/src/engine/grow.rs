@@ -159,7 +159,7 @@ impl Engine {
         bounds.push((epoch, volume.geometry.size));
         let grown = Arc::new(Volume {
             id: volume.id,
-            name: volume.name.clone(),
+            name: Arc::clone(&volume.name),
             share: volume.share,
             geometry: Arc::clone(geometry),
             origin: volume.origin.clone(),

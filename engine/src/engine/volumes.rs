@@ -37,6 +37,7 @@ use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, LocalIndex, ProcessorIndex, VolumeId};
 use crate::volume::export::Export;
+use crate::volume::name::VolumeName;
 use crate::volume::{ShareRef, Volume};
 
 /// The share of a volume that one processor gets.
@@ -199,7 +200,7 @@ impl Engine {
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
             id: spec.id,
-            name: spec.name,
+            name: Arc::new(VolumeName::new(&spec.name)),
             share: number,
             geometry,
             origin,
@@ -275,6 +276,12 @@ impl Engine {
     /// Notes that space was freed as far as possible: parts that wait for slots try again.
     pub fn try_again(&self, volume: VolumeId) -> Result<()> {
         self.volume(volume)?.space_waiters.policy_done();
+        Ok(())
+    }
+
+    /// Has messages name a volume by this name from now on.
+    pub fn rename_volume(&self, volume: VolumeId, name: &str) -> Result<()> {
+        self.volume(volume)?.name.set(name);
         Ok(())
     }
 

@@ -27,6 +27,7 @@ use crate::system::ticks::{TICK, Ticks};
 use crate::system::wait;
 use crate::units::DeviceId;
 use crate::volume::Volume;
+use crate::volume::name::VolumeName;
 
 /// How long a check of a device waits for its answer.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
@@ -272,6 +273,6 @@ impl Engine {
 }
 
 /// The error for a volume that hangs.
-pub(super) fn hangs(volume: &str, what: &str) -> Error {
+pub(super) fn hangs(volume: &VolumeName, what: &str) -> Error {
     Error::io(format!("volume {volume} {what}: a device of it does not answer"), Errno::EIO)
 }

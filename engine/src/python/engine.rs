@@ -121,6 +121,10 @@ impl Engine {
         self.call(py, |this| this.inner.grow_volume(spec))
     }
 
+    fn rename_volume(&self, py: Python<'_>, volume: u64, name: &str) -> PyResult<()> {
+        self.call(py, |this| this.inner.rename_volume(volume, name))
+    }
+
     fn remove_volume(&self, py: Python<'_>, volume: u64) -> PyResult<()> {
         self.call(py, |this| this.inner.remove_volume(volume))
     }
@@ -348,10 +352,10 @@ impl Engine {
         let dict = counters(py, &volume)?;
         dict.set_item("blocks_mapped", mapped)?;
         dict.set_item("bad_blocks", report::bad_blocks(py, &volume.bad)?)?;
-        let prefix = format!("{}@", volume.name);
         let exports = self.inner.exports.list();
-        let ours = |name: &str| name == volume.name || name.starts_with(&prefix);
-        let ours = exports.iter().filter(|export| ours(&export.name));
+        let ours = exports
+            .iter()
+            .filter(|export| export.target.instant().is_some_and(|(shown, _)| shown == volume.id));
         dict.set_item("connections", ours.map(|export| export.connections()).sum::<usize>())?;
         dict.set_item("logs", super::space::logs(py, &volume)?)?;
         Ok(dict)

@@ -5,10 +5,11 @@
 //!                   [`export`] shows; it splits each [`Request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
 //!                   continues with the size that it knows.
-//! Owner and locks   a volume's fields never change; the mutable state is in its shares, owned by processors.
+//! Owner and locks   a volume's fields never change, but for its name; the mutable state is in its shares, owned by processors.
 
 pub mod export;
 pub mod local_client;
+pub mod name;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +31,7 @@ use crate::processor::share::ShareStats;
 use crate::processor::space_waiters::SpaceWaiters;
 use crate::request::{Request, Target, Verb};
 use crate::units::{Epoch, PartitionIndex, ProcessorIndex, VolumeId};
+use name::VolumeName;
 
 /// A volume's share, as all threads except its processor's see it.
 #[derive(Clone)]
@@ -49,7 +51,7 @@ pub struct Volume {
     /// The catalog's number.
     pub id: VolumeId,
     /// Its name, for messages.
-    pub name: String,
+    pub name: Arc<VolumeName>,
     /// Its number on every processor that has a share of it.
     pub share: u32,
     /// Its shape.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -47,6 +48,8 @@ def asked(daemon: Daemon, all_of: Iterable[Request]) -> Counter[int]:
     for request in all_of:
         if request.method == "DELETE" and request.path in ("/v1/volumes/v", "/v1/schedules/daily"):
             continue
+        if request.path.endswith("/rename") and re.search(r'"name": "\w+"', request.body):
+            continue  # what the others ask for keeps its name
         status, said = answer(application, request)
         seen[status] += 1
         if status < 400:

@@ -153,6 +153,32 @@ def test_it_grows_which_is_fine(prepared: Prepared) -> None:
     assert {each["volume"]: each["size"] for each in api.get("snapshots")} == {"v": MIB, "w": 2 * MIB}
 
 
+def test_all_of_it_is_renamed_and_others_take_the_names(prepared: Prepared) -> None:
+    api = prepared.api
+    api.post("groups", body={"name": "g", "volumes": ["v", "w"]})
+    api.post("schedules", body={"target": "@g", "every_s": 86_400, "keep": {"last": 1}, "name": "daily"})
+    schedule = prepared.context.catalog.schedules.find("daily")
+    assert schedule is not None
+
+    def rename() -> None:
+        for noun, name in (("volumes", "v"), ("groups", "g"), ("schedules", "daily")):
+            api.post(noun, name, "rename", body={"name": f"{name}2"})
+        api.post("volumes", body={"name": "v", "size": MIB})
+        api.post("groups", body={"name": "g", "volumes": ["v"]})
+        api.post("schedules", body={"target": "v", "every_s": 86_400, "keep": {"last": 1}, "name": "daily"})
+
+    taker = prepared.daemon.service._taker
+    assert prepared.meanwhile(lambda: taker.take_of_schedule(schedule), rename) is None
+    found = {each["volume"]: (each["schedule"], each["whole"][:4]) for each in api.get("snapshots")}
+    assert found == {"v2": ("daily2", "@g2@"), "w": ("daily2", "@g2@")}
+    assert (api.get("schedules", "daily2")["count"], api.get("schedules", "daily")["count"]) == (1, 0)
+    answers: list[Any] = []
+    take = lambda: answers.append(api.post("groups", "g2", "snapshots", body={"name": "s"}))  # noqa: E731
+    again = lambda: api.post("groups", "g2", "rename", body={"name": "g3"})  # noqa: E731
+    assert prepared.meanwhile(take, again) is None
+    assert answers[0]["export"] == "@g3@s"
+
+
 def test_the_schedule_is_removed(prepared: Prepared) -> None:
     api = prepared.api
     body = {"target": "v", "every_s": 1, "keep": {"last": 1}, "name": "often"}

@@ -1,0 +1,1 @@
+"""Renames: other names for volumes, snapshots, devices, groups and schedules."""
