@@ -14,6 +14,7 @@ pub mod error;
 pub mod fuzz;
 pub mod io;
 pub mod limits;
+pub mod log;
 #[cfg(all(test, loom))]
 mod models;
 pub mod mutants;

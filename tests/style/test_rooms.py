@@ -21,7 +21,7 @@ ROOMS = (
     ("types", "host"),
     ("state",),
     ("config", "engine_border", "events", "locks", "fill_level"),
-    ("context", "consistent_read", "operations", "isolation", "workers"),
+    ("context", "consistent_read", "engine_log", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),
     ("volumes",),
@@ -29,6 +29,7 @@ ROOMS = (
     ("groups", "space"),
     ("restores", "schedules"),
     ("clients",),
+    ("debug",),
     ("api", "check", "hand_over", "service"),
     ("main", "process"),
 )

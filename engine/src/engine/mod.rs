@@ -12,6 +12,7 @@ mod clone;
 pub mod compare;
 pub mod events;
 pub mod grow;
+pub mod inspect;
 mod read_back;
 mod rollback;
 pub mod scrub;

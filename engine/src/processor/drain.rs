@@ -48,6 +48,8 @@ impl Processor {
         for share in shares.iter_mut().flatten() {
             share.tick(&mut context);
         }
+        let looks = self.look();
+        self.stats().published.publish(self.ticks.now(), looks);
         let ticks = &self.ticks;
         // The caller learns that it is not closed, because its answer is dropped; the share leaves when it can.
         for (_, since, answer) in &mut self.leaving {

@@ -25,6 +25,7 @@
 pub mod cold;
 pub mod cut;
 mod drain;
+pub mod inspect;
 pub mod io_job;
 pub mod lanes;
 pub mod messages;

@@ -19,6 +19,9 @@
 //! Owner and locks   `inline`, held by a thread that runs a sync outside of the pool, then `state`.
 //! Errors            a failed sync fails all its waiters, with the device's errno.
 
+mod answer;
+mod look;
+
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, RwLock};
@@ -37,7 +40,9 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency, wait};
-use crate::volume::request::{Request, Sink};
+use crate::volume::request::Request;
+use answer::answer;
+pub use look::FlusherLook;
 
 /// How often a sync has a journal's files rewritten before it fails: twice, as files may disappear during the first time.
 const RENEWALS: u32 = 2;
@@ -465,36 +470,5 @@ fn run(shared: &Shared) {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         shared.sync_for(waiting);
-    }
-}
-
-fn answer(
-    waiting: Vec<Waiter>,
-    result: std::result::Result<(), Errno>,
-    for_hosts: std::result::Result<(), Errno>,
-) {
-    let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
-    for waiter in waiting {
-        match waiter {
-            Waiter::Request(request) => {
-                if let Err(errno) = for_hosts {
-                    request.fail(errno);
-                }
-                if !sinks.iter().any(|sink| Arc::ptr_eq(sink, request.sink())) {
-                    sinks.push(Arc::clone(request.sink()));
-                }
-                request.complete();
-            }
-            Waiter::Call(sender) => {
-                let _ = sender.send(result);
-            }
-            Waiter::Release { queue, share } => {
-                let control = Control::Release { share, result };
-                queue.push(Event::Control(Box::new(control)));
-            }
-        }
-    }
-    for sink in sinks {
-        sink.kick();
     }
 }

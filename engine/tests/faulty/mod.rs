@@ -11,7 +11,8 @@ use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its rule is
-/// there, and so does every call on a file that is to `hang`; `fragments` makes a file a slow one in pieces of
+/// there, and so does every call on a file that is to `hang`, and even a read that must not wait where it is to
+/// `hang processor`; `fragments` makes a file a slow one in pieces of
 /// [`FRAGMENT`] bytes: all are holes, and clearing one takes 2 ms.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
 
@@ -68,6 +69,12 @@ impl File for FaultyFile {
         let hangs = |(name, call): &(&str, &str)| {
             *call == "hang" && self.path.to_string_lossy().ends_with(name)
         };
+        let hold = |(name, call): &(&str, &str)| {
+            *call == "hang processor" && self.path.to_string_lossy().ends_with(name)
+        };
+        while self.rules.lock().unwrap().iter().any(hold) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         if self.rules.lock().unwrap().iter().any(hangs) {
             return Ok(Cached::WouldWait);
         }
