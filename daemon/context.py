@@ -50,7 +50,9 @@ class Context:
     open files of devices, recent events, and how the change logs fill. `state_trouble`: why
     nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
     journals is gone, by volume id. `refusing`: keep-writing
-    volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
+    volumes with nothing left to drop. `left_over`: what could not be undone, a sentence each, by the volume's
+    id (0: of several) and what it was; a restart clears it up.
+    `restoring`: the export that a restore is written to, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
     waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
@@ -71,6 +73,7 @@ class Context:
     events: Events = field(default_factory=Events)
     fill_levels: dict[int, FillLevel] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
+    left_over: dict[tuple[int, str], str] = field(default_factory=dict)
     restoring: dict[int, str] = field(default_factory=dict)
     rewritten: Counter[int] = field(default_factory=Counter)
     clock: Clock = wall_ns

@@ -16,7 +16,7 @@ from typing import Any
 from polyvol.daemon.clients.verbs import Clients
 from polyvol.daemon.context import Context
 from polyvol.daemon.debug import threads
-from polyvol.daemon.debug.processors import inspect, named, processors_view, volume_names
+from polyvol.daemon.debug.processors import inspect, named, names_soon, processors_view, volume_names
 from polyvol.daemon.isolation import reason_of
 from polyvol.daemon.restores.verbs import HIDDEN
 from polyvol.daemon.types.base import iso
@@ -49,7 +49,7 @@ class Debug:
 
     def processors(self) -> ProcessorsView:
         """What each processor is at, and what waits in it; EngineFailed."""
-        return processors_view(inspect(self._context), volume_names(self._context))
+        return processors_view(inspect(self._context), names_soon(self._context))
 
     def dump(self, status: Callable[[], StatusView]) -> DumpView:
         """All that there is to see."""

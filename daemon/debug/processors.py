@@ -37,11 +37,16 @@ def inspect(context: Context) -> "EngineInspection":
 
 
 def volume_names(context: Context) -> dict[int, str]:
+    """Every volume's name, by id."""
+    return {volume.id: volume.shown_name for volume in context.catalog.volumes()}
+
+
+def names_soon(context: Context) -> dict[int, str]:
     """Every volume's name, by id; none if the catalog does not answer soon: then numbers are shown."""
 
     def names() -> dict[int, str]:
         try:
-            return {volume.id: volume.shown_name for volume in context.catalog.volumes()}
+            return volume_names(context)
         except Exception as error:
             log_failure(_log, "finding out the names of volumes", error)
             return {}

@@ -21,7 +21,7 @@ ROOMS = (
     ("types", "host"),
     ("state",),
     ("config", "engine_border", "events", "locks", "fill_level"),
-    ("context", "consistent_read", "engine_log", "operations", "isolation", "workers"),
+    ("context", "consistent_read", "engine_log", "left_over", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),
     ("volumes",),

@@ -378,10 +378,8 @@ impl Processor {
             Control::SegmentPrepared(number, prepared) => {
                 self.with_share(number, |share, context| share.segment_prepared(prepared, context));
             }
-            Control::CheckpointDone(number, written, of) => {
-                self.with_share(number, |share, context| {
-                    share.checkpoint_done(written, of, context);
-                });
+            Control::CheckpointDone(number, ended, of) => {
+                self.with_share(number, |share, context| share.checkpoint_done(ended, of, context));
             }
             Control::Tick => self.tick(),
             Control::Stop => return true,
