@@ -229,11 +229,11 @@ class Context:
         return volume.state == "ready" and volume.id not in self.volume_trouble
 
     def engine_has(self, volume: Volume) -> bool:
-        """Whether the engine knows a volume."""
+        """Whether the engine knows a volume: also if it cannot say more of it."""
         try:
             self.engine.volume_stats(volume.id)
-        except self.engine_error:
-            return False
+        except self.engine_error as error:
+            return getattr(error, "kind", "io") != "not-found"
         return True
 
     def ask_when_full(self, volume: Volume) -> None:

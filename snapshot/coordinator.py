@@ -200,7 +200,7 @@ class Coordinator:
         dropped: Mapping[int, int],
     ) -> None:
         """Have the engine do what the catalog says of these volumes: `records` are the snapshots of what they
-        were, `dropped` the epochs of those that are not kept. Raises the first error, and tells the others."""
+        were, `dropped` the epochs of those that are not kept. Raises the first error, tells the others."""
         errors: list[tuple[Volume, str, Exception]] = []
         for volume, rollback in rollbacks.items():
             with _collected(errors, volume, "rolling back"):

@@ -21,6 +21,7 @@ from polyvol.daemon.types.snapshots import SnapshotCreate
 from polyvol.daemon.types.volumes import VolumeCreate
 from polyvol.snapshot.errors import CutFailed
 from tests.support.proc import wait_until
+from tests.support.sim_checks import EngineError
 from tests.support.sim_engine import SimEngine, SimWorld
 
 if TYPE_CHECKING:
@@ -293,3 +294,30 @@ def test_what_a_snapshot_that_failed_could_not_undo_is_an_event_and_a_note(
     world.fail.clear()
     service.delete_volume("data")
     assert service.status().notes == []
+
+
+def test_a_weekly_scrub_that_cannot_begin_is_an_event(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scrubs = service.scrubs
+    monkeypatch.setattr(scrubs, "due", lambda: service._context.find_volume("data"))
+    service._context.volume_trouble[1] = "its journals are gone"
+    scrubs._begin_weekly()
+    texts = [event.text for event in service._context.events.latest()]
+    assert any(text.startswith("the weekly scrub of volume data has not begun: ") for text in texts)
+
+
+def test_a_volume_whose_state_the_engine_cannot_say_is_not_taken_for_closed(
+    service: Service, world: SimWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, volume = service._context, service._context.find_volume("data")
+
+    def fails(_: int) -> None:
+        raise EngineError("io", "the processor has stopped", errno.ESHUTDOWN)
+
+    monkeypatch.setattr(SimEngine, "volume_stats", lambda self, volume: fails(volume))
+    assert context.engine_has(volume)
+    monkeypatch.undo()
+    assert context.engine_has(volume)
+    service.delete_volume("data")
+    assert not context.engine_has(volume)
