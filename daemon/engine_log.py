@@ -85,6 +85,6 @@ class EngineLog:
         try:
             if noun == "device":
                 return self._context.device_names()[identity]
-            return next(each.shown_name for each in catalog.volumes() if each.id == identity)
+            return next(each.shown_name for each in catalog.volumes.all() if each.id == identity)
         except Exception:
             return f"number {identity}"

@@ -11,7 +11,7 @@ import logging
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import reason_of
 from polyvol.mapping.errors import PolyvolError
-from polyvol.mapping.records import Volume
+from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
 
 _log = logging.getLogger("polyvol")
@@ -36,5 +36,5 @@ def coordinator(context: Context) -> Coordinator:
 
 def left_over_notes(context: Context) -> list[str]:
     """What is left over of volumes that are still there, a sentence each."""
-    there = {0, *(volume.id for volume in context.catalog.volumes())}
+    there = {0, *(volume.id for volume in context.catalog.volumes.all())}
     return [sentence for (volume, _), sentence in list(context.left_over.items()) if volume in there]

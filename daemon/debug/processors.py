@@ -38,7 +38,7 @@ def inspect(context: Context) -> "EngineInspection":
 
 def volume_names(context: Context) -> dict[int, str]:
     """Every volume's name, by id."""
-    return {volume.id: volume.shown_name for volume in context.catalog.volumes()}
+    return {volume.id: volume.shown_name for volume in context.catalog.volumes.all()}
 
 
 def names_soon(context: Context) -> dict[int, str]:

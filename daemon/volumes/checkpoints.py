@@ -26,7 +26,7 @@ def checkpoint_trouble(context: Context, volume: int) -> str | None:
 
 def tell_checkpoint(context: Context, identity: int) -> None:
     """Report as an event that a volume's checkpoint failed, or that one was written again."""
-    volume = next((each for each in context.catalog.volumes() if each.id == identity), None)
+    volume = next((each for each in context.catalog.volumes.all() if each.id == identity), None)
     if volume is None:
         return
     trouble = checkpoint_trouble(context, identity)

@@ -12,7 +12,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.client.transfer.file import file_errors
-from polyvol.mapping.opening import sync_directory
+from polyvol.mapping.durable import sync_directory
 
 DUMP_MODE = 0o600
 _COUNTED = ("QUEUED", "WAITING", "HELD", "STARVED", "RESERVED", "POOL", "RING")
