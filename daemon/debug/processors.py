@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
 from polyvol.daemon.types.debug import (
-    GroupView,
+    CountView,
     InFlightView,
     ProcessorDebugView,
     ProcessorsView,
@@ -104,8 +104,8 @@ def _share(look: "ShareLook", names: Mapping[int, str]) -> ShareDebugView:
     )
 
 
-def _group(group: "Group") -> GroupView:
-    return GroupView(count=group["count"], oldest_ms=group["oldest_ms"])
+def _group(group: "Group") -> CountView:
+    return CountView(count=group["count"], oldest_ms=group["oldest_ms"])
 
 
 def thread_name(thread: int) -> str | None:

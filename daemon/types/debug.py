@@ -8,7 +8,7 @@ from polyvol.daemon.types.status import StatusView
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupView:
+class CountView:
     """How many there are of something, and for how long the oldest has been there (None: there is none, or it
     is not known)."""
 
@@ -39,15 +39,15 @@ class ShareDebugView:
 
     volume: str | None
     queued: int
-    turn: GroupView
-    overlap: GroupView
-    backlog: dict[str, GroupView]
-    held: GroupView
-    starved: GroupView
-    reserved: GroupView
+    turn: CountView
+    overlap: CountView
+    backlog: dict[str, CountView]
+    held: CountView
+    starved: CountView
+    reserved: CountView
     in_flight: list[InFlightView]
-    given_up: GroupView
-    settling: GroupView
+    given_up: CountView
+    settling: CountView
     cut_ms: int | None
     checkpointing: bool
     leaving: bool
@@ -72,8 +72,8 @@ class ProcessorDebugView:
     since_ms: int | None
     doing: str
     doing_volume: str | None
-    queued_parts: GroupView
-    queued_others: GroupView
+    queued_parts: CountView
+    queued_others: CountView
     shares_ms: int | None
     shares: list[ShareDebugView]
 
