@@ -11,6 +11,7 @@ Errors            A line whose names cannot be found is logged with the numbers.
 
 import logging
 import threading
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from polyvol.engine import LogLine
 
 WAIT_S = 3600.0
+STOP_S = 5.0
+"""How long a stop waits for it: names are in the catalog, whose disk may hang."""
 AGAIN_S = 2.0
 """How long it waits after a failure, so that it does not fill the log."""
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
@@ -43,12 +46,14 @@ class EngineLog:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after all that was said has been logged; idempotent."""
+        """End, after all that was said has been logged, but do not wait for ever; idempotent."""
         self._stopping.set()
-        while self._thread.is_alive():
+        until = time.monotonic() + STOP_S
+        while self._thread.is_alive() and time.monotonic() < until:
             self._module.wake_log_readers()
             self._thread.join(0.05)  # it may not have begun to wait
-        self._take(0.0)
+        if not self._thread.is_alive():
+            self._take(0.0)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -345,13 +345,14 @@ class ProcessorLook(TypedDict):
 
 class FlusherLook(TypedDict):
     """Who waits for a volume's sync: for the next one, and for the one in flight, which has lasted for so
-    long (None: there is none)."""
+    long (None: there is none). `checkpoint_failures`: of its processors, since it was taken over."""
 
     volume: int
     waiting: Group
     served: Group
     sync_ms: int | None
     overdue: bool
+    checkpoint_failures: int
 
 
 class LaneLook(TypedDict):

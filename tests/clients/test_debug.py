@@ -67,6 +67,7 @@ def test_a_disk_that_hangs_can_be_seen_from_outside(make_daemon: Callable[..., D
     assert any(frame.endswith(" take") for frame in holder["frames"])
     lanes = [lane for pool in found["engine"]["pools"] for lane in pool["lanes"]]
     assert any((lane["kind"], lane["device"]) == ("device", "h") and lane["running"] for lane in lanes)
+    assert [each["checkpoint_failures"] for each in found["engine"]["flushers"]] == [0]
     assert [each["export"] for each in found["connections"]] == ["hung"]
     assert found["connections"][0]["in_flight"] == 1
     assert SECRET.decode() not in text

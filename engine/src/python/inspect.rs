@@ -1,6 +1,7 @@
 //! Inspect: what the engine is at, as Python's dictionaries: an `EngineInspection`.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -57,6 +58,10 @@ impl Looked {
             dict.set_item("served", group(py, ticks, flusher.served)?)?;
             dict.set_item("sync_ms", age(ticks, flusher.began))?;
             dict.set_item("overdue", flusher.overdue)?;
+            let shares = one.volume.shares.iter();
+            let failures =
+                shares.map(|share| share.stats.checkpoint_failures.load(Ordering::Relaxed));
+            dict.set_item("checkpoint_failures", failures.sum::<u64>())?;
             flushers.append(dict)?;
         }
         let pools = PyList::empty(py);
