@@ -46,7 +46,7 @@ def test_a_sync_that_fails_refuses_the_detach_and_is_remembered(
         # The record itself is written by fsync too.
         written = Attached(name="v", device="nbd0", kind="nbd", size=4096, flags=0)
         broken.setattr(host.places.__class__, "write", lambda *_: None)
-        broken.setattr(disks.os, "fsync", fails)
+        broken.setattr(os, "fsync", fails)
         with pytest.raises(NotWritten) as refused:
             host.detach()
     assert "/dev/nbd0" in refused.value.message
