@@ -55,6 +55,7 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
@@ -466,6 +467,7 @@ class Volumes:
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
         reasons.append(context.file_trouble.get(volume.id))
+        reasons.append(checkpoint_trouble(context, volume.id))
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.sim_changes import Comparisons
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec
 from tests.support.sim_clones import block_of, check_source, refuse_source
+from tests.support.sim_debug import SimInspection, SimLog
 from tests.support.sim_devices import ABSENT, SimDevices
 from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
 
@@ -78,10 +79,11 @@ class _Export:
     hidden: bool = False
 
 
-class SimWorld:
+class SimWorld(SimLog):
     """Everything that outlives an engine, and the module that makes engines."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.stored: dict[str, _Stored] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
@@ -107,6 +109,8 @@ class SimWorld:
         """The rollbacks that may be forgotten, by volume."""
         self.clock: Callable[[], int] = time.time_ns
         """The instant of a cut."""
+        self.checkpoint_errno: dict[int, int] = {}
+        """Volume -> why its last checkpoint failed."""
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name
@@ -145,7 +149,7 @@ class SimWorld:
             self.fail[name] -= 1
 
 
-class SimEngine(SimDevices, SimGrowth, Comparisons):
+class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -231,7 +235,12 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
     def space(self, volume: int) -> "SpaceStats":
         size = sum(self._volume(volume).logs.values())
         used = self.world.used.get(volume, 0)
-        return {"size_bytes": size, "used_bytes": used, "starving": volume in self.world.starving}
+        return {
+            "size_bytes": size,
+            "used_bytes": used,
+            "starving": volume in self.world.starving,
+            "checkpoint_errno": self.world.checkpoint_errno.get(volume, 0),
+        }
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         self._begin("export", name)
@@ -344,6 +353,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
             "flushes": 0,
             "redirected_blocks": 0,
             "errors": 0,
+            "checkpoint_failures": 0,
             "blocks_mapped": len(target.stored.blocks),
             "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,

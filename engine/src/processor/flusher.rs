@@ -15,6 +15,8 @@
 //! Owner and locks   `inline`, held by a thread that runs a sync outside of the pool, then `state`.
 //! Errors            a failed sync fails all its waiters, with the device's errno.
 
+mod look;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -28,6 +30,7 @@ use crate::sync::{Mutex, MutexGuard};
 use crate::system::pool::{Lane, Pool};
 use crate::system::ticks::{Tick, Ticks};
 use crate::system::{System, Urgency};
+pub use look::FlusherLook;
 
 /// A waiter for a sync.
 pub enum Waiter {

@@ -1,0 +1,1 @@
+"""Debug: what the process is at, for who looks for what is stuck, and for bug reports."""
