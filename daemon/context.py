@@ -74,7 +74,7 @@ class Context:
     events: Events = field(default_factory=Events)
     fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
     refusing: set[VolumeId] = field(default_factory=set)
-    left_over: dict[tuple[VolumeId, str], str] = field(default_factory=dict)
+    left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
     rewritten: Counter[VolumeId] = field(default_factory=Counter)
     clock: Clock = wall_ns

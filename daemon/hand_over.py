@@ -148,7 +148,7 @@ def _flush_all(context: Context) -> None:
     def flush(volume: int) -> None:
         try:
             context.engine.flush(volume)
-        except context.engine_error as error:  # hosts hear of it by their next flush, also after the restart
+        except context.engine_error as error:  # the hosts' next flush fails, also after the restart
             _log.warning("flushing before the connections are handed over: %s", error)
 
     workers = Workers("polyvol-flush", stuck_s=FLUSH_S)

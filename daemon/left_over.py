@@ -26,7 +26,7 @@ def coordinator(context: Context) -> Coordinator:
             f"{what}{of} failed: {reason_of(context, error)}; a restart of polyvold clears up what is left of"
             " that"
         )
-        context.left_over[0 if volume is None else volume.id, what] = sentence
+        context.left_over[None if volume is None else volume.id, what] = sentence
         context.events.add("warning", sentence, volume=None if volume is None else volume.name)
         if not isinstance(error, (PolyvolError, OSError, context.engine_error)):
             _log.error("%s%s", what, of, exc_info=error)
@@ -36,5 +36,5 @@ def coordinator(context: Context) -> Coordinator:
 
 def left_over_notes(context: Context) -> list[str]:
     """What is left over of volumes that are still there, a sentence each."""
-    there = {0, *(volume.id for volume in context.catalog.volumes.all())}
+    there = {None, *(volume.id for volume in context.catalog.volumes.all())}
     return [sentence for (volume, _), sentence in list(context.left_over.items()) if volume in there]

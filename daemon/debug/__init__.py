@@ -1,1 +1,1 @@
-"""Debug: what the process is at, for who looks for what is stuck, and for bug reports."""
+"""Debug: what the process is doing, to find what is stuck, and for bug reports."""

@@ -102,7 +102,7 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic is logged too, whoever panics.
+        // Panics are logged too, also one of a holder.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -109,8 +109,6 @@ class SimWorld(SimLog):
         """The rollbacks that may be forgotten, by volume."""
         self.clock: Callable[[], int] = time.time_ns
         """The instant of a cut."""
-        self.checkpoint_errno: dict[int, int] = {}
-        """Volume -> why its last checkpoint failed."""
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's name

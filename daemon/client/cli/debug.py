@@ -1,4 +1,4 @@
-"""polyvol debug: processors, dump: what polyvold is at, for who looks for what is stuck."""
+"""polyvol debug: processors, dump: what polyvold is doing, to find what is stuck."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from polyvol.daemon.backup_errors import FileExists, TransferFailed
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
+from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.client.transfer.file import file_errors
 from polyvol.mapping.durable import sync_directory
 
@@ -19,9 +20,9 @@ _COUNTED = ("QUEUED", "WAITING", "HELD", "STARVED", "RESERVED", "POOL", "RING")
 _HEADER = ("PROC", "STATE", "VOLUME", *_COUNTED, "OLDEST")
 
 
-@click.group()
+@click.group(cls=Noun)
 def debug() -> None:
-    """What polyvold is at: to find what is stuck."""
+    """Show what polyvold is doing, to find what is stuck."""
 
 
 @debug.command()

@@ -14,6 +14,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol status",
         "polyvol --state-dir /srv/polyvol status --json",
     ),
+    "polyvol debug processors": ("polyvol debug processors", "polyvol debug processors --json"),
+    "polyvol debug dump": ("polyvol debug dump /tmp/polyvol-dump.json",),
     "polyvol device add": (
         "polyvol device add /dev/disk/by-id/nvme-eui.0025385b71b1a2c3 --name fast",
         "polyvol device add /srv/polyvol/d0.img --size 100G",
