@@ -9,13 +9,15 @@ if TYPE_CHECKING:
 
 
 class SimLog:
-    """What an engine reports of itself. Lines of its log: a test puts them into `log`, and calls `wake_log_readers`."""
+    """What an engine reports of itself. A test puts lines into `log`, and calls `wake_log_readers`."""
 
     def __init__(self) -> None:
         self.log: list[LogLine] = []
         self.dropped_lines = 0
         self.inspection: EngineInspection | None = None
         """What `inspect` answers, if not that there is nothing."""
+        self.used: dict[int, int] = {}
+        """Volume -> what its change logs hold, bytes, as `space` says."""
         self.checkpoint_errno: dict[int, int] = {}
         """Volume -> why its last checkpoint failed."""
         self._logged = threading.Condition()

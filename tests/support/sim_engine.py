@@ -97,8 +97,6 @@ class SimWorld(SimLog):
         """What scrubs report, by volume and partition; nothing where nothing is said."""
         self.stays_faulty: set[int] = set()
         """Devices that are faulty again as soon as they are reopened."""
-        self.used: dict[int, int] = {}
-        """Volume -> what its change logs hold, bytes, as `space` says."""
         self.starving: set[int] = set()
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}

@@ -19,6 +19,7 @@ from polyvol.daemon.client.cli.commands import cli as commands
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.snapshots import SnapshotCreate
 from polyvol.daemon.types.volumes import VolumeCreate
+from polyvol.mapping.ids import VolumeId
 from polyvol.snapshot.errors.cuts import CutFailed
 from tests.support.proc import wait_until
 from tests.support.sim_checks import EngineError
@@ -193,7 +194,7 @@ def test_a_dump_is_made_while_a_verb_holds_a_lock_and_the_catalog_hangs(
     began = threading.Event()
 
     def verb() -> None:
-        with context.locks.volumes({1: "data"}, "volume grow"), context.catalog_lock:
+        with context.locks.volumes({VolumeId(1): "data"}, "volume grow"), context.catalog_lock:
             began.set()
             hang.wait(30)
 
@@ -292,7 +293,7 @@ def test_a_weekly_scrub_that_cannot_begin_is_an_event(
 ) -> None:
     scrubs = service.scrubs
     monkeypatch.setattr(scrubs, "due", lambda: service._context.find_volume("data"))
-    service._context.volume_trouble[1] = "its journals are gone"
+    service._context.volume_trouble[VolumeId(1)] = "its journals are gone"
     scrubs._begin_weekly()
     texts = [event.text for event in service._context.events.latest()]
     assert any(text.startswith("the weekly scrub of volume data has not begun: ") for text in texts)
