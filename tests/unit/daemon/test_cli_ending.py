@@ -127,12 +127,9 @@ def test_who_answers_wrongly_is_told_in_a_sentence(state: Path, answer: bytes) -
     assert ("may have been done" in str(caught.value)) == ("is not polyvold" not in str(caught.value))
 
 
-def test_who_never_answers_is_not_waited_for_when_nothing_changes(
-    state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "READ_S", 0.2)
+def test_an_answer_that_never_comes_is_not_waited_for_when_nothing_changes(state: Path) -> None:
     with answering(state, None), pytest.raises(DaemonUnreachable, match="has not answered"):
-        Client(state).get("status")
+        Client(state, read_s=0.2).get("status")
 
 
 def test_an_old_polyvold_is_told_from_a_wrong_request(state: Path) -> None:
