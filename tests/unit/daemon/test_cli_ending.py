@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
-from polyvol.daemon.client.cli import client, unreachable
+from polyvol.daemon.client.cli import unreachable
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.ending import ended
 from polyvol.daemon.errors import DaemonNotRunning, DaemonUnreachable, DaemonVersion, NotText
