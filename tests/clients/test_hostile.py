@@ -50,10 +50,17 @@ from tests.support.raw_nbd import (
 pytestmark = pytest.mark.alone
 
 PROMPTLY_S = 0.1
+GRACE_S = 0.04
+"""The shortest of the engine's GRACE_PERIODS: a client that does nothing for so long may be closed."""
 RESIDENT_MIB_MAX = 512
 IDLE_SOCKETS = 10_000
 GOOD_AT = 255 * MIB
 COMINGS = 2000
+
+
+def starved_s() -> float:
+    """How long this thread has waited for a processor so far."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 class Victim:
@@ -78,6 +85,7 @@ class Victim:
         """How long a good client takes from connecting to a read's data; to read 1 MiB; to write it."""
         begun = time.monotonic()
         while True:
+            starved = starved_s()
             try:
                 with nbd.connect(self.uri) as handle:
                     assert len(handle.pread(4096, 0)) == 4096
@@ -89,7 +97,8 @@ class Victim:
                 return [after - before for before, after in pairwise(times)]
             except nbd.NbdError as error:
                 # A storm of others fills the socket's backlog now and then: asking again takes time too.
-                if "backlog" not in str(error):
+                # Without a processor a client does nothing, and is closed like one that does not want to.
+                if "backlog" not in str(error) and starved_s() - starved < GRACE_S:
                     raise
                 time.sleep(0.001)
 

@@ -113,6 +113,19 @@ def missing_opening(name: str, text: str) -> list[str]:
     return []
 
 
+def unclosed_databases(name: str, text: str) -> list[str]:
+    """Complain of a database that `with` does not close: of a connection it ends the transaction only."""
+    if not name.endswith(".py"):
+        return []
+    return [
+        f"{name}:{node.lineno}: the connection stays open: write `with closing(sqlite3.connect(...))`"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.With)
+        for item in node.items
+        if ast.unparse(item.context_expr).startswith("sqlite3.connect(")
+    ]
+
+
 def synonyms(name: str, text: str) -> list[str]:
     """Complain of words for things that have another name here."""
     complaints = []
@@ -246,7 +259,7 @@ def polyvol_modules() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("check", [long_file, missing_opening])
+@pytest.mark.parametrize("check", [long_file, missing_opening, unclosed_databases])
 def test_sources_keep_the_rule(check: Callable[[str, str], list[str]]) -> None:
     found = [(path, text) for path, text in texts(sources()) if text or path.name != "__init__.py"]
     assert len(found) > 10
@@ -319,6 +332,11 @@ def test_long_function_is_noticed() -> None:
 def test_missing_opening_is_noticed(name: str, bad: str, good: str) -> None:
     assert missing_opening(name, bad) == [f"{name}:1: opens without a sentence on what it is for: write one"]
     assert missing_opening(name, good) == []
+
+
+def test_unclosed_database_is_noticed() -> None:
+    assert unclosed_databases("a.py", "with closing(sqlite3.connect(p)) as c:\n    c\n") == []
+    assert "a.py:1: " in unclosed_databases("a.py", "with sqlite3.connect(p) as c:\n    c\n")[0]
 
 
 @pytest.mark.parametrize("bad", ["two Shards", "a virtual disk", "the subsnapshot", "a write-ahead log"])

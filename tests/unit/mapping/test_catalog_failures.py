@@ -3,6 +3,7 @@
 import errno
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_each_error_is_of_its_kind(
 def test_a_read_that_fails_says_so_and_not_in_the_words_of_sqlite(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "catalog.db")
     try:
-        with sqlite3.connect(tmp_path / "catalog.db") as other:
+        with closing(sqlite3.connect(tmp_path / "catalog.db")) as other:
             other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with (tmp_path / "catalog.db").open("r+b") as file:
             size = file.seek(0, 2)
