@@ -146,7 +146,7 @@ def test_a_thaw_that_fails_is_run_again_and_owed_until_it_succeeds(hooked: Hooke
     hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
     assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "thaw thaw"]
     assert (hooked.mark(), hooked.owed()) == ("application", 1)
-    assert "thaw command of volume v ended with 1: no connection; it is run again when polyvold" in hooked.warnings()
+    assert "of volume v ended with 1: no connection; it is run again when polyvold" in hooked.warnings()
     works.touch()
     hooked.daemon.restart()
     wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
