@@ -126,7 +126,7 @@ class HookRunner:
             with isolate(self._context, "running a thaw command that is owed"):
                 assert isinstance(call, dict)
                 thaw = Call(**call)
-                text = f"polyvold ended while {thaw.what} was quiesced: its thaw command is run now"
+                text = f"the thaw command of {thaw.what} has not succeeded yet: it is run now"
                 self._context.events.add("warning", text)
                 thread = threading.Thread(
                     target=self._settle_one, args=(thaw, owed), name="polyvol-thaw", daemon=True
@@ -321,7 +321,7 @@ class HookRunner:
                 if left is not None:
                     left.leave()  # HK5
                 return True
-            rest = "it is run again" if again else "it is owed still, and run when polyvold starts again"
+            rest = "it is run again" if again else "it is run again when polyvold is next started"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
             if self._stopping.is_set():
                 break

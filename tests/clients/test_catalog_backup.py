@@ -84,7 +84,8 @@ def test_after_a_kill_a_backup_has_what_only_the_log_has(used: Daemon) -> None:
 def test_a_file_that_exists_is_replaced_only_when_asked(used: Daemon) -> None:
     copy = used.directory / "copy.db"
     copy.write_bytes(b"of somebody")
-    assert "exists already" in used.refused("catalog", "backup", copy)
+    refused = used.refused("catalog", "backup", copy)
+    assert f"{copy} exists already; choose another name, or give --force to replace it" in refused
     assert copy.read_bytes() == b"of somebody"
     used.ok("catalog", "backup", copy, "--force")
     assert Examiner(copy, LATEST_VERSION, None).examine(copy)

@@ -25,6 +25,7 @@ from tests.style.test_tidy import ROOT, repository_files
 from tests.support.proc import check
 
 CODE_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^ {4,}\S[^\n]*\n)+", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 OPTION = re.compile(r"--[a-z][a-z-]*")
 SOURCE = re.compile(r"`([\w./-]+\.(?:rs|py|pyi|c|sql))`")
@@ -97,7 +98,7 @@ def missing_sources(page: str, text: str, files: Iterable[str]) -> list[str]:
 
 def code_lines(text: str) -> Iterator[str]:
     """The lines of a page's code blocks, continued lines joined, comments and prompts removed."""
-    for block in CODE_BLOCK.findall(text):
+    for block in [*CODE_BLOCK.findall(text), *INDENTED.findall(text)]:
         for line in block.replace("\\\n", " ").splitlines():
             yield line.strip().removeprefix("$ ").removeprefix("# ").strip()
 
@@ -108,11 +109,24 @@ def missing_scripts(page: str, text: str) -> list[str]:
     return [f"{page}: {name}" for name in sorted(named) if not os.access(ROOT / name, os.X_OK)]
 
 
+def missing_tests(page: str, text: str) -> list[str]:
+    """Tests that a page's code blocks run by a name (-k, --test) and that are not there."""
+    complaints = []
+    for line in code_lines(text):
+        file, word = re.search(r"pytest (?:-- )?(tests/\S+\.py)", line), re.search(r" -k (\w+)", line)
+        if file and word and not re.search(rf"def test_\w*{word[1]}", (ROOT / file[1]).read_text()):
+            complaints.append(f"{page}: {file[1]} has no test with {word[1]} in its name")
+        for name in re.findall(r"cargo test .*--test (\w+)", line):
+            if not (ROOT / "engine" / "tests" / f"{name}.rs").exists():
+                complaints.append(f"{page}: engine/tests/{name}.rs")
+    return complaints
+
+
 def unknown_commands(page: str, text: str, group: click.Group) -> list[str]:
     """Calls of `polyvol` in a page's code blocks that the CLI would refuse: unknown words or options."""
     complaints = []
     for line in code_lines(text):
-        found = re.match(r"(?:sudo )?(?:scripts/)?polyvol (.*)", line)
+        found = re.match(r"(?:sudo )?(?:scripts/)?polyvol (?!\d)(.*)", line)
         if not found:
             continue
         words = shlex.split(BRACKETS.sub(" ", found[1]), comments=True)
@@ -182,6 +196,8 @@ def test_commands_in_code_blocks_exist() -> None:
     found = pages().items()
     assert [complaint for page, text in found for complaint in missing_scripts(page, text)] == []
     assert [complaint for page, text in found for complaint in unknown_commands(page, text, group)] == []
+    texts = pages() | {"tests/README.md": (ROOT / "tests" / "README.md").read_text()}
+    assert [complaint for page, text in texts.items() for complaint in missing_tests(page, text)] == []
 
 
 # Each check can fail.
@@ -215,9 +231,16 @@ def test_missing_script_is_noticed() -> None:
     assert missing_scripts("a.md", text) == ["a.md: scripts/nothing"]
 
 
+def test_missing_test_is_noticed() -> None:
+    text = "    pytest tests/style/test_docs.py -x -k {}\n    cargo test --locked --test {}\n"
+    assert missing_tests("a.md", text.format("missing_test", "rollbacks")) == []
+    assert len(missing_tests("a.md", text.format("no" + "thing_of_it", "nothing"))) == 2
+
+
 @pytest.mark.parametrize("bad", ["volume lists", "volume list --jsn", "volumes", "--jso volume list"])
 def test_unknown_command_is_noticed(bad: str, small_cli: click.Group) -> None:
     assert len(unknown_commands("a.md", f"```\nscripts/polyvol {bad}\n```\n", small_cli)) == 1
+    assert len(unknown_commands("a.md", f"one:\n\n    polyvol {bad}\n", small_cli)) == 1
     assert unknown_commands("a.md", "```\npolyvol volume list [--json] # all\n```\n", small_cli) == []
 
 

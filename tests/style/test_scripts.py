@@ -47,6 +47,19 @@ def test_help_is_told_without_setting_up(bare: Path, name: str) -> None:
     assert sorted(bare.rglob("*")) == before
 
 
+def test_a_stage_that_does_not_exist_is_refused(bare: Path, tmp_path: Path) -> None:
+    text = (ROOT / "scripts" / "test").read_text()
+    known = re.findall(r'^STAGES="(.*)"$', text, re.MULTILINE)[0].split()
+    assert known == re.findall(r"^(?:.*\|\| )?(?:stage|if wanted) ([a-z-]+)", text, re.MULTILINE)
+    tools = tmp_path / "bin"  # nothing that could install anything, should the word be accepted
+    tools.mkdir()
+    for tool in ("bash", "cat", "dirname", "readlink"):
+        (tools / tool).symlink_to(shutil.which(tool, path="/usr/bin:/bin") or tool)
+    result = run("/usr/bin/env", "-i", f"PATH={tools}", bare / "scripts" / "test", "--only", "rufff")
+    assert result.rc == 2
+    assert result.err.startswith("scripts/test: there is no stage 'rufff'\nusage: ")
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts/hooks").iterdir()))
 def test_a_hook_tells_how_it_is_used(bare: Path, name: str) -> None:
     said = check("env", "-i", "PATH=/usr/bin:/bin", bare / "scripts/hooks" / name, "--help")

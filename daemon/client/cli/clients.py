@@ -57,8 +57,8 @@ def list_clients(export: str | None, as_json: bool, state_dir: Path) -> None:
 def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_dir: Path) -> None:
     """Disconnect clients by their ids, or all clients of an export.
 
-    What they have not got an answer for may or may not have been done. A client that connects again by itself
-    can do so at once: end it on its host.
+    A request without an answer may or may not have been done. A client that connects again by itself can do
+    so at once: end it on its host.
     """
     if ids and export is not None:
         raise click.UsageError("give the ids of clients, or --export NAME, and not both")

@@ -58,7 +58,7 @@ def processors(as_json: bool, state_dir: Path) -> None:
 @json_option
 @state_dir_option
 def dump(file: Path, as_json: bool, state_dir: Path) -> None:
-    """Write all of it to a file, for a bug report.
+    """Write all that can be seen of polyvold to a file.
 
     FILE is JSON, and readable by its owner alone. It has names, paths and what threads are at, and nothing of
     what is stored on volumes. It is not overwritten.

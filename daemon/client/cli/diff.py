@@ -22,7 +22,8 @@ from polyvol.mapping.sizes import counted, format_size
 def diff(since: str, until: str | None, summary: bool, as_json: bool, state_dir: Path) -> None:
     """Show what changed between two snapshots. Without the second one, what changed until now.
 
-    One line for each extent: its offset and its length, in bytes. Whatever changed is among them."""
+    One line for each extent: its offset and its length, in bytes. Every change is listed; so is a block
+    that was overwritten with the same data."""
     volume, older = split_snapshot(since)
     newer = _until(volume, until)
     client = Client(state_dir)

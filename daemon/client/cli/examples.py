@@ -18,7 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol debug dump": ("polyvol debug dump /tmp/polyvol-dump.json",),
     "polyvol device add": (
         "polyvol device add /dev/disk/by-id/nvme-eui.0025385b71b1a2c3 --name fast",
-        "polyvol device add /srv/polyvol/d0.img --size 100G",
+        "polyvol device add /srv/d0.img --size 100G",
         "polyvol device add /srv/images/debian.raw --adopt --name debian",
     ),
     "polyvol device list": ("polyvol device list", "polyvol device ls --json"),

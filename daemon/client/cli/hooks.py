@@ -33,17 +33,19 @@ def hook_options(command: Command) -> Command:
     """--quiesce, --thaw, --hook-timeout and --hook-shell, as `hooks_from` takes them."""
     options: list[Callable[[Command], Command]] = [
         click.option(
-            "--quiesce", metavar="CMD", help="Run before each cut, to make it application-consistent."
+            "--quiesce",
+            metavar="CMD",
+            help="Command to run before each cut, to make it application-consistent.",
         ),
-        click.option("--thaw", metavar="CMD", help="Run after each cut, also after a failed one."),
+        click.option("--thaw", metavar="CMD", help="Command to run after each cut, also after a failed one."),
         click.option(
             "--hook-timeout",
             type=DURATION,
             default=f"{HOOK_TIMEOUT_S}s",
             show_default=True,
-            help="How long a quiesce may last; then it is thawed.",
+            help="Time from the start of --quiesce to the cut, at most; then --thaw is run.",
         ),
-        click.option("--hook-shell", is_flag=True, help="Have /bin/sh run both."),
+        click.option("--hook-shell", is_flag=True, help="Have /bin/sh run the commands."),
     ]
     for option in reversed(options):
         command = option(command)

@@ -51,7 +51,7 @@ def schedule() -> None:
 @hook_options
 @click.option("--dry-run", is_flag=True, help="Show what would be kept; change nothing.")
 @click.option(
-    "--ahead", type=DURATION, help="How far --dry-run looks ahead [until every rule is at its full]."
+    "--ahead", type=DURATION, help="How far --dry-run looks ahead [until every rule has deleted one]."
 )
 @local_option
 @json_option

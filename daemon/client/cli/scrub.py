@@ -32,7 +32,7 @@ def scrub(
 ) -> None:
     """Read and check everything that has a checksum. Exit status 1 if something is bad.
 
-    It goes on in the daemon if this program is ended.
+    It continues in polyvold if this command is ended.
     """
     client = Client(state_dir)
     if weekly is not None:

@@ -37,7 +37,7 @@ def snapshot() -> None:
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
 @click.option("--prefix", metavar="PREFIX", help="Prefix of a name that is made from the time.")
 @click.option("--log-device", metavar="DEVICE", help="Device for the change log of later writes.")
-@click.option("--scheduled", is_flag=True, help="Made by a schedule: may be dropped when space runs out.")
+@click.option("--scheduled", is_flag=True, help="Mark it as scheduled: may be dropped when space runs out.")
 @click.option("--require-hooks", is_flag=True, help="Take no snapshot unless all hooks succeed.")
 @json_option
 @state_dir_option

@@ -28,7 +28,7 @@ log_devices_option = click.option(
     help="Device for a change log [new files]; repeatable.",
 )
 processors_option = click.option(
-    "--processors", type=int, metavar="N", help="Number of processors that own it [all]."
+    "--processors", type=int, metavar="N", help="Number of processors that own its partitions [all]."
 )
 
 
@@ -141,7 +141,9 @@ def set_volume(
     "--device", "devices", multiple=True, metavar="DEVICE", help="Device to use [a new file]; repeatable."
 )
 @click.option(
-    "--size", type=SIZE, help="Of the log on each device [what is free there, at most the volume's size]."
+    "--size",
+    type=SIZE,
+    help="Size of each new log [on a device: what is free, up to the volume's size; file: as all logs].",
 )
 @json_option
 @state_dir_option

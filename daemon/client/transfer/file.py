@@ -31,10 +31,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class NewFile:
     """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
-    there already; None: what is written so can never be resumed. `replace`: FILE may be there, and is
-    replaced."""
+    there already; None: what is written so can never be resumed. `replace`: whether a
+    FILE that exists is replaced (the option --force); None: the command does not have that option."""
 
-    def __init__(self, path: Path, *, resume: bool | None, replace: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool | None, replace: bool | None = None) -> None:
         with file_errors(path):
             if not path.name or path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -119,7 +119,10 @@ class NewFile:
             raise self._exists()
 
     def _exists(self) -> FileExists:
-        return FileExists(path=self.path, more="", todo="choose another name")
+        todo = "choose another name"
+        if self._replace is not None:
+            todo += ", or give --force to replace it"
+        return FileExists(path=self.path, more="", todo=todo)
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def test_a_thaw_that_fails_is_run_again_and_owed_until_it_succeeds(hooked: Hooke
     hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
     assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "thaw thaw"]
     assert (hooked.mark(), hooked.owed()) == ("application", 1)
-    assert "thaw command of volume v ended with 1: no connection; it is owed still" in hooked.warnings()
+    assert "of volume v ended with 1: no connection; it is run again when polyvold" in hooked.warnings()
     works.touch()
     hooked.daemon.restart()
     wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
@@ -187,7 +187,7 @@ def test_a_thaw_that_is_owed_is_run_at_the_next_start(hooked: Hooked) -> None:
     hooked.daemon.restart()
     wait_until(lambda: hooked.owed() == 0, "the thaw", 10)
     assert hooked.noted() == ["thaw thaw"]
-    assert "polyvold ended while volume v was quiesced" in hooked.warnings()
+    assert "the thaw command of volume v has not succeeded yet: it is run now" in hooked.warnings()
 
 
 def test_a_stop_does_not_wait_for_a_quiesce_that_hangs(hooked: Hooked) -> None:

@@ -19,7 +19,14 @@ NAMES = {"volume": "v", "snapshot": "s", "group": "g", "device": "v.data", "sche
 
 
 def answer(application: Application, request: Request) -> tuple[int, Any]:
+    """The status, and the body: from JSON, or as bytes where the answer is a file."""
     status: list[str] = []
+    headers: dict[str, str] = {}
+
+    def start(line: str, pairs: list[tuple[str, str]]) -> None:
+        status.append(line)
+        headers.update(pairs)
+
     body = request.body.encode("utf-8", "surrogatepass")
     environ: Any = {
         "REQUEST_METHOD": request.method,
@@ -27,8 +34,9 @@ def answer(application: Application, request: Request) -> tuple[int, Any]:
         "QUERY_STRING": urlsplit(request.path).query,
         "wsgi.input": io.BytesIO(body),
     }
-    text = b"".join(application(environ, lambda line, _: status.append(line)))  # type: ignore[arg-type]
-    return int(status[0].split()[0]), json.loads(text)
+    text = b"".join(application(environ, start))  # type: ignore[arg-type]
+    is_json = headers["Content-Type"].startswith("application/json")
+    return int(status[0].split()[0]), json.loads(text) if is_json else text
 
 
 @pytest.fixture
