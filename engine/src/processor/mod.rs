@@ -25,13 +25,13 @@
 //! that of the events for Python. No other of these is taken while one is held.
 
 pub mod cold;
+pub mod connection_lanes;
 pub mod cut;
 mod drain;
 pub mod durable;
 pub mod flusher;
 pub mod inspect;
 pub mod io_job;
-pub mod lanes;
 pub mod messages;
 pub mod part;
 pub mod queue;
