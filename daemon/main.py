@@ -112,7 +112,7 @@ def _run_nbdkit(config: Config, passed: InheritedSockets, read_again: Callable[[
 def _run_native(
     config: Config, passed: InheritedSockets, read_again: Callable[[], Config], accept_older_catalog: bool
 ) -> None:
-    from polyvol.daemon.process.watch import watch
+    from polyvol.daemon.process import main_loop
     from polyvol.daemon.service import Service
 
     service = Service(
@@ -128,7 +128,7 @@ def _run_native(
     service.start()
     try:
         announce(service.nbd_addresses)
-        watch(service, read_again)
+        main_loop.run(service, read_again)
     finally:
         notify("STOPPING=1", "STATUS=stopping: making everything durable")
         try:

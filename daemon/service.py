@@ -349,7 +349,7 @@ class Service:
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
         module = self._module or load_engine()
         self._version = module.__version__
-        build()  # of the sources as they are now
+        build()  # it is cached: the sources may change while the daemon runs
         catalog = Catalog(self.state_dir / "catalog.db", accept_older=self._accept_older_catalog)
         undo.callback(self._unless_left, catalog.close)
         catalog.keep_room(self.reserve.given_up)
@@ -374,7 +374,7 @@ class Service:
         self._volumes.start()
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
-        space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look)
+        space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look_at_space)
         space.start()
         undo.callback(space.stop)
         undo.callback(self._deletions.stop)
@@ -403,8 +403,8 @@ class Service:
         server.start()
         self._server = server
 
-    def _look(self) -> None:
-        """What is looked at every few seconds."""
+    def _look_at_space(self) -> None:
+        """Look at the state directory and at shrunk devices, every few seconds."""
         self._state_space.look()
         self._devices.shrunk.note()
 

@@ -8,6 +8,9 @@ Invariants        LB1 what `unpack` returns of a label of this version, `pack` w
                   LB2 a label is valid or not as a whole: a changed bit anywhere in its bytes is found; LB3 a
                   label is replaced by one write to one sector of 512 bytes, so power loss leaves the old one
                   or the new one.
+Where it is used  device.py writes it (`write_label`), takes it off, and compares it with the catalog
+                  (`trouble_with`); daemon/devices/files.py has that done when a device is added or opened,
+                  and at each start and clean stop.
 Durability        Written and synced when the device is added, and at each start and each clean stop.
 Errors            NoLabel: nothing there that looks like one. BadLabel: one that cannot be read right.
 """

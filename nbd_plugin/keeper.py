@@ -27,7 +27,7 @@ import nbdkit
 
 from polyvol.daemon.isolation import DEFECT
 from polyvol.mapping.errors import PolyvolError
-from polyvol.nbd_plugin import leaving
+from polyvol.nbd_plugin import disconnect
 
 GRACE_S = 0.5
 """How long clients may take to read their last answers."""
@@ -61,7 +61,7 @@ class Keeper:
     addresses at which nbdkit's clients connect; `reload` takes the least number of processors and the
     io-timeout in seconds, None for what is to stay as it is."""
 
-    def __init__(self, channel: socket.socket | None, clients: leaving.Addresses, reload: Reload) -> None:
+    def __init__(self, channel: socket.socket | None, clients: disconnect.Addresses, reload: Reload) -> None:
         self._channel = channel
         self._clients = clients
         self._reload = reload
@@ -98,11 +98,11 @@ class Keeper:
         """Have the clients leave, and nbdkit end. The first call does it."""
         if self._ending.acquire(blocking=False):
             with contextlib.suppress(OSError):  # too many files are open
-                leaving.shut_down(self._clients, socket.SHUT_RD)
+                disconnect.shut_down(self._clients, socket.SHUT_RD)
             nbdkit.shutdown()
             time.sleep(GRACE_S)
             with contextlib.suppress(OSError):
-                leaving.shut_down(self._clients, socket.SHUT_RDWR)
+                disconnect.shut_down(self._clients, socket.SHUT_RDWR)
 
     def _reload_each_time(self) -> None:
         while self._reload_wanted.wait():

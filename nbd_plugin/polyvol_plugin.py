@@ -81,7 +81,7 @@ from polyvol.daemon.host.notify import log_somewhere  # noqa: E402
 from polyvol.engine import EngineError, RaisesReturned  # noqa: E402
 from polyvol.mapping.errors import PolyvolError  # noqa: E402
 from polyvol.mapping.os_errors import reason  # noqa: E402
-from polyvol.nbd_plugin import leaving  # noqa: E402
+from polyvol.nbd_plugin import disconnect  # noqa: E402
 from polyvol.nbd_plugin.host import Host  # noqa: E402
 from polyvol.nbd_plugin.keeper import Keeper, end_with_keeper  # noqa: E402
 
@@ -191,7 +191,7 @@ def after_fork() -> None:
     log_somewhere()
     control, lock, keeper = (_descriptors.get(name) for name in ("control-fd", "lock-fd", "keeper-fd"))
     channel = None if keeper is None else socket.socket(fileno=keeper)
-    Keeper(channel, leaving.listening(without=control), _reload).start()
+    Keeper(channel, disconnect.listening(without=control), _reload).start()
     try:
         host = Host(_state_dir, _processors, _addresses, control, lock, _io_timeout_s)
         host.start()

@@ -31,7 +31,7 @@ from waitress.wasyncore import close_all, loop
 
 from polyvol.daemon.api.application import BODY_BYTES_MAX, Application, error_text
 from polyvol.daemon.errors import BadRequest
-from polyvol.daemon.host.asker import asked_over
+from polyvol.daemon.host.caller import called_over
 from polyvol.daemon.host.sockets import BACKLOG
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.os_errors import as_clause
@@ -198,7 +198,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
 
     def service(self) -> None:
         """Answer one request."""
-        with asked_over(self.socket):
+        with called_over(self.socket):
             super().service()
 
     def _flush_outbufs_below_high_watermark(self) -> None:

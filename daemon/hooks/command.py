@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 
 from polyvol.daemon.hooks import supervisor as hook_supervisor
-from polyvol.daemon.host.asker import parent_of
+from polyvol.daemon.host.caller import parent_of
 from polyvol.mapping.os_errors import reason
 
 _supervisors: set[int] = set()

@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks.command import Call, Command, is_of_command
-from polyvol.daemon.host.asker import asker
+from polyvol.daemon.host.caller import caller_pid
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.mapping.errors import PolyvolError
@@ -144,7 +144,7 @@ class HookRunner:
         """SnapshotFromHook if a hook command asks for a snapshot that runs hooks: those would wait for the
         command, and it for them; killed at its time-out, it would leave a request that begins it again.
         Likewise for a volume with hooks under way, also if they are a schedule's."""
-        if not is_of_command(asker()):
+        if not is_of_command(caller_pid()):
             return
         with self._lock:
             under_way = set(self._under_way)

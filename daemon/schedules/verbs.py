@@ -27,9 +27,9 @@ from polyvol.daemon.errors import Restoring, SnapshotInUse, VolumeBusy
 from polyvol.daemon.groups.verbs import Members
 from polyvol.daemon.hooks.run import checked_hooks, hook_view
 from polyvol.daemon.isolation import isolate, reason_of
+from polyvol.daemon.schedules.dry_run import AHEAD_S_MAX, plan
 from polyvol.daemon.schedules.due_times import DueTimes
 from polyvol.daemon.schedules.facts import done_until, note_of, records_of, target_of, timing_of
-from polyvol.daemon.schedules.plan import AHEAD_S_MAX, plan
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots

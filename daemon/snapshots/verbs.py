@@ -30,7 +30,7 @@ from polyvol.daemon.types.snapshots import (
     SnapshotWanted,
     StallView,
 )
-from polyvol.daemon.types.use import SnapshotUseView
+from polyvol.daemon.types.usage import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import end_export, ended, export_snapshots
 from polyvol.daemon.volumes.usage import snapshot_uses

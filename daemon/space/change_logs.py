@@ -33,7 +33,7 @@ from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
-from polyvol.daemon.volumes.checkpoints import tell_checkpoint
+from polyvol.daemon.volumes.failed_checkpoints import tell_checkpoint
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.ids import VolumeId

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from polyvol.daemon.ranges import Names
 from polyvol.daemon.types.base import STRICT
-from polyvol.daemon.types.use import SnapshotUseView
+from polyvol.daemon.types.usage import SnapshotUseView
 from polyvol.mapping.records.snapshots import Consistency, Origin
 
 

@@ -10,7 +10,7 @@ from polyvol.daemon.types.devices import ExtentView
 from polyvol.daemon.types.hooks import HookSettings, HookView
 from polyvol.daemon.types.restores import IncompleteRestoreView
 from polyvol.daemon.types.scrubs import BadBlockView, ScrubView
-from polyvol.daemon.types.use import VolumeUseView
+from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
 from polyvol.mapping.records.volumes import WhenFull
 

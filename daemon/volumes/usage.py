@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterable
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.types.use import SnapshotUseView, VolumeUseView
+from polyvol.daemon.types.usage import SnapshotUseView, VolumeUseView
 from polyvol.mapping.records.volumes import Volume
 
 

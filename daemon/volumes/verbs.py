@@ -55,11 +55,11 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
-from polyvol.daemon.volumes.checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
+from polyvol.daemon.volumes.failed_checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
-from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
+from polyvol.daemon.volumes.incomplete_restores import restore_reason, restore_view
 from polyvol.daemon.volumes.plan_views import plan_view
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs

@@ -5,8 +5,7 @@
 //! Invariants        A1 the catalog records a snapshot after the journal has its cut, and a rollback before the journal
 //!                   has it;
 //!                   A2 the catalog forgets a rollback after a checkpoint of every processor covers it. So a record of
-//!                      a
-//!                   rollback that no checkpoint covers has its row in the catalog.
+//!                      a rollback that no checkpoint covers has its row in the catalog.
 //! Errors            a clause that says how they differ. The volume is then not served.
 
 use super::expected::Expect;

@@ -4,8 +4,8 @@
 //!                   space. The processor appends; when a segment is full, or the volume is opened, a new one begins
 //!                   with the next sequence number, and records from that number on in older ones do not count. A pool
 //!                   thread [prepares](Prepared) the next segment when the newest is half full, so that the processor
-//!                   does not wait for the disk. A flush ([`Shared::commit`]) syncs segments, oldest first, and stores
-//!                   a commit mark in the newest one.
+//!                   does not wait for the disk. A flush ([`SharedJournal::commit`]) syncs segments, oldest first, and
+//!                   stores a commit mark in the newest one.
 //! Invariants        J2, J3 (see the parent); J5 records of a segment are consecutive in sequence and bytes;
 //!                   J6 a mark of sequence number s is written after the data of all records up to s was synced;
 //!                   J7 a segment's name and space are durable before its first record, and its header and records
@@ -21,7 +21,7 @@
 //!                       commit, in the same place. After a store that fails for another reason, earlier stores may be
 //!                       lost too, and the journal continues as after a failed sync (J8).
 //!                   J11 a commit succeeds only if, after its sync, each file that a start would read is at its path.
-//! Owner and locks   the records' bytes: the processor. The rest is in [`Shared`], with its locks.
+//! Owner and locks   the records' bytes: the processor. The rest is in [`SharedJournal`], with its locks.
 //! Durability        an appended record survives SIGKILL at once, power loss once `committed` has reached it. A mark
 //!                   that reaches the disk before records it covers is harmless: recovery reads the unbroken sequence
 //!                   of complete records, and their data was synced.
@@ -36,7 +36,7 @@ use super::files::Identity;
 use super::format::{HEADER_BYTES, Record, record_bytes};
 use super::manifest::{self, Manifest, Page};
 use super::segment::{Prepared, Segment};
-pub use super::shared::{Gone, Shared};
+pub use super::shared_journal::{Gone, SharedJournal};
 use crate::error::{Errno, Error, Result};
 use crate::limits::{NO_SPACE_RETRY_NS, NO_SPACE_RETRY_NS_MAX};
 
@@ -48,7 +48,7 @@ pub struct Journal {
     at: usize,
     next_seq: u64,
     next_number: u64,
-    shared: Arc<Shared>,
+    shared: Arc<SharedJournal>,
     page: Page,
     next: Next,
     record: Vec<u8>,
@@ -94,7 +94,7 @@ impl Journal {
         // Only now: the manifest has its boot and its first record.
         let segment = prepared.begin(next_seq).map_err(|refused| failed(refused.1))?;
         let segment = Arc::new(segment);
-        let shared = Shared::begin(&identity, start, manifest, Arc::clone(&segment));
+        let shared = SharedJournal::begin(&identity, start, manifest, Arc::clone(&segment));
         let shared = Arc::new(shared.map_err(failed)?);
         Ok(Journal {
             identity,
@@ -113,7 +113,7 @@ impl Journal {
     }
 
     /// The part that flushes use.
-    pub fn shared(&self) -> &Arc<Shared> {
+    pub fn shared(&self) -> &Arc<SharedJournal> {
         &self.shared
     }
 

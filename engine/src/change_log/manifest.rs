@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex};
 
 use super::files::Identity;
 use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
-use super::known::Known;
+use super::known_file::KnownFile;
 use crate::checksum;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::mutants::{Bug, bug};
@@ -129,7 +129,7 @@ impl Page {
 #[derive(Debug)]
 struct Current {
     file: Arc<dyn File>,
-    known: Known,
+    known: KnownFile,
     state: State,
     /// Segments before this one may have been removed: a checkpoint covers a commit in them that ends only now.
     oldest: u64,
@@ -236,7 +236,7 @@ impl Manifest {
         let Some(found) = found else { return Manifest::make(identity, state, appended) };
         let file = identity.system.open(&identity.manifest, true)?;
         let page = Page(file.map(MANIFEST_BYTES)?);
-        let known = Known::fixed_length(&*identity.system, identity.manifest.clone())?;
+        let known = KnownFile::fixed_length(&*identity.system, identity.manifest.clone())?;
         let current = Mutex::new(Current { file, known, state: found.state.clone(), oldest: 0 });
         let manifest = Manifest { identity: identity.clone(), current };
         // Before the copy: once that names this boot, the page is valid.
@@ -351,7 +351,7 @@ fn write_new(
     identity: &Identity,
     state: &State,
     appended: u64,
-) -> std::result::Result<(Arc<dyn File>, Known, Page), Errno> {
+) -> std::result::Result<(Arc<dyn File>, KnownFile, Page), Errno> {
     let new = identity.manifest.with_extension("manifest.new");
     let file = identity.system.create(&new)?;
     let page = Page(file.map(MANIFEST_BYTES)?);
@@ -362,7 +362,7 @@ fn write_new(
     page.appended(appended)?;
     file.sync()?;
     identity.system.rename(&new, &identity.manifest)?;
-    let known = Known::fixed_length(&*identity.system, identity.manifest.clone())?;
+    let known = KnownFile::fixed_length(&*identity.system, identity.manifest.clone())?;
     identity.system.sync_directory(folder(identity))?;
     Ok((file, known, page))
 }

@@ -15,7 +15,7 @@ use super::format::{
     BEGIN_OFFSET, Begin, FORMAT_VERSION, HEADER_BYTES, Header, JOURNAL_MAGIC, MARK_OFFSETS, Mark,
     RECORD_SUMS_MAX, record_bytes,
 };
-use super::known::Known;
+use super::known_file::KnownFile;
 use crate::error::Errno;
 use crate::limits::{
     FULL_SEGMENTS_FREE_MIN, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL,
@@ -36,7 +36,7 @@ pub struct Segment {
     /// The file.
     pub file: Arc<dyn File>,
     /// Its path and status.
-    pub known: Known,
+    pub known: KnownFile,
     /// The file, mapped.
     pub map: Mapping,
     /// Bytes.
@@ -51,7 +51,7 @@ pub struct Prepared {
     /// Its header.
     pub header: Header,
     /// Its path and status.
-    pub known: Known,
+    pub known: KnownFile,
     file: Arc<dyn File>,
     map: Mapping,
     length: usize,
@@ -143,7 +143,7 @@ impl Prepared {
         };
         let file = identity.system.create(path)?;
         let map = file.map(length)?;
-        let known = Known::fixed_length(&*identity.system, path.to_owned())?;
+        let known = KnownFile::fixed_length(&*identity.system, path.to_owned())?;
         file.write(&header.encode(JOURNAL_MAGIC), 0)?;
         file.sync()?;
         if !bug(Bug::NoDirectorySync) {

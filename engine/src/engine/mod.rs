@@ -2,6 +2,8 @@
 //!
 //! How it works      Python makes control calls, one at a time for each changed object; each looks objects up under a
 //!                   short lock, then sends messages to the queues of processors.
+//!                   This file has the engine itself, its devices and exports, and checkpoints on request; the other
+//!                   control calls are in the files beside it, by noun.
 //! Owner and locks   `devices`, `volumes`, `processors`: one lock each, held for a look-up or a change. `cutting`:
 //!                   held for a whole cut, because cuts are made one after the other, and for calls that must not
 //!                   overlap one. `origins`: held for a look-up or a change; the snapshots from which clones are being
@@ -12,9 +14,10 @@ mod clone;
 pub mod compare;
 pub mod grow;
 pub mod inspect;
-mod read_back;
+mod recovered_sync;
 mod rollback;
 pub mod scrub;
+pub mod snapshots;
 pub mod spec;
 mod stop;
 #[cfg(test)]
@@ -25,8 +28,7 @@ pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::change_log::journal::Gone;
@@ -37,12 +39,10 @@ use crate::events::Events;
 use crate::io::device::{Device, Mode};
 use crate::limits::PROCESSORS_MAX;
 use crate::processor::cold::DirectReader;
-use crate::processor::cut::{Cut, Report, Stall};
 use crate::processor::flusher::Waiter;
-use crate::processor::messages::{Control, CutShare, Event};
+use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::run::Handle;
-use crate::processor::runner::Mailbox;
 use crate::processor::share::stats::PartitionState;
 use crate::system::linux::Linux;
 use crate::system::pool::{Lane, Pool};
@@ -84,17 +84,6 @@ pub struct Engine {
 type Processors = Arc<Mutex<Vec<Handle>>>;
 type Devices = Arc<Mutex<BTreeMap<DeviceId, Arc<Device>>>>;
 type Volumes = Arc<Mutex<BTreeMap<VolumeId, Arc<Volume>>>>;
-
-/// A cut that was made.
-#[derive(Debug)]
-pub struct CutReport {
-    /// The epoch that it ended, by volume.
-    pub epochs: Vec<(VolumeId, Epoch)>,
-    /// Nanoseconds since 1970.
-    pub instant_ns: u64,
-    /// Each processor's write stall.
-    pub stalls: Vec<Stall>,
-}
 
 impl Engine {
     /// An engine with `processors` processors.
@@ -275,73 +264,6 @@ impl Engine {
         Err(Error::new(ErrorKind::NotFound, what))
     }
 
-    /// Makes one cut over these volumes, each with the log for writes after it. See [`crate::processor::cut`].
-    pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
-        let _one_at_a_time = self.cutting.lock().expect("no holder panics");
-        let mut taking_part: BTreeMap<u32, (Arc<dyn Mailbox>, Vec<CutShare>)> = BTreeMap::new();
-        let mut chosen: Vec<Arc<Volume>> = Vec::new();
-        for (id, log) in volumes {
-            let volume = self.volume(*id)?;
-            if chosen.iter().any(|other| other.id == *id) {
-                let what = format!("volume {} is named twice", volume.name);
-                return Err(Error::new(ErrorKind::Invalid, what));
-            }
-            self.refuse_half_rolled_back(&volume)?;
-            self.refuse_given_up(&volume, "cannot be cut now")?;
-            if let Some(number) = log
-                && volume.space.log(*number).is_none()
-            {
-                let what = format!("volume {} has no change log {number}", volume.name);
-                return Err(Error::new(ErrorKind::NotFound, what));
-            }
-            for share in &volume.shares {
-                let entry = taking_part.entry(share.processor);
-                let runner = Arc::clone(&share.runner) as Arc<dyn Mailbox>;
-                let (_, shares) = entry.or_insert_with(|| (runner, Vec::new()));
-                shares.push(CutShare { share: volume.share, log: *log });
-            }
-            chosen.push(volume);
-        }
-        if chosen.is_empty() {
-            return Err(Error::new(ErrorKind::Invalid, "a cut needs at least 1 volume"));
-        }
-        let (sender, receiver) = channel();
-        let runners = taking_part.values().map(|(runner, _)| Arc::clone(runner)).collect();
-        let cut = Arc::new(Cut::new(Arc::clone(&self.system), runners, sender));
-        let mut shares = taking_part.into_values().map(|(_, shares)| shares);
-        cut.send(|| {
-            let its = shares.next().expect("as many as there are processors");
-            Control::CutStop(Arc::clone(&cut), its)
-        });
-        drop(cut); // if a processor has stopped for good, no thread has the cut now, and no answer will come
-        let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
-        let Report { instant_ns, stalls } = wait(&*self.system, &receiver).map_err(stopped)?;
-        let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
-        let epochs = chosen.iter().map(ended).collect();
-        Ok(CutReport { epochs, instant_ns, stalls })
-    }
-
-    /// Waits until every write of `epoch`, which a cut has ended, is complete, and the journals have the cut.
-    pub fn settle(&self, volume: VolumeId, epoch: Epoch) -> Result<()> {
-        let volume = self.volume(volume)?;
-        if epoch >= volume.epoch.load(Ordering::Acquire) {
-            let what = format!("volume {}: no cut has ended epoch {epoch}", volume.name);
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        for share in &volume.shares {
-            let settled = ask(&*self.system, &share.queue, |answer| {
-                Control::Settle(volume.share, epoch, answer)
-            })?;
-            settled.map_err(|errno| match errno {
-                Errno::EIO => watch::hangs(&volume.name, "has writes that do not end"),
-                _ => {
-                    Error::io(format!("the journal of volume {} has no space", volume.name), errno)
-                }
-            })?;
-        }
-        Ok(())
-    }
-
     /// Makes everything acknowledged so far durable.
     pub fn flush(&self, volume: VolumeId) -> Result<()> {
         let volume = self.volume(volume)?;
@@ -349,16 +271,6 @@ impl Engine {
         volume.flusher.push(Waiter::Call(sender));
         let result = wait(&*self.system, &receiver).unwrap_or(Err(Errno::ESHUTDOWN));
         result.map_err(|e| Error::io(format!("volume {} cannot be flushed", volume.name), e))
-    }
-
-    /// Drops a snapshot; returns the bytes that only it could see.
-    pub fn drop_snapshot(&self, volume: VolumeId, epoch: Epoch) -> Result<u64> {
-        self.drop_snapshots(volume, &[epoch])
-    }
-
-    /// Drops several snapshots, which costs one sync; returns the bytes that only they could see.
-    pub fn drop_snapshots(&self, volume: VolumeId, epochs: &[Epoch]) -> Result<u64> {
-        self.drop_of(&*self.volume(volume)?, epochs)
     }
 
     /// Checks whether the files of a volume that a start would read are at their paths, and has the missing ones
@@ -394,46 +306,6 @@ impl Engine {
         let what =
             || format!("volume {}: a journal cannot be replaced by a checkpoint", volume.name);
         if all { Ok(()) } else { Err(Error::io(what(), Errno::ENOSPC)) }
-    }
-
-    fn drop_of(&self, volume: &Volume, epochs: &[Epoch]) -> Result<u64> {
-        // One after the other: a drop relies on the history that the snapshots were part of.
-        let _one_at_a_time = volume.dropping.lock().expect("no holder panics");
-        let origins = self.origins.lock().expect("no holder panics");
-        self.refuse_origins(&origins, volume, |epoch| epochs.contains(&epoch))?;
-        for epoch in epochs {
-            if let Some(export) = self.exports.shows(volume.id, Some(*epoch)) {
-                let what = format!("export {export} still shows a snapshot that is to be dropped");
-                return Err(Error::new(ErrorKind::Busy, what));
-            }
-        }
-        let receiver = self.begin_drop(volume, epochs, None);
-        drop(origins);
-        Ok(self.end_drop(&receiver))
-    }
-
-    /// Makes all shares drop snapshots, and forget the rollback at an epoch, if one is given.
-    fn begin_drop(
-        &self,
-        volume: &Volume,
-        epochs: &[Epoch],
-        rollback: Option<Epoch>,
-    ) -> Receiver<u64> {
-        let (sender, receiver) = channel();
-        for share in &volume.shares {
-            let control = Control::Drop(volume.share, epochs.to_vec(), rollback, sender.clone());
-            share.queue.push(Event::Control(Box::new(control)));
-        }
-        receiver
-    }
-
-    /// Waits until they have done so; returns the bytes that were freed.
-    fn end_drop(&self, receiver: &Receiver<u64>) -> u64 {
-        let mut freed = 0;
-        while let Ok(bytes) = wait(&*self.system, receiver) {
-            freed += bytes;
-        }
-        freed
     }
 
     /// The partitions' states, now or at a snapshot, by partition, each with its processor.

@@ -2,7 +2,7 @@
 //!
 //! How it works      `add_volume`: resolve devices, recover each processor's maps and mark the slots that they refer to
 //!                   as used, each on a thread of its own, start new journal segments, give each processor its share,
-//!                   and [make everything durable](super::read_back). `remove_volume`: remove the shares from the
+//!                   and [make everything durable](super::recovered_sync). `remove_volume`: remove the shares from the
 //!                   processors, write last checkpoints.
 //! Errors            if anything cannot be read, nothing is served, and no file except leftovers is changed.
 
@@ -21,7 +21,7 @@ use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::change_log::used_slots::UsedSlots;
 use crate::engine::Engine;
-use crate::engine::read_back::all_devices;
+use crate::engine::recovered_sync::devices_to_sync;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::geometry::bad_blocks::BadBlocks;
@@ -163,7 +163,7 @@ impl Engine {
         found: Vec<RecoveredPlan>,
     ) -> Result<()> {
         let space_waiters = Arc::new(SpaceWaiters::default());
-        let durable = all_devices(&found[0].0.identity, &geometry, &space, &space_waiters);
+        let durable = devices_to_sync(&found[0].0.identity, &geometry, &space, &space_waiters);
         let (epoch, checkpoints) = epochs(&found, &spec);
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;

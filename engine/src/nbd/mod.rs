@@ -24,6 +24,7 @@
 //! Errors            a host sees the protocol's errors (docs/nbd.md), or a closed connection.
 #![forbid(unsafe_code)]
 
+mod block_status;
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
 pub mod clients;
@@ -36,7 +37,6 @@ pub(crate) mod reader;
 mod reply;
 pub(crate) mod request;
 mod sending;
-mod status;
 #[allow(missing_docs)] // The protocol's own names, explained in docs/nbd.md.
 pub(crate) mod wire;
 

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use rustix::io::Errno as SystemErrno;
 
 use crate::error::Errno;
+use crate::nbd::block_status;
 use crate::nbd::budget;
 use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::peer::Peer;
-use crate::nbd::status;
 use crate::nbd::wire::{
     CHUNK_HEADER_BYTES, SIMPLE_REPLY_BYTES, chunk, error, only_chunk, simple_reply,
 };
@@ -95,7 +95,7 @@ impl Reply {
                 Reply::new(&head, Body::Read(request), cost)
             }
             Verb::Read => Reply::new(&simple_reply(0, cookie), Body::Read(request), cost),
-            Verb::BlockStatus => Reply::new(&[], Body::Bytes(status::chunks(&request)), cost),
+            Verb::BlockStatus => Reply::new(&[], Body::Bytes(block_status::chunks(&request)), cost),
             _ => {
                 buffers.keep(request);
                 Reply::new(&simple_reply(0, cookie), Body::Nothing, cost)

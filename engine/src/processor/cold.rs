@@ -69,12 +69,12 @@ pub type Owned = (Weak<Runner<Processor>>, Taken);
 pub struct Readers {
     ring: Option<Ring<Taken>>,
     direct_reader: Option<DirectReader>,
-    pool: Lanes,
+    pool: DeviceLanes,
 }
 
 /// The pool, and the processor to which its threads return finished parts.
 #[derive(Clone)]
-struct Lanes {
+struct DeviceLanes {
     system: Arc<dyn System>,
     ticks: Arc<Ticks>,
     pool: Pool,
@@ -93,7 +93,7 @@ impl Readers {
     ) -> Readers {
         let (system, ticks) = (Arc::clone(system), Arc::clone(ticks));
         let wanted = system.threaded();
-        let pool = Lanes { system, ticks, pool, runner };
+        let pool = DeviceLanes { system, ticks, pool, runner };
         let ours = pool.clone();
         let ring = wanted.then(|| Ring::start(name, move |reads| ours.ended(reads))).flatten();
         let direct_reader = wanted.then(|| Arc::clone(direct_reader));
@@ -139,11 +139,11 @@ impl Readers {
 }
 
 /// Returns completed O_DIRECT reads to their processors.
-fn ended_direct(pool: &Lanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
+fn ended_direct(pool: &DeviceLanes) -> impl Fn(Vec<(Owned, bool)>) + Send + Sync + 'static {
     let pool = pool.clone();
     move |mut reads| {
         while let Some(((runner, _), _)) = reads.first() {
-            let pool = Lanes { runner: Weak::clone(runner), ..pool.clone() };
+            let pool = DeviceLanes { runner: Weak::clone(runner), ..pool.clone() };
             let is_its = |((owner, _), _): &(Owned, bool)| owner.ptr_eq(&pool.runner);
             let (its, others): (Vec<_>, Vec<_>) = reads.into_iter().partition(is_its);
             pool.ended(its.into_iter().map(|((_, taken), full)| (taken, full)).collect());
@@ -189,7 +189,7 @@ impl Taken {
     }
 }
 
-impl Lanes {
+impl DeviceLanes {
     /// Returns completed reads to the processor; the pool repeats the failed ones.
     fn ended(&self, reads: Vec<(Taken, bool)>) {
         let (mut read, mut failed) = (Vec::with_capacity(reads.len()), Vec::new());

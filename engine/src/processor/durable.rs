@@ -76,7 +76,7 @@ impl Watched {
 /// The writer of a journal.
 #[derive(Clone, Debug)]
 struct Writer {
-    journal: Arc<journal::Shared>,
+    journal: Arc<journal::SharedJournal>,
     queue: Arc<Queue>,
     share: u32,
 }
@@ -210,7 +210,12 @@ impl Durable {
     }
 
     /// Adds a journal, with its processor's queue and the number of the volume's share there.
-    pub fn add_journal(&self, journal: &Arc<journal::Shared>, queue: &Arc<Queue>, share: u32) {
+    pub fn add_journal(
+        &self,
+        journal: &Arc<journal::SharedJournal>,
+        queue: &Arc<Queue>,
+        share: u32,
+    ) {
         let (journal, queue) = (Arc::clone(journal), Arc::clone(queue));
         let mut journals = self.journals.write().expect("no holder panics");
         journals.push(Writer { journal, queue, share });

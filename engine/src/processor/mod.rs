@@ -10,8 +10,7 @@
 //!
 //! | state | owner | other readers | held for |
 //! |---|---|---|---|
-//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads
-//! clones | a small batch |
+//! | versions, slots, epoch, parts that wait | the processor | readers, while no thread runs it; a checkpoint reads clones | a small batch |
 //! | journal, records' bytes | the processor | flusher: the last record (atomic) | - |
 //! | journal, marks' bytes | flusher, under `committing` | - | one sync |
 //! | a queue's events | its lock | all threads push, the processor takes all | a push |
@@ -25,13 +24,13 @@
 //! that of the events for Python. No other of these is taken while one is held.
 
 pub mod cold;
+pub mod connection_lanes;
 pub mod cut;
 mod drain;
 pub mod durable;
 pub mod flusher;
 pub mod inspect;
 pub mod io_job;
-pub mod lanes;
 pub mod messages;
 pub mod part;
 pub mod queue;

@@ -3,7 +3,7 @@
 //!
 //! How it works      Controls and finished jobs are served at once: their number is bounded. Parts are served in order
 //!                   of arrival as long as the [time slice](super::time_slice) lasts. Then the rest waits in
-//!                   [lanes](super::lanes), one for each connection, and so do later parts while a lane is not empty.
+//!                   [lanes](super::connection_lanes), one for each connection, and so do later parts while a lane is not empty.
 //!                   The next turns serve a few parts of one lane after the other, and new events in between.
 //! Invariants        RU1 a part waits for one turn of each other connection and for earlier parts of its own, not for
 //!                   all parts of others; decision 36 lists the bound of each piece of work;
@@ -18,9 +18,9 @@ use crate::block_map::history::Rollback;
 use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::{Cold, DirectReader, Readers};
+use crate::processor::connection_lanes::{ConnectionLanes, QUANTUM, lane_of};
 use crate::processor::cut::{Cut, Stall};
 use crate::processor::inspect::{Doing, Published};
-use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
 use crate::processor::messages::{Control, CutShare, Ended, Event};
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
@@ -96,7 +96,7 @@ impl Handle {
             rolling_back: Vec::new(),
             slow_ios: 0,
             colds: Vec::new(),
-            later: Lanes::default(),
+            later: ConnectionLanes::default(),
             again: false,
             stopped: false,
         };
@@ -143,7 +143,7 @@ pub struct Processor {
     /// The threads that do blocking I/O.
     readers: Readers,
     /// Parts that wait for their turn.
-    pub(super) later: Lanes<Part>,
+    pub(super) later: ConnectionLanes<Part>,
     /// A share has more work.
     again: bool,
     /// It was asked to stop.

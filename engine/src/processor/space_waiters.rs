@@ -10,8 +10,7 @@
 //!                   SW2 no waiter waits for itself: a part without space has nothing reserved, so cuts and deletes
 //!                       proceed;
 //!                   SW3 a share that is refused wakes the others: they may have waited for its own claim, which is
-//!                       counted
-//!                      while it fails. Each refusal ends a part, so this ends.
+//!                       counted while it fails. Each refusal ends a part, so this ends.
 //! Owner and locks   one lock, held to read counters; it is released before events are pushed to queues. Checked by the
 //!                   models in `models/space_waiters.rs`.
 

@@ -140,7 +140,7 @@ impl Simulation {
             self.load(&running)?;
             self.stop(running)?;
         }
-        self.account()
+        self.final_check()
     }
 
     // Starting and stopping.

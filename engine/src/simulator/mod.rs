@@ -7,7 +7,6 @@
 //!                   for bit: [`Outcome::trace`] is a hash of it.
 //! What it cannot see   see docs/decisions/0011-the-simulator.md.
 
-pub mod account;
 pub mod contents;
 pub mod disk;
 pub mod driver;
@@ -23,6 +22,7 @@ pub mod scheduler;
 pub mod shape;
 pub mod system;
 pub mod tamper;
+pub mod verify;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;

@@ -201,7 +201,7 @@ def test_volumes_that_groups_need_are_not_deleted(daemon: Daemon) -> None:
         (["snapshot", "hold", "a@taken", "--tag", "a b"], "hold name 'a b' is not allowed"),
     ],
 )
-def test_refusals(daemon: Daemon, arguments: list[str], words: str) -> None:
+def test_refused_verbs_change_nothing(daemon: Daemon, arguments: list[str], words: str) -> None:
     daemon.ok("group", "create", "empty")
     daemon.ok("snapshot", "create", "a", "--name", "taken")
     assert words in daemon.refused(*arguments)

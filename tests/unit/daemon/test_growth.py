@@ -102,7 +102,7 @@ def test_a_kill_after_it_is_recorded_serves_the_larger_volume(
         (["v", "--size", "1G", "--device", "nix"], "no device 'nix'"),
     ],
 )
-def test_refusals(daemon: Daemon, arguments: list[str], words: str) -> None:
+def test_refused_growth_changes_nothing(daemon: Daemon, arguments: list[str], words: str) -> None:
     assert words in daemon.refused("volume", "grow", *arguments)
     assert sizes(daemon) == {"v": 100 * MIB, "v@s": 100 * MIB}
 

@@ -16,7 +16,7 @@ from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
 from polyvol.daemon.isolation import DEFECT, isolate
-from polyvol.daemon.process import watch
+from polyvol.daemon.process import main_loop
 from polyvol.daemon.schedules import facts
 from polyvol.daemon.service import Service
 from polyvol.daemon.space.change_logs import SpaceMonitor
@@ -301,12 +301,12 @@ def test_a_half_made_device_with_volumes_on_it_stops_no_start(two: Daemon, state
 
 def test_a_reload_that_fails_unexpectedly_ends_nothing(two: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = iter([int(RELOADING), int(RELOADING), *map(int, ENDING)])
-    monkeypatch.setattr(watch, "next_signal", lambda _: next(signals))
+    monkeypatch.setattr(main_loop, "next_signal", lambda _: next(signals))
     monkeypatch.setattr(Service, "reload", failing(Service.reload, lambda *_: True))
-    watch.watch(two.service, lambda: Config(two.state_dir))
+    main_loop.run(two.service, lambda: Config(two.state_dir))
     monkeypatch.setattr(Service, "summary", failing(Service.summary, lambda *_: True))
     signals = iter([0, *map(int, ENDING)])
-    watch.watch(two.service, lambda: Config(two.state_dir))
+    main_loop.run(two.service, lambda: Config(two.state_dir))
 
 
 def test_a_device_that_a_reload_cannot_look_at_keeps_no_other_away(

@@ -54,7 +54,7 @@ def volume(daemon: Daemon) -> Daemon:
     ("used", "level"),
     [(0, "ok"), (74, "ok"), (75, "low"), (89, "low"), (90, "critical"), (99, "critical"), (100, "full")],
 )
-def test_levels(used: int, level: str) -> None:
+def test_the_level_follows_from_the_use(used: int, level: str) -> None:
     assert level_of(used, 100) == level
 
 

@@ -20,7 +20,7 @@ from polyvol.daemon.config import Config
 from polyvol.daemon.errors import SocketUnusable
 from polyvol.daemon.host import sockets
 from polyvol.daemon.host.notify import log_to_journal, watchdog_interval_s
-from polyvol.daemon.process import watch
+from polyvol.daemon.process import main_loop
 from tests.support.proc import check, run
 from tests.unit.conftest import Daemon
 
@@ -162,9 +162,9 @@ def test_no_ping_is_sent_while_the_loop_does_not_come_round(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(watch, "notify", lambda *states: said.extend(states))
-    monkeypatch.setattr(watch, "watchdog_interval_s", lambda: 0.05)
-    monkeypatch.setattr(watch, "PROBE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(main_loop, "notify", lambda *states: said.extend(states))
+    monkeypatch.setattr(main_loop, "watchdog_interval_s", lambda: 0.05)
+    monkeypatch.setattr(main_loop, "PROBE_TIMEOUT_S", 0.2)
     probes: list[bool] = []
 
     def next_signal(_: float) -> int | None:
@@ -174,8 +174,8 @@ def test_no_ping_is_sent_while_the_loop_does_not_come_round(
             hang_the_loop(daemon, 1.0)
         return signal.SIGTERM if len(probes) == 2 else None
 
-    monkeypatch.setattr(watch, "next_signal", next_signal)
-    watch.watch(daemon.service, lambda: Config(daemon.state_dir))
+    monkeypatch.setattr(main_loop, "next_signal", next_signal)
+    main_loop.run(daemon.service, lambda: Config(daemon.state_dir))
     assert probes == [True, False]
 
 

@@ -88,7 +88,7 @@ def test_named_devices_take_turns() -> None:
     assert plan.new_devices == ()
 
 
-def test_refusals() -> None:
+def test_plans_that_are_impossible_are_refused() -> None:
     for wanted in (MIB, 4096):
         with pytest.raises(NotLarger, match="is not more"):
             grow(MIB, wanted, 1, 1)

@@ -206,7 +206,7 @@ def test_cron_expressions_that_are_none_are_refused(expression: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)])
-def test_durations(text: str, seconds: int) -> None:
+def test_a_duration_is_the_same_after_it_was_formatted(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds
     assert parse_duration(format_duration(seconds)) == seconds
 

@@ -11,7 +11,7 @@
 //! Owner and locks   the share's processor.
 
 use crate::error::Errno;
-use crate::processor::lanes::{Lanes, lane_of};
+use crate::processor::connection_lanes::{ConnectionLanes, lane_of};
 use crate::processor::part::Part;
 use crate::processor::share::read;
 use crate::processor::share::write;
@@ -87,7 +87,7 @@ fn is_small(part: &Part) -> bool {
 /// See the module's head.
 #[derive(Default)]
 pub(super) struct Backlog {
-    lanes: [Lanes<Part>; KINDS.len()],
+    lanes: [ConnectionLanes<Part>; KINDS.len()],
     out: [usize; KINDS.len()],
     length: usize,
 }

@@ -55,7 +55,7 @@ pub struct Checkpoint {
     identity: Identity,
     number: u64,
     contents: Contents,
-    journal: Arc<journal::Shared>,
+    journal: Arc<journal::SharedJournal>,
 }
 
 impl Checkpoint {

@@ -47,9 +47,9 @@ use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
 use crate::geometry::origin::Origin;
 use crate::processor::cold::Cold;
+use crate::processor::connection_lanes::{ConnectionLanes, lane_of};
 use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::inspect::Doing;
-use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::messages::Ended;
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
@@ -122,7 +122,7 @@ pub struct Context<'a> {
     /// Blocking I/O to start at the end of the batch.
     pub colds: &'a mut Vec<Cold>,
     /// Parts that wait for their turn.
-    pub later: &'a mut Lanes<Part>,
+    pub later: &'a mut ConnectionLanes<Part>,
     /// A share has more work after others have had their turn.
     pub again: &'a mut bool,
 }

@@ -2,7 +2,8 @@
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All are reusable only when
 //!                   the freeing is durable (J4): then slots can be allocated again, and empty chunks and base places
-//!                   are punched out of their devices. A part without a free slot
+//!                   are punched out of their devices. A drop begins with [`Share::begin_drop`]; its caller is answered
+//!                   when the places are reusable. A part without a free slot
 //!                   [waits](crate::processor::space_waiters) for slots whose freeing is not durable yet.
 //! Invariants        T1 a base place is punched only while it is reserved as for a write, and only if no version sees
 //!                   it at that time, or has seen it since the last durable record.

@@ -1,4 +1,4 @@
-"""test_instant: a snapshot is one instant on all processors, and of all volumes of its cut.
+"""test_cut_is_one_instant: a snapshot is one instant on all processors, and of all volumes of its cut.
 
 How it works      Clients in processes of their own write numbered blocks round-robin over all partitions,
                   each write after the last was acknowledged (support/round_robin.py), while snapshots are

@@ -1,8 +1,9 @@
-"""Checkpoints: what is reported of a volume whose checkpoints fail.
+"""Failed checkpoints: what is reported of a volume whose checkpoints fail.
 
-How it works      The engine makes a checkpoint again that failed, after 2 s and then after longer and longer.
-                  Until one succeeds nothing is lost, but the journals grow, and a start takes longer. The
-                  engine knows whether the last one failed: it is asked each time.
+How it works      The engine retries a failed checkpoint, after 2 s and then after longer and longer
+                  (engine/src/processor/share/checkpoint.rs). Until one succeeds nothing is lost, but the
+                  journals grow, and a start takes longer. The engine knows whether the last one failed: it is
+                  asked each time.
 Errors            None.
 """
 

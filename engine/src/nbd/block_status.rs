@@ -1,4 +1,4 @@
-//! Status: the chunks that answer a BLOCK_STATUS, one for each context that was selected.
+//! Block status: the chunks that answer a BLOCK_STATUS, one for each context that was selected.
 //!
 //! Invariants        each chunk's extents begin where the request does, leave no gap and end no later than it.
 

@@ -1,4 +1,4 @@
-"""test_clients: the NBD clients that people use find what they expect: nbdinfo, nbdcopy, qemu, nbdsh.
+"""test_nbd_clients: the NBD clients that people use find what they expect: nbdinfo, nbdcopy, qemu, nbdsh.
 
 How it works      Each test has a polyvold of its own with one volume on two processors. Every client is the
                   system's own program.

@@ -22,7 +22,7 @@ from polyvol.daemon.devices import verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX
-from polyvol.daemon.process import watch
+from polyvol.daemon.process import main_loop
 from polyvol.daemon.types.scrubs import ScrubSet
 from polyvol.daemon.volumes import scrub
 from polyvol.daemon.workers import ended
@@ -281,8 +281,8 @@ def test_a_reload_that_hangs_leaves_the_watch_to_its_pings(
     pair: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(watch, "notify", lambda *states: said.extend(states))
-    monkeypatch.setattr(watch, "watchdog_interval_s", lambda: 0.01)
+    monkeypatch.setattr(main_loop, "notify", lambda *states: said.extend(states))
+    monkeypatch.setattr(main_loop, "watchdog_interval_s", lambda: 0.01)
     monkeypatch.setattr(devices, "OPENED_S", 30.0)
     context = pair.service._context
     event = pair.world.hang["reopen_device", HUNG] = threading.Event()
@@ -298,8 +298,8 @@ def test_a_reload_that_hangs_leaves_the_watch_to_its_pings(
         time.sleep(0.01)
         return signal.SIGTERM if len(pings) > 1 and pings[-1] > pings[0] + 3 else None
 
-    monkeypatch.setattr(watch, "next_signal", next_signal)
-    assert ended(lambda: watch.watch(pair.service, lambda: Config(pair.state_dir)), SOON_S, "watch"), (
+    monkeypatch.setattr(main_loop, "next_signal", next_signal)
+    assert ended(lambda: main_loop.run(pair.service, lambda: Config(pair.state_dir)), SOON_S, "watch"), (
         "it waits for the reload"
     )
     assert "READY=1" not in said

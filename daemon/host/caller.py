@@ -1,9 +1,10 @@
-"""The asker: the client process of the control API call that this thread answers.
+"""The caller: the client process of the control API call that this thread answers.
 
 How it works      The kernel reports the process at the other end of the connection (SO_PEERCRED). The control
-                  server sets it around each call; a thread that works without a request has no asker.
+                  server sets it around each call; a thread that works without a request has no
+                  caller.
 Owner and locks   Each thread has its own.
-Errors            None: an unknown asker is None.
+Errors            None: an unknown caller is None.
 """
 
 import socket
@@ -23,13 +24,13 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def asker() -> int | None:
-    """The process id of the asker."""
+def caller_pid() -> int | None:
+    """The process id of the caller."""
     return _current.pid
 
 
 @contextmanager
-def asked_over(connection: socket.socket) -> Iterator[None]:
+def called_over(connection: socket.socket) -> Iterator[None]:
     """What this thread does within is asked for by the peer of a connection."""
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -1,9 +1,10 @@
-//! Shared: the part of a [journal](super::journal) that its processor, flushes and checkpoints use at the same time.
+//! Shared journal: the part of a [journal](super::journal) that its processor, flushes and checkpoints use at the same
+//! time.
 //!
-//! How it works      A flush calls [`Shared::commit`], a checkpoint [`Shared::name_checkpoint`] and then
-//!                   [`Shared::forget_covered`]. At its end a commit checks that the files that a start would read are
-//!                   still at their paths ([`super::known`]). If one is not, the journal continues as after a failed
-//!                   sync (J8): the processor rewrites the manifest if that is gone, begins a new segment, and writes a
+//! How it works      A flush calls [`SharedJournal::commit`], a checkpoint [`SharedJournal::name_checkpoint`] and then
+//!                   [`SharedJournal::forget_covered`]. At its end a commit checks that the files that a start would read
+//!                   are still at their paths ([`super::known_file`]). If one is not, the journal continues as after a
+//!                   failed sync (J8): the processor rewrites the manifest if that is gone, begins a new segment, and writes a
 //!                   checkpoint, so that the lost file is not needed.
 //! Invariants        J6, J7, J8, J10, J11 (see the journal).
 //! Owner and locks   `committing`, then the list of segments, which is held for a push or a clone. The marks' bytes:
@@ -19,7 +20,7 @@ use super::entry::Start;
 use super::failed_sync::FailedSync;
 use super::files::Identity;
 use super::format::Mark;
-use super::known::Known;
+use super::known_file::KnownFile;
 use super::manifest::Manifest;
 use super::segment::{Segment, needless};
 use super::watermark::Watermark;
@@ -45,7 +46,7 @@ struct Committing {
     /// Files that were gone and are not needed any more, until the next query.
     replaced: Vec<PathBuf>,
     /// Other files: the last checkpoint, and until this run has made one, segments of earlier runs.
-    others: Vec<Known>,
+    others: Vec<KnownFile>,
 }
 
 /// Missing files of a journal.
@@ -73,7 +74,7 @@ impl From<Errno> for Refused {
 
 /// The part that the processor and flushes share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct SharedJournal {
     /// The last record appended, and the last one that syncs may commit.
     pub watermark: Watermark,
     committed: AtomicU64,
@@ -90,24 +91,24 @@ pub struct Shared {
     recovered: Mutex<Vec<Arc<dyn File>>>,
 }
 
-impl Shared {
+impl SharedJournal {
     /// The shared part of a run that begins with this segment.
     pub(super) fn begin(
         identity: &Identity,
         start: Start,
         manifest: Manifest,
         segment: Arc<Segment>,
-    ) -> Result<Shared, Errno> {
+    ) -> Result<SharedJournal, Errno> {
         let failed_sync = FailedSync::of_journal(identity);
         // Recovered records may be in the page cache only, and be marked clean there (J8).
         let failed = failed_sync.is_set().then_some((Errno::EIO, start.number - 1));
         let system = &*identity.system;
-        let segments = start.paths.into_iter().map(|path| Known::fixed_length(system, path));
-        let mut others = segments.collect::<Result<Vec<Known>, Errno>>()?;
+        let segments = start.paths.into_iter().map(|path| KnownFile::fixed_length(system, path));
+        let mut others = segments.collect::<Result<Vec<KnownFile>, Errno>>()?;
         if start.checkpoint.0 != 0 {
-            others.push(Known::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
+            others.push(KnownFile::finished(system, identity.checkpoint_path(start.checkpoint.0))?);
         }
-        Ok(Shared {
+        Ok(SharedJournal {
             watermark: Watermark::new(start.next_seq - 1),
             committed: AtomicU64::new(start.covered),
             expecting: AtomicBool::new(false),
@@ -284,7 +285,7 @@ impl Shared {
         self.manifest.checkpointed(checkpoint, covered, oldest)?;
         let identity = self.manifest.identity();
         let path = identity.checkpoint_path(checkpoint.0);
-        self.committing().others = vec![Known::finished(&*identity.system, path)?];
+        self.committing().others = vec![KnownFile::finished(&*identity.system, path)?];
         Ok(())
     }
 

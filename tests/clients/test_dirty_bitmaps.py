@@ -1,4 +1,4 @@
-"""test_changes: what changed since a snapshot, asked for over NBD as QEMU's dirty bitmaps are.
+"""test_dirty_bitmaps: what changed since a snapshot, asked for over NBD as QEMU's dirty bitmaps are.
 
 How it works      A volume of many partitions is written, snapshotted, written again in known places; nbdinfo,
                   libnbd, qemu-img and the way in which virtnbdbackup reads (extents of a dirty bitmap, then

@@ -1,4 +1,5 @@
-//! Read back: why a volume is served before its recovered maps are synced, and what is synced.
+//! Recovered sync: why a volume is served before its recovered maps are synced, and what is synced. The maps are read
+//! by [`crate::change_log::recover`].
 //!
 //! How it works      After a kill, recovered records may exist in the page cache only: a power loss would then leave
 //!                   older maps on the disk. They are synced while hosts are already served. Until then the slots that
@@ -27,7 +28,7 @@ use crate::processor::durable::Durable;
 use crate::processor::space_waiters::SpaceWaiters;
 
 /// What has to be synced of a volume, except its journals.
-pub fn all_devices(
+pub fn devices_to_sync(
     identity: &Identity,
     geometry: &Geometry,
     space: &Arc<Space>,

@@ -1,4 +1,4 @@
-//! Account: comparing everything with the model, and the final check of a simulation.
+//! Verify: comparing everything with the model, and the final check of a simulation.
 
 use super::contents::SECTOR;
 use super::driver::{End, Result, Running, Simulation};
@@ -47,7 +47,7 @@ impl Simulation {
 
     /// The final check, without faults: everything has the expected contents, and nothing is left after everything was
     /// deleted.
-    pub(super) fn account(&mut self) -> Result<()> {
+    pub(super) fn final_check(&mut self) -> Result<()> {
         self.disk.lock().failing = false;
         // After a failed sync, none succeeds before the machine is restarted.
         self.disk.lock().crash(true);

@@ -1,4 +1,4 @@
-"""What status shows of a volume with an incomplete restore."""
+"""Incomplete restores: what status shows of a volume that a backup is being restored to."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,9 @@
-//! Lanes: queued items, in one lane for each connection, so that no connection waits for all requests of another.
+//! Connection lanes: queued items, in one lane for each connection, so that no connection waits for all
+//! requests of another.
 //!
-//! How it works      Each lane is in order (round robin over the lanes). [`Lanes::pop`] takes the first item of the
-//!                   next lane, and that lane goes to the end; [`Lanes::next`] takes several small ones of one lane.
+//! How it works      Each lane is in order (round robin over the lanes). [`ConnectionLanes::pop`] takes the first item of
+//!                   the next lane, and that lane goes to the end; [`ConnectionLanes::next`] takes several small ones of
+//!                   one lane.
 //! Invariants        LN1 a lane is in `order` exactly once as long as it is not empty, and not at all otherwise: an
 //!                   item comes after at most one turn of each other lane for each turn of its own.
 //! Owner and locks   the owner of the value.
@@ -23,18 +25,18 @@ pub fn lane_of(part: &Part) -> Key {
 pub const QUANTUM: u32 = 16;
 
 /// See the module's head.
-pub struct Lanes<T> {
+pub struct ConnectionLanes<T> {
     lanes: HashMap<Key, VecDeque<T>>,
     order: VecDeque<Key>,
 }
 
-impl<T> Default for Lanes<T> {
-    fn default() -> Lanes<T> {
-        Lanes { lanes: HashMap::new(), order: VecDeque::new() }
+impl<T> Default for ConnectionLanes<T> {
+    fn default() -> ConnectionLanes<T> {
+        ConnectionLanes { lanes: HashMap::new(), order: VecDeque::new() }
     }
 }
 
-impl<T> Lanes<T> {
+impl<T> ConnectionLanes<T> {
     /// Whether all lanes are empty.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
@@ -99,11 +101,11 @@ impl<T> Lanes<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::Lanes;
+    use super::ConnectionLanes;
 
     #[test]
     fn a_late_item_waits_for_one_turn_of_each_other_lane() {
-        let mut lanes = Lanes::default();
+        let mut lanes = ConnectionLanes::default();
         for number in 0..64 * 1000 {
             lanes.push(number % 64, "others'");
         }
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_turn_takes_small_items_up_to_the_quantum_and_at_least_one() {
-        let mut lanes = Lanes::default();
+        let mut lanes = ConnectionLanes::default();
         [3, 3, 3, 3, 9, 9].into_iter().for_each(|cost| lanes.push(1, cost));
         let mut turns = Vec::new();
         while !lanes.is_empty() {
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn after_a_removal_the_rest_stays_in_order() {
-        let mut lanes = Lanes::default();
+        let mut lanes = ConnectionLanes::default();
         (0..12).for_each(|number| lanes.push(number % 3, number));
         let mut taken = lanes.take_if(|number| number % 3 == 1 || *number > 8);
         taken.sort_unstable();

@@ -1,4 +1,4 @@
-"""What a schedule would keep: its runs simulated, for `schedule add --dry-run`.
+"""Dry run: what a schedule would keep: its runs simulated, for `schedule add --dry-run`.
 
 How it works      Runs are counted from now on until every rule has more than it keeps, so that the plan shows
                   which snapshots go; or for as long as was asked for. The rules are then applied once at the

@@ -1,4 +1,4 @@
-"""leaving: disconnects nbdkit's clients.
+"""disconnect: disconnects nbdkit's clients.
 
 How it works      When nbdkit is stopped, it waits until its clients have left. So the
                   reading side of every socket that was accepted from one of nbdkit's listening sockets is

@@ -1,7 +1,7 @@
-"""watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
+"""Main loop: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
 
-How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads (signals.py), on a thread of its own: a
-                  device that hangs keeps the watch from nothing. Between signals systemd gets one line on
+How it works      SIGTERM and SIGINT end the loop, SIGHUP reloads (signals.py), on a thread of its own: a
+                  device that hangs does not delay the loop. Between signals systemd gets one line on
                   what is served, and, if it wants a watchdog's ping, one each time that the control API's
                   loop and the engine have answered. If they do not, polyvold stays silent, and systemd starts
                   it again.
@@ -27,8 +27,8 @@ PROBE_TIMEOUT_S = 5.0
 _log = logging.getLogger("polyvol")
 
 
-def watch(service: Service, read_again: Callable[[], Config]) -> None:
-    """Until SIGTERM or SIGINT. `read_again` reads the settings again, or raises PolyvolError."""
+def run(service: Service, read_again: Callable[[], Config]) -> None:
+    """Run until SIGTERM or SIGINT. `read_again` reads the settings again, or raises PolyvolError."""
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""
