@@ -82,6 +82,24 @@ def test_a_bundle_has_everything_but_data_and_secrets(used: Daemon) -> None:
 
 
 @pytest.mark.slow
+def test_a_secret_that_a_hook_prints_in_quotes_is_left_out(used: Daemon) -> None:
+    hook = used.directory / "hook"
+    hook.write_text("""#!/bin/sh\necho 'password="A-SECRET in-words" {"token": "A-SECRET"}' >&2\nexit 1\n""")
+    hook.chmod(0o755)
+    used.ok("volume", "set", "v", "--quiesce", hook)
+    assert "A-SECRET" in used.cli("snapshot", "create", "v", "--name", "hooked").err
+    bundle = used.directory / "bundle.tar.gz"
+    used.ok("support-bundle", bundle)
+    found = members(bundle)
+    for name, text in found.items():
+        assert b"A-SECRET" not in text, name
+        assert b"in-words" not in text, name
+        if name.endswith(".json"):
+            json.loads(text)
+    assert LEFT_OUT in found["snapshots.json"].decode()
+
+
+@pytest.mark.slow
 def test_a_file_that_exists_is_not_replaced(used: Daemon) -> None:
     bundle = used.directory / "bundle.tar.gz"
     bundle.write_bytes(b"of somebody")
@@ -152,6 +170,11 @@ def test_the_settings_are_there_without_what_is_secret(used: Daemon) -> None:
         ("password=word next", f"password={LEFT_OUT} next"),
         ('"token": "word"', f'"token": "{LEFT_OUT}"'),
         ("client_secret: word", f"client_secret: {LEFT_OUT}"),
+        ('password="two words" next', f'password="{LEFT_OUT}" next'),
+        ("passphrase: 'cut off at the end of", f"passphrase: '{LEFT_OUT}'"),
+        ("psql --password word next", f"psql --password {LEFT_OUT} next"),
+        ("Authorization: Bearer word", f"Authorization: Bearer {LEFT_OUT}"),
+        ("api_key=word&pwd=word", f"api_key={LEFT_OUT}"),
         ("nbd+unix:///v@s?socket=/x", "nbd+unix:///v@s?socket=/x"),
         ("volume tokens is served", "volume tokens is served"),
     ],
