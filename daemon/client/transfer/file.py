@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,8 +32,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class NewFile:
     """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
-    there already; None: what is written so can never be resumed. `replace`: FILE may be there, and is
-    replaced."""
+    there already; None: what is written so can never be resumed. `replace`: FILE may be there if it
+    is a regular file, and is replaced."""
 
     def __init__(self, path: Path, *, resume: bool | None, replace: bool = False) -> None:
         with file_errors(path):
@@ -115,8 +116,13 @@ class NewFile:
             return False
 
     def _refuse_existing(self) -> None:
-        if os.path.lexists(self.path) and not self._replace:
+        if not os.path.lexists(self.path):
+            return
+        if not self._replace:
             raise self._exists()
+        if not stat.S_ISREG(self.path.lstat().st_mode):
+            why = "it is there, and is not a regular file"
+            raise TransferFailed(what=f"writing {self.path}", why=why, todo="choose another name")
 
     def _exists(self) -> FileExists:
         return FileExists(path=self.path, more="", todo="choose another name")
