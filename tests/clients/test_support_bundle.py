@@ -4,6 +4,7 @@ How it works      A real polyvold, with a volume whose blocks, whose hooks and w
                   that must not be in the bundle. A hang is a SIGSTOP.
 """
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.client.cli import support_bundle
-from polyvol.daemon.client.cli.support_parts import LEFT_OUT, Absent, Part, clean, without_secrets
+from polyvol.daemon.client.cli.support_parts import LEFT_OUT, Absent, Part, clean, parts, without_secrets
 from tests.support.daemon import Daemon
 from tests.support.nbd import connect
 
@@ -161,6 +162,19 @@ def test_the_settings_are_there_without_what_is_secret(used: Daemon) -> None:
     used.ok("support-bundle", bundle)
     text = members(bundle)["config.json"].decode()
     assert json.loads(text)["settings"] == {"processors": 3, "tls-password": LEFT_OUT}
+
+
+def test_where_the_lock_cannot_be_read_it_is_not_said_that_polyvold_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    collected = {each.name: each.collect for each in parts(tmp_path, 1)}
+    for name in ("process.txt", "config.json", "check.json"):
+        with pytest.raises(Absent, match="lock cannot be read: permission denied"):
+            collected[name]()
 
 
 @pytest.mark.parametrize(

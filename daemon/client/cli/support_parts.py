@@ -259,9 +259,14 @@ def _config(state_dir: Path) -> Json:
 
 
 def _pid(state_dir: Path) -> int | None:
-    """The process that has written its pid into the lock, if it is there; others may have the number now."""
-    with suppress(OSError, ValueError):
-        pid = int((state_dir / "lock").read_text(encoding="ascii"))
+    """The process that has written its pid into the lock, if it is there; others may have the number now.
+    Absent if the lock cannot be read."""
+    lock = state_dir / "lock"
+    with suppress(FileNotFoundError, ValueError):
+        try:
+            pid = int(lock.read_text(encoding="ascii"))
+        except PermissionError as error:
+            raise Absent(f"{lock} cannot be read: {reason(error, lock)}") from error
         if any("polyvol" in word for word in _command(pid)):
             return pid
     return None
