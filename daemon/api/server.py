@@ -205,5 +205,5 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         """End the connection if too much is unread. waitress would wait, in a thread that is for all."""
         if self.total_outbufs_len > UNREAD_BYTES_MAX:
             self.connected = False  # the caller, and what follows, sees that
-            with contextlib.suppress(OSError):  # closed by the loop
+            with contextlib.suppress(OSError, AttributeError):  # the loop has closed it
                 self.socket.shutdown(socket.SHUT_RDWR)  # the loop sees that, and closes it

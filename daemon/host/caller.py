@@ -30,17 +30,21 @@ def caller_pid() -> int | None:
 
 
 @contextmanager
-def called_over(connection: socket.socket) -> Iterator[None]:
-    """What this thread does within is asked for by the peer of a connection."""
-    try:
-        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _current.pid = _CREDENTIALS.unpack(data)[0] or None
-    except OSError:  # closed meanwhile
-        _current.pid = None
+def called_over(connection: socket.socket | None) -> Iterator[None]:
+    """What this thread does within is asked for by the peer of a connection; None: it is closed."""
+    _current.pid = None if connection is None else _peer_of(connection)
     try:
         yield
     finally:
         _current.pid = None
+
+
+def _peer_of(connection: socket.socket) -> int | None:
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return _CREDENTIALS.unpack(data)[0] or None
+    except OSError:  # closed meanwhile
+        return None
 
 
 def parent_of(pid: int) -> int | None:

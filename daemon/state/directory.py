@@ -89,7 +89,7 @@ def _refuse_wrong_place(state_dir: Path) -> None:
                 why=f"it lies inside {parent}, which is the state directory of a polyvold",
                 todo="give --state-dir a directory outside of that",
             )
-    if _is_state_dir(real):
+    if _is_state_dir(real) or os.path.lexists(real / "catalog.db"):
         return
     try:
         names = sorted(path.name for path in real.iterdir()) if real.exists() else []
@@ -116,9 +116,9 @@ def state_dir_of(path: Path) -> Path | None:
 
 
 def _is_state_dir(directory: Path) -> bool:
-    """Whether a polyvold has used it, also if its catalog is lost."""
-    made = directory / "volumes", directory / "manifests", directory / "lock"
-    return os.path.lexists(directory / "catalog.db") or all(os.path.lexists(each) for each in made)
+    """Whether a polyvold has used it, also if its catalog is lost. A catalog alone is a backup of one."""
+    found = [os.path.lexists(directory / name) for name in ("volumes", "manifests", "lock")]
+    return all(found) or (any(found) and os.path.lexists(directory / "catalog.db"))
 
 
 def unusable(state_dir: Path, error: OSError) -> PolyvolError:

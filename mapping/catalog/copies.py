@@ -14,6 +14,7 @@ Errors            CatalogUnreadable, CatalogDamaged, StateFull: the copy has no 
 
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,8 +63,9 @@ def keep_before_upgrade(path: Path, latest: int, examine: Callable[[Path], bool]
             raise StateFull(path=path.parent, what=what, need=NEEDED) from error
         raise
     _log.info("the catalog is upgraded from format %d to %d; its copy is %s", version, latest, copy)
-    for older in path.parent.glob(f"{path.name}{BEFORE}*"):
-        if older != copy:
+    ours = re.compile(re.escape(f"{path.name}{BEFORE}") + r"\d+(\.new)?")
+    for older in path.parent.iterdir():
+        if older != copy and ours.fullmatch(older.name) and older.is_file():
             older.unlink(missing_ok=True)  # CY2
 
 

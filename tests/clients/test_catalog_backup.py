@@ -4,6 +4,7 @@ How it works      A real polyvold. The restore is done with the commands of the 
                   place of a damaged catalog, and the devices are accepted.
 """
 
+import os
 import sqlite3
 import stat
 from contextlib import closing
@@ -96,6 +97,27 @@ def test_a_file_that_exists_is_replaced_only_when_asked(used: Daemon) -> None:
     said = used.refused("catalog", "backup", used.directory / "other.db")
     assert "remove the file" in said
     assert "--resume" not in said
+
+
+def test_only_a_regular_file_is_replaced(used: Daemon) -> None:
+    pipe, link = used.directory / "pipe", used.directory / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        before = path.lstat().st_ino
+        assert "is not a regular file" in used.refused("catalog", "backup", path, "--force")
+        assert path.lstat().st_ino == before
+    assert not list(used.directory.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_backup_may_have_the_name_of_the_catalog(used: Daemon) -> None:
+    """It does not make its directory a state directory, nor one above another's."""
+    copy = used.state_dir.parent / "catalog.db"
+    used.ok("catalog", "backup", copy)
+    used.ok("catalog", "backup", copy, "--force")
+    used.ok("catalog", "backup", copy.with_name("catalog.db.2"))
+    used.restart()
 
 
 def test_a_damaged_catalog_is_not_backed_up(used: Daemon) -> None:

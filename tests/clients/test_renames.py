@@ -14,6 +14,7 @@ import pytest
 from polyvol.daemon.client.cli.client import ApiError
 from tests.support import nbd
 from tests.support.daemon import Daemon
+from tests.support.proc import wait_until
 
 FRONT_ENDS = ((), ("--frontend", "nbdkit"))
 BLOCK = 4096
@@ -129,3 +130,30 @@ def test_no_client_is_ever_connected_to_another_volume_than_the_one_of_the_name(
     for name in {each["name"] for each in daemon.api.get("volumes")}:
         with nbd.connect(daemon.uri(name)) as live, nbd.connect(daemon.uri(f"{name}@s")) as snapshot:
             assert number(live) == number(snapshot)
+
+
+@pytest.mark.slow
+def test_a_scrub_is_followed_to_the_new_name_of_its_volume(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    for name in ("a", "b"):
+        daemon.ok("volume", "create", name, "--size", "4M", "--partition-size", "1M")
+    daemon.ok("snapshot", "create", "a", "--name", "s")
+    with nbd.connect(daemon.uri("a")) as handle:
+        handle.pwrite(b"x" * (4 << 20), 0)
+        handle.flush()
+    said: list[str] = []
+    scrub = threading.Thread(target=lambda: said.append(daemon.ok("scrub", "a", "--rate", "1M")))
+    scrub.start()
+    wait_until(lambda: _scrubs(daemon, "a"), "the scrub", 20)
+    assert rename(daemon, "volumes", "a", "c") is None
+    assert rename(daemon, "volumes", "b", "a") is None
+    scrub.join(60)
+    assert said
+    assert "scrub of volume c done: 4 MiB read" in said[0]
+
+
+def _scrubs(daemon: Daemon, name: str) -> bool:
+    try:
+        return bool(daemon.api.get("volumes", name, "scrub")["state"] == "running")
+    except ApiError:
+        return False

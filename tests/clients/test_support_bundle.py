@@ -4,6 +4,7 @@ How it works      A real polyvold, with a volume whose blocks, whose hooks and w
                   that must not be in the bundle. A hang is a SIGSTOP.
 """
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.client.cli import support_bundle
-from polyvol.daemon.client.cli.support_parts import LEFT_OUT, Absent, Part, clean, without_secrets
+from polyvol.daemon.client.cli.support_parts import LEFT_OUT, Absent, Part, clean, parts, without_secrets
 from tests.support.daemon import Daemon
 from tests.support.nbd import connect
 
@@ -79,6 +80,24 @@ def test_a_bundle_has_everything_but_data_and_secrets(used: Daemon) -> None:
     readme = found["README.txt"].decode()
     assert "Look through it" in readme
     assert all(name in readme for name in (*said["parts"], *said["absent"]))
+
+
+@pytest.mark.slow
+def test_a_secret_that_a_hook_prints_in_quotes_is_left_out(used: Daemon) -> None:
+    hook = used.directory / "hook"
+    hook.write_text("""#!/bin/sh\necho 'password="A-SECRET in-words" {"token": "A-SECRET"}' >&2\nexit 1\n""")
+    hook.chmod(0o755)
+    used.ok("volume", "set", "v", "--quiesce", hook)
+    assert "A-SECRET" in used.cli("snapshot", "create", "v", "--name", "hooked").err
+    bundle = used.directory / "bundle.tar.gz"
+    used.ok("support-bundle", bundle)
+    found = members(bundle)
+    for name, text in found.items():
+        assert b"A-SECRET" not in text, name
+        assert b"in-words" not in text, name
+        if name.endswith(".json"):
+            json.loads(text)
+    assert LEFT_OUT in found["snapshots.json"].decode()
 
 
 @pytest.mark.slow
@@ -145,6 +164,19 @@ def test_the_settings_are_there_without_what_is_secret(used: Daemon) -> None:
     assert json.loads(text)["settings"] == {"processors": 3, "tls-password": LEFT_OUT}
 
 
+def test_where_the_lock_cannot_be_read_it_is_not_said_that_polyvold_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    collected = {each.name: each.collect for each in parts(tmp_path, 1)}
+    for name in ("process.txt", "config.json", "check.json"):
+        with pytest.raises(Absent, match="lock cannot be read: permission denied"):
+            collected[name]()
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [
@@ -152,6 +184,11 @@ def test_the_settings_are_there_without_what_is_secret(used: Daemon) -> None:
         ("password=word next", f"password={LEFT_OUT} next"),
         ('"token": "word"', f'"token": "{LEFT_OUT}"'),
         ("client_secret: word", f"client_secret: {LEFT_OUT}"),
+        ('password="two words" next', f'password="{LEFT_OUT}" next'),
+        ("passphrase: 'cut off at the end of", f"passphrase: '{LEFT_OUT}'"),
+        ("psql --password word next", f"psql --password {LEFT_OUT} next"),
+        ("Authorization: Bearer word", f"Authorization: Bearer {LEFT_OUT}"),
+        ("api_key=word&pwd=word", f"api_key={LEFT_OUT}"),
         ("nbd+unix:///v@s?socket=/x", "nbd+unix:///v@s?socket=/x"),
         ("volume tokens is served", "volume tokens is served"),
     ],

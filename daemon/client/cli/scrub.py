@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_json, print_table, say
 from polyvol.daemon.client.cli.tree import Verb
@@ -49,7 +49,9 @@ def scrub(
     if stop:
         ended = client.delete("volumes", volume, "scrub")
     else:
-        ended = _watch(client, volume, client.post("volumes", volume, "scrub", body={"rate": rate}))
+        uuid = client.get("volumes", volume)["uuid"]
+        begun = client.post("volumes", volume, "scrub", body={"rate": rate})
+        ended = _watch(client, volume, uuid, begun)
     if as_json:
         print_json(ended)
     else:
@@ -58,15 +60,32 @@ def scrub(
         sys.exit(EXIT_CODE)
 
 
-def _watch(client: Client, volume: str, view: dict[str, Any]) -> dict[str, Any]:
-    """The scrub as it ended, with a bar meanwhile on a terminal."""
+def _watch(client: Client, volume: str, uuid: str, view: dict[str, Any]) -> dict[str, Any]:
+    """The scrub as it ended, with a bar meanwhile on a terminal. The volume may be renamed meanwhile."""
+    started = view["started"]
     with progress(f"scrubbing {volume}", view["total"]) as advance:
         done = 0
         while view["state"] == "running":
             time.sleep(_POLL_S)
-            view = client.get("volumes", volume, "scrub")
+            now = _scrub_of(client, volume)
+            if now is None or now["started"] != started:  # the name may be another volume's
+                names = (each["name"] for each in client.get("volumes") if each["uuid"] == uuid)
+                volume = next(names, volume)
+                now = client.get("volumes", volume, "scrub")
+            view = now
             advance(view["done"] - done)
             done = view["done"]
+    return view
+
+
+def _scrub_of(client: Client, volume: str) -> dict[str, Any] | None:
+    """The scrub of the volume of this name; None if there is none."""
+    try:
+        view: dict[str, Any] = client.get("volumes", volume, "scrub")
+    except ApiError as error:
+        if error.code not in ("unknown-volume", "no-scrub"):
+            raise
+        return None
     return view
 
 

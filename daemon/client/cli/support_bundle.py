@@ -142,14 +142,16 @@ def _write(path: Path, name: str, wanted: "list[Part]", timeout_s: float) -> tup
 
 def _collect(part: "Part", timeout_s: float) -> tuple[bytes | None, str | None]:
     """A part's bytes, or why it is not there."""
-    from polyvol.daemon.client.cli.support_parts import Absent, clean
+    from polyvol.daemon.client.cli.support_parts import Absent, clean, written
 
     texts: list[bytes] = []
     errors: list[str] = []
 
     def run() -> None:
         try:
-            texts.append(clean(part.collect()).encode(errors="backslashreplace"))
+            value = part.collect()
+            text = clean(value) if isinstance(value, str) else written(value)
+            texts.append(text.encode(errors="backslashreplace"))
         except Absent as absent:
             errors.append(str(absent))
         except BaseException as error:  # whatever it is, the other parts go on

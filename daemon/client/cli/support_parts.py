@@ -34,14 +34,22 @@ JOURNAL_LINES = 5000
 ENTRIES_MAX = 20_000
 """How many files of the state directory are listed."""
 _HOOKS = ("quiesce", "thaw")
-_SECRET = re.compile(r"password|passwd|secret|token|credential|private", re.IGNORECASE)
-_IN_TEXT = (
-    (re.compile(r"(?<=://)[^/@\s'\"]+(?=@)"), LEFT_OUT),
-    (
-        re.compile(rf"((?:{_SECRET.pattern})\w*['\"]?\s*[=:]\s*['\"]?)[^\s'\",;]+", re.IGNORECASE),
-        rf"\1{LEFT_OUT}",
-    ),
+_SECRET = re.compile(
+    r"password|passwd|passphrase|\bpass\b|pwd|secret|token|credential|private|authorization"
+    r"|(?:api|access)[-_ ]?key",
+    re.IGNORECASE,
 )
+_VALUE = r"""(?:"(?:[^"\\\n]|\\.)*(?:"|$)|'(?:[^'\\\n]|\\.)*(?:'|$)|[^\s'",;]+)"""
+"""A word, or words in quotes; the second quote may be cut off with the rest of the line."""
+_KEY = rf"(?:{_SECRET.pattern})[\w-]*"
+_FLAGS = re.IGNORECASE | re.MULTILINE
+_IN_TEXT = (
+    re.compile(r"((?<=://))([^/@\s'\"]+)(?=@)"),
+    re.compile(rf"({_KEY}\\?['\"]?\s*[=:]\s*\\?(?:(?:bearer|basic)\s+)?)({_VALUE})", _FLAGS),
+    re.compile(rf"(--[\w-]*{_KEY}\s+)(?!-)({_VALUE})", _FLAGS),
+    re.compile(r"(\bbearer\s+)([^\s'\",;]+)", _FLAGS),
+)
+"""What comes before a secret, and the secret."""
 _PACKAGES = (
     "polyvol", "python3", "python3-libnbd", "python3-pyudev", "python3-crcmod", "python3-systemd", "libnbd0",
     "libnbd-bin", "nbd-client", "nbdkit", "nbdkit-plugin-python", "fuse3", "qemu-utils", "systemd",
@@ -77,11 +85,11 @@ class Absent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of the bundle: its name, what it is, and its text."""
+    """A file of the bundle: its name, what it is, and its text, or the value that its JSON stands for."""
 
     name: str
     what: str
-    collect: Callable[[], str]
+    collect: Callable[[], Json]
 
 
 def parts(state_dir: Path, read_s: float) -> list[Part]:
@@ -128,7 +136,10 @@ def parts(state_dir: Path, read_s: float) -> list[Part]:
 
 
 def without_secrets(value: Json) -> Json:
-    """JSON without commands of hooks, and without values whose keys say that they are secret."""
+    """JSON without commands of hooks, without values whose keys say that they are secret, and with clean
+    texts. These are cleaned as values: in written JSON, quotes are escaped."""
+    if isinstance(value, str):
+        return clean(value)
     if isinstance(value, dict):
         return {
             key: LEFT_OUT
@@ -141,11 +152,21 @@ def without_secrets(value: Json) -> Json:
     return value
 
 
+def written(value: Json) -> str:
+    """JSON as a text, without secrets."""
+    return json.dumps(without_secrets(value), indent=1, default=str)
+
+
 def clean(text: str) -> str:
     """A text without what looks like a password in it."""
-    for pattern, instead in _IN_TEXT:
-        text = pattern.sub(instead, text)
+    for pattern in _IN_TEXT:
+        text = pattern.sub(_left_out, text)
     return text
+
+
+def _left_out(found: re.Match[str]) -> str:
+    quote = found[2][0] if found[2][0] in "'\"" else ""
+    return f"{found[1]}{quote}{LEFT_OUT}{quote}"
 
 
 class _Asked:
@@ -156,10 +177,10 @@ class _Asked:
         self._client = Client(state_dir, read_s=read_s)
         self._down: str | None = None
 
-    def about(self, path: Sequence[str]) -> Callable[[], str]:
+    def about(self, path: Sequence[str]) -> Callable[[], Json]:
         """A function that asks for this path."""
 
-        def ask() -> str:
+        def ask() -> Json:
             if self._down is None and not may_run(self._state_dir):
                 self._down = "polyvold does not run"
             if self._down is not None:
@@ -176,16 +197,12 @@ class _Asked:
                 self._down = error.message
                 raise Absent(error.message) from error
             self._down = None
-            return _json(answer)
+            return answer
 
         return ask
 
 
-def _json(value: Json) -> str:
-    return json.dumps(without_secrets(value), indent=1)
-
-
-def _catalog(state_dir: Path, read_s: float) -> str:
+def _catalog(state_dir: Path, read_s: float) -> Json:
     """What the catalog is like, without its rows."""
     import tempfile
 
@@ -206,7 +223,7 @@ def _catalog(state_dir: Path, read_s: float) -> str:
             }
             facts = dict(zip(("generation", "commits"), _counters(connection, version), strict=False))
     found = {"format": version, "bytes": len(data), "polyvold_runs": running, "problems": problems, **facts}
-    return json.dumps({**found, "rows": counts, "schema": [sql for _, _, sql in rows if sql]}, indent=1)
+    return {**found, "rows": counts, "schema": [sql for _, _, sql in rows if sql]}
 
 
 def _counters(connection: Json, version: int) -> tuple[int, ...]:
@@ -216,15 +233,15 @@ def _counters(connection: Json, version: int) -> tuple[int, ...]:
     return row
 
 
-def _check(state_dir: Path) -> str:
+def _check(state_dir: Path) -> Json:
     from polyvol.daemon.check import check_state  # loads the engine
 
     if _pid(state_dir) is not None:
         raise Absent("polyvold runs")
-    return json.dumps(asdict(check_state(state_dir.absolute(), data=False)), indent=1)
+    return asdict(check_state(state_dir.absolute(), data=False))
 
 
-def _config(state_dir: Path) -> str:
+def _config(state_dir: Path) -> Json:
     """The settings as TOML has them, from the file that the process was started with."""
     pid = _pid(state_dir)
     command = _command(pid) if pid is not None else []
@@ -238,13 +255,18 @@ def _config(state_dir: Path) -> str:
     except (OSError, ValueError) as error:
         why = reason(error, file) if isinstance(error, OSError) else "it is not TOML in UTF-8"
         raise Absent(f"{file} cannot be read: {why}") from error
-    return _json({"file": str(file), "settings": settings, "command": command})
+    return {"file": str(file), "settings": settings, "command": command}
 
 
 def _pid(state_dir: Path) -> int | None:
-    """The process that has written its pid into the lock, if it is there; others may have the number now."""
-    with suppress(OSError, ValueError):
-        pid = int((state_dir / "lock").read_text(encoding="ascii"))
+    """The process that has written its pid into the lock, if it is there; others may have the number now.
+    Absent if the lock cannot be read."""
+    lock = state_dir / "lock"
+    with suppress(FileNotFoundError, ValueError):
+        try:
+            pid = int(lock.read_text(encoding="ascii"))
+        except PermissionError as error:
+            raise Absent(f"{lock} cannot be read: {reason(error, lock)}") from error
         if any("polyvol" in word for word in _command(pid)):
             return pid
     return None
@@ -364,11 +386,11 @@ def _ran(*command: str, s: float) -> str:
     return done.stdout
 
 
-def _attached() -> str:
+def _attached() -> Json:
     from polyvol.daemon.client.attach import verbs  # loads netlink and udev
     from polyvol.daemon.client.attach.records import Places
 
-    return _json([asdict(view) for view in verbs.list_all(Places.default())])
+    return [asdict(view) for view in verbs.list_all(Places.default())]
 
 
 def _system() -> str:

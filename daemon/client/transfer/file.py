@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class NewFile:
     """FILE.partial, open for reading and writing as `fd`, which the caller has to close. `resume`: it may be
-    there already; None: what is written so can never be resumed. `replace`: whether a
+    there already; None: what is written so can never be resumed. `replace`: whether a regular
     FILE that exists is replaced (the option --force); None: the command does not have that option."""
 
     def __init__(self, path: Path, *, resume: bool | None, replace: bool | None = None) -> None:
@@ -115,8 +116,13 @@ class NewFile:
             return False
 
     def _refuse_existing(self) -> None:
-        if os.path.lexists(self.path) and not self._replace:
+        if not os.path.lexists(self.path):
+            return
+        if not self._replace:
             raise self._exists()
+        if not stat.S_ISREG(self.path.lstat().st_mode):
+            why = "it is there, and is not a regular file"
+            raise TransferFailed(what=f"writing {self.path}", why=why, todo="choose another name")
 
     def _exists(self) -> FileExists:
         todo = "choose another name"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.api.application import ROUTES
-from polyvol.daemon.api.server import CONNECTIONS_MAX
+from polyvol.daemon.api.server import _READERS, CONNECTIONS_MAX, _Channel
 from polyvol.daemon.service import Service
 from polyvol.daemon.types.status import StatusView
 from polyvol.mapping.errors import UnknownVolume
@@ -213,6 +213,45 @@ def test_a_connection_with_a_call_under_way_is_not_closed_for_others(
         assert ask(daemon, "GET", "/v1/volumes")[0] == 200
         go_on.set()
         assert b"404 Not Found" in first.recv(1000)
+
+
+def test_a_client_that_has_left_before_its_turn_is_no_defect(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop sees its request and its end at once, and closes the connection before a thread is free."""
+    left, closed, go_on = threading.Event(), threading.Event(), threading.Event()
+    begun = threading.Semaphore(0)
+    made, close = _Channel.__init__, _Channel.handle_close
+
+    def status(_: Service) -> StatusView:
+        begun.release()
+        assert go_on.wait(30)
+        raise UnknownVolume(name="v")
+
+    def make(*arguments: Any, **named: Any) -> None:
+        made(*arguments, **named)
+        assert left.wait(30)
+
+    def close_it(channel: _Channel) -> None:
+        close(channel)
+        closed.set()
+
+    monkeypatch.setattr(Service, "status", status)
+    request = b"GET /v1/status HTTP/1.1\r\n\r\n"
+    with contextlib.ExitStack() as connections:
+        busy = [connections.enter_context(opened(daemon, request)) for _ in range(_READERS)]
+        assert all(begun.acquire(timeout=10) for _ in busy)
+        monkeypatch.setattr(_Channel, "__init__", make)
+        monkeypatch.setattr(_Channel, "handle_close", close_it)
+        with opened(daemon, request):
+            pass
+        left.set()
+        assert closed.wait(10)
+        go_on.set()
+        for each in busy:
+            assert b"404 Not Found" in each.recv(1000)
+        assert ask(daemon, "GET", "/v1/volumes")[0] == 200
+    assert not [each for each in caplog.records if each.name == "waitress"]
 
 
 def test_clients_that_read_no_answers_take_no_threads_from_others(daemon: Daemon) -> None:

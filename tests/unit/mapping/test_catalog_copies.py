@@ -51,6 +51,16 @@ def test_an_upgrade_keeps_what_was_before(old: Path) -> None:
     assert copy.read_bytes() == before
 
 
+def test_of_earlier_copies_none_is_removed_that_has_another_name(old: Path) -> None:
+    kept = old.with_name("catalog.db.before-v1.keep")
+    kept.write_bytes(b"of an administrator")
+    directory = old.with_name("catalog.db.before-v2")
+    directory.mkdir()
+    Catalog(old).close()
+    assert kept.read_bytes() == b"of an administrator"
+    assert directory.is_dir()
+
+
 def test_nothing_is_kept_where_nothing_is_upgraded(tmp_path: Path) -> None:
     path = used_catalog(tmp_path)
     Catalog(path).close()
