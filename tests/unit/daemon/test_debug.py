@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -313,3 +314,38 @@ def test_a_volume_whose_state_the_engine_cannot_say_is_not_taken_for_closed(
     assert context.engine_has(volume)
     service.delete_volume("data")
     assert not context.engine_has(volume)
+
+
+def test_processors_and_dumps_are_answered_when_the_system_refuses_threads(
+    service: Service, world: SimWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.inspection = stuck(threading.get_native_id())
+
+    def refuses(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    file = tmp_path / "dump.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        shown = json.loads(run(service, "debug", "processors", "--json"))
+        assert [one["volume"] for each in shown["processors"] for one in each["shares"]] == ["number 1"] * 2
+        run(service, "debug", "dump", str(file))
+    found = json.loads(file.read_text())
+    missing = ("the status", "the names of volumes", "the names of devices")
+    said = [f"{each} could not be found out: can't start new thread" for each in missing]
+    assert found["problems"] == said
+    assert found["threads"] != []
+    assert found["processors"] is not None
+    assert service.status().volumes[0].name == "data"
+
+
+def test_a_client_that_leaves_after_a_request_without_a_header_is_no_defect(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The HTTP library logs the path that was asked for, and there is none."""
+    for _ in range(50):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(service.state_dir / "control.sock"))
+            client.sendall(b"GARBAGE\r\n\r\n")
+    Client(service.state_dir).get("status")
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
