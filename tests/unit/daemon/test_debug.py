@@ -261,17 +261,21 @@ def test_a_checkpoint_that_fails_is_an_event_and_degrades_its_volume_until_one_s
     assert isinstance(service.engine, SimEngine)
     engine = service.engine
     world.checkpoint_errno[1] = errno.ENOSPC
-    engine.events.put({"kind": "checkpoint-failed", "volume": 1})
+    for _ in range(4):  # a volume's processors each report their own
+        engine.events.put({"kind": "checkpoint-failed", "volume": 1})
     trouble = "volume data: its last checkpoint failed: no space left on its file system"
     wait_until(lambda: any(text.startswith(trouble) for text in texts()), "the event", 20)
     shown = service.volumes.show("data", partitions=False)
     assert shown.state == "degraded"
     assert shown.reason is not None
     assert "its last checkpoint failed" in shown.reason
+    engine.events.put({"kind": "checkpoint-written", "volume": 1})  # of one; others still fail
+    wait_until(engine.events.empty, "the end of the events", 20)
     world.checkpoint_errno[1] = 0
     engine.events.put({"kind": "checkpoint-written", "volume": 1})
     wait_until(lambda: "volume data: its checkpoints are written again" in texts(), "the end", 20)
     assert service.volumes.show("data", partitions=False).state == "serving"
+    assert len([text for text in texts() if text.startswith(trouble)]) == 1
 
 
 def test_what_a_snapshot_that_failed_could_not_undo_is_an_event_and_a_note(
