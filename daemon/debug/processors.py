@@ -54,7 +54,7 @@ def names_soon(context: Context) -> dict[int, str]:
     try:
         return answers({"names": names}, NAMES_S, "polyvol-debug").get("names", {})
     except RuntimeError as error:
-        log_failure(_log, "finding out the names of volumes", error)  # no thread can be started
+        _log.warning("volumes are shown by number: %s", error)  # no thread can be started
         return {}
 
 
