@@ -140,8 +140,8 @@ class SpaceMonitor:
         for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
             context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
-        for gone in self._checkpoints_told.keys() - {volume.id for volume in volumes}:
-            del self._checkpoints_told[gone]
+        for number in self._checkpoints_told.keys() - {volume.id for volume in volumes}:
+            del self._checkpoints_told[number]
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be closed in the meantime.
