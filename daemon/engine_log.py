@@ -22,7 +22,8 @@ from polyvol.daemon.errors import log_failure
 if TYPE_CHECKING:
     from polyvol.engine import LogLine
 
-WAIT_S = 3600.0
+WAIT_S = 60.0
+"""How often it looks whether lines were dropped when there are none."""
 STOP_S = 5.0
 """How long a stop waits for it: names are in the catalog, whose disk may hang."""
 AGAIN_S = 2.0

@@ -6,7 +6,8 @@ How it works      `Workers` runs jobs on threads, `concurrent` of them; a job th
                   one. So a hang costs a thread, never a turn. `answers` asks many questions at once, and
                   waits for as long as answers come.
 Owner and locks   One lock over what runs and waits. Jobs run without it.
-Errors            An exception in a job is logged.
+Errors            An exception in a job is logged. RuntimeError where the system refuses a thread and none
+                  will take the job.
 """
 
 import logging
@@ -117,13 +118,17 @@ class Workers:
         self._stopped = False
 
     def run(self, key: Hashable, job: Job) -> bool:
-        """Have a job run soon; False if one for this key waits already, or after `stop`."""
+        """Have a job run soon; False if one for this key waits already, or after `stop`. RuntimeError if no
+        thread can be started for it: then it does not run."""
         with self._condition:
             if key in self._jobs or self._stopped:
                 return False
             self._jobs[key] = job
             self._queue.append(key)
-            self._begin()
+            if not self._begin() and key in self._jobs:
+                self._queue.remove(key)
+                del self._jobs[key]
+                raise RuntimeError("the system refuses a thread")
             return True
 
     def busy(self, key: Hashable) -> bool:
@@ -146,23 +151,33 @@ class Workers:
                 self._timer.cancel()
         return self.wait(timeout_s)
 
-    def _begin(self) -> None:
-        """Begin what may begin now. Under `_condition`."""
+    def _begin(self) -> bool:
+        """Begin what may begin now; False if the system refuses a thread: the rest stays in the queue until
+        the next call. Under `_condition`."""
         now = time.monotonic()
         counted = [began for began in self._running.values() if now - began < self._stuck_s]
         free = self._at_a_time - len(counted)
         for key in [key for key in self._queue if key not in self._running][: max(0, free)]:
-            self._queue.remove(key)
-            self._running[key] = now
             thread = threading.Thread(
-                target=self._work, args=(key, self._jobs.pop(key)), name=self._name, daemon=True
+                target=self._work, args=(key, self._jobs[key]), name=self._name, daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._queue.remove(key)
+            del self._jobs[key]
+            self._running[key] = now
         if self._timer is None and any(key not in self._running for key in self._queue):
             # Those that count may hang: then they count no more.
-            self._timer = threading.Timer(self._stuck_s, self._look_again)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(self._stuck_s, self._look_again)
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:
+                return False
+            self._timer = timer
+        return True
 
     def _look_again(self) -> None:
         with self._condition:

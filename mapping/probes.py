@@ -4,7 +4,8 @@ How it works      A `stat` of a path on a file system that hangs never returns. 
                   after the other; those that return in time have an answer. One that does not return costs
                   a thread, and is not run again until it has returned.
 Owner and locks   One lock over who runs what. Probes run without it.
-Errors            An exception in a probe is logged; the probe then has no answer.
+Errors            An exception in a probe is logged; the probe then has no answer. So it is if no
+                  thread can be started.
 """
 
 import logging
@@ -56,7 +57,12 @@ class Probes:
             todo = deque((key, ask) for key, ask in questions.items() if key not in self._stuck)
             while todo:
                 round_: _Round[Question, Answer] = _Round(todo, answers)
-                threading.Thread(target=self._ask, args=(round_,), name="polyvol-look", daemon=True).start()
+                thread = threading.Thread(target=self._ask, args=(round_,), name="polyvol-look", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    _log.warning("paths are not looked at: %s", error)  # no thread can be started
+                    break
                 self._follow(round_, until)
                 if round_.ended or time.monotonic() >= until:
                     break

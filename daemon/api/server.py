@@ -139,8 +139,11 @@ class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no t
         request = task.requests[0]
         if request.error or self._only_looks(request.command, request.request_uri):
             super().add_task(task)
-        else:
+            return
+        try:
             self._workers.run(next(self._numbers), task.service)
+        except RuntimeError:
+            super().add_task(task)  # no thread can be started: one that there is answers
 
     def stop(self, timeout_s: float) -> None:
         """Wait for the calls that have begun, at most so long."""
@@ -170,6 +173,9 @@ class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
     """Reads one request."""
+
+    path = ""
+    """waitress logs it, also where the header has none."""
 
     def parse_header(self, header_plus: bytes) -> None:
         """Read the header; ParsingError also where Python's own parser of addresses refuses one."""

@@ -3,7 +3,8 @@ what is stored.
 
 How it works      Each section is asked for on a thread of its own, and none is waited for longer than
                   PATIENCE_S: a lock that is held, or a device or a state directory that hangs, costs its
-                  section and no other. What is missing is said.
+                  section and no other. What is missing is said. If the system refuses threads, sections that
+                  never wait are asked on the calling thread.
 Owner and locks   It takes no lock of objects, and changes nothing.
 Errors            None: what fails is among `problems`.
 """
@@ -37,6 +38,8 @@ _SECTIONS = {
     "descriptors": "the open descriptors",
     "process": "the process",
 }
+_MAY_HANG = ("status", "volumes", "devices")
+"""Sections that may wait for a disk: they are asked on other threads or not at all."""
 _log = logging.getLogger("polyvol")
 
 
@@ -97,9 +100,14 @@ class Debug:
                 return False, None
 
         questions = {name: partial(ask, name) for name in sections}
-        answered = answers(questions, PATIENCE_S, "polyvol-debug")
+        why = "no answer in time"
+        try:
+            answered = answers(questions, PATIENCE_S, "polyvol-debug")
+        except RuntimeError as error:
+            why = str(error)
+            answered = {name: ask() for name, ask in questions.items() if name not in _MAY_HANG}
         for name in sections.keys() - answered.keys():
-            problems.setdefault(name, f"{_SECTIONS[name]} could not be found out: no answer in time")
+            problems.setdefault(name, f"{_SECTIONS[name]} could not be found out: {why}")
         found = {name: answer for name, (good, answer) in answered.items() if good}
         return found, [problems[name] for name in sections if name in problems]
 

@@ -51,7 +51,11 @@ def names_soon(context: Context) -> dict[int, str]:
             log_failure(_log, "finding out the names of volumes", error)
             return {}
 
-    return answers({"names": names}, NAMES_S, "polyvol-debug").get("names", {})
+    try:
+        return answers({"names": names}, NAMES_S, "polyvol-debug").get("names", {})
+    except RuntimeError as error:
+        _log.warning("volumes are shown by number: %s", error)  # no thread can be started
+        return {}
 
 
 def processors_view(inspection: "EngineInspection", names: Mapping[int, str]) -> ProcessorsView:

@@ -76,6 +76,7 @@ class SpaceMonitor:
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
+        self._checkpoints_told: dict[int, str] = {}
         self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class SpaceMonitor:
             return
         context = self._context
         if event["kind"] == "checkpoint-failed" or event["kind"] == "checkpoint-written":
-            tell_checkpoint(context, event["volume"])
+            tell_checkpoint(context, event["volume"], self._checkpoints_told)
             return
         name = context.device_names().get(event["device"], "?")
         if event["kind"] == "device-answers":
@@ -139,6 +140,8 @@ class SpaceMonitor:
         for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
             context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
+        for number in self._checkpoints_told.keys() - {volume.id for volume in volumes}:
+            del self._checkpoints_told[number]
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be closed in the meantime.

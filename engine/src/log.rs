@@ -2,8 +2,9 @@
 //!
 //! How it works      A short queue of lines for the process. A thread of Python takes them out and logs them as its own,
 //!                   so that they reach the journal with the daemon's fields; who adds one never waits for that, and
-//!                   never takes the GIL. A line like the newest one is counted with it. When the queue is full, lines
-//!                   are dropped, and their number is reported.
+//!                   never takes the GIL. A line like the newest one is counted with it. When the queue is full, or
+//!                   there have been [`CODE_LINES_MAX`] lines of one code in [`PERIOD`], lines are dropped, and their
+//!                   number is reported: a client that connects again and again cannot fill the daemon's log.
 //! Owner and locks   one lock over the queue, held for a push or a take.
 //! Errors            None. It is for troubles and rare events: nothing on the I/O path adds a line for each request.
 
@@ -16,6 +17,10 @@ use crate::units::{DeviceId, VolumeId};
 
 /// More lines than so many are dropped.
 pub const LINES_MAX: usize = 256;
+/// More lines of one code than so many in one [`PERIOD`] are dropped.
+pub const CODE_LINES_MAX: usize = 16;
+/// See [`CODE_LINES_MAX`].
+const PERIOD: Duration = Duration::from_secs(60);
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +77,37 @@ impl Line {
     }
 }
 
+/// How many lines of a code were added since the beginning of its present period.
+#[derive(Debug)]
+struct Quota {
+    code: &'static str,
+    began: Instant,
+    lines: usize,
+}
+
 #[derive(Debug)]
 struct State {
     lines: VecDeque<Line>,
+    /// One for each code that was ever used.
+    quotas: Vec<Quota>,
     dropped: u64,
     /// How often readers were woken without a line.
     wakes: u64,
+}
+
+impl State {
+    /// Counts one more line of a code; whether that is not too many.
+    fn admits(&mut self, code: &'static str, now: Instant) -> bool {
+        let Some(quota) = self.quotas.iter_mut().find(|quota| quota.code == code) else {
+            self.quotas.push(Quota { code, began: now, lines: 1 });
+            return true;
+        };
+        if now.saturating_duration_since(quota.began) >= PERIOD {
+            (quota.began, quota.lines) = (now, 0);
+        }
+        quota.lines += 1;
+        quota.lines <= CODE_LINES_MAX
+    }
 }
 
 /// The queue.
@@ -97,7 +127,7 @@ pub fn log(line: Line) {
 
 impl Log {
     const fn new() -> Log {
-        let state = State { lines: VecDeque::new(), dropped: 0, wakes: 0 };
+        let state = State { lines: VecDeque::new(), quotas: Vec::new(), dropped: 0, wakes: 0 };
         Log { state: Mutex::new(state), wake: Condvar::new() }
     }
 
@@ -108,6 +138,10 @@ impl Log {
 
     /// Adds a line, unless there are too many.
     pub fn add(&self, line: Line) {
+        self.add_at(line, Instant::now());
+    }
+
+    fn add_at(&self, line: Line, now: Instant) {
         let mut state = self.lock();
         if let Some(last) = state.lines.back_mut()
             && *last == (Line { times: last.times, ..line.clone() })
@@ -115,7 +149,7 @@ impl Log {
             last.times += 1;
             return;
         }
-        if state.lines.len() >= LINES_MAX {
+        if state.lines.len() >= LINES_MAX || !state.admits(line.code, now) {
             state.dropped += 1;
             return;
         }
@@ -182,11 +216,32 @@ mod tests {
     #[test]
     fn a_full_log_drops_lines_and_says_how_many() {
         let log = Log::new();
-        (0..LINES_MAX + 7).for_each(|number| log.add(line(&number.to_string())));
+        for number in 0..LINES_MAX + 7 {
+            let code = [
+                "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q",
+            ][number / CODE_LINES_MAX];
+            log.add(Line { code, ..line(&number.to_string()) });
+        }
         let (lines, dropped) = log.take(Duration::ZERO);
         assert_eq!((lines.len(), dropped), (LINES_MAX, 7));
         log.add(line("after"));
         assert_eq!(log.take(Duration::ZERO).1, 0, "a drop is told once");
+    }
+
+    #[test]
+    fn lines_of_one_code_are_limited_in_each_period_however_fast_they_are_taken() {
+        let log = Log::new();
+        let begin = Instant::now();
+        let add = |text: &str, now| {
+            log.add_at(line(text), now);
+            let (lines, dropped) = log.take(Duration::ZERO);
+            (lines.len(), dropped)
+        };
+        (0..CODE_LINES_MAX).for_each(|_| assert_eq!(add("flood", begin), (1, 0)));
+        assert_eq!(add("flood", begin + PERIOD / 2), (0, 1));
+        assert_eq!(add("flood", begin + PERIOD), (1, 0), "the next period");
+        log.add(Line { code: "other", ..line("other") });
+        assert_eq!(log.take(Duration::ZERO).0.len(), 1, "other codes are not affected");
     }
 
     #[test]

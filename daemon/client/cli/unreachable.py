@@ -74,7 +74,7 @@ def not_reached(state_dir: Path, error: OSError) -> PolyvolError:
 
 
 def silent(state_dir: Path, why: str, *, changes: bool = False) -> PolyvolError:
-    """The error for a daemon that does not answer. `catalog_lock`: it was asked to change something."""
+    """The error for a daemon that does not answer. `changes`: it was asked to change something."""
     todo = f"see {_log(state_dir)} for what it does{_LOOK_FIRST if changes else ''}"
     return DaemonUnreachable(state=state_dir, why=why, todo=todo)
 
@@ -107,14 +107,15 @@ def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
 
 def _holder(state_dir: Path) -> int | None:
     """The process that has the lock of a state directory open, as its file says; None where there is none, or
-    that may not be looked at. The lock itself is not tried: it would stop a polyvold that is starting."""
+    that may not be looked at. The lock itself is not tried: it would stop a polyvold that is starting. Only
+    files of its name are looked at: others may be devices, and a `stat` of one that hangs does not return."""
     lock = state_dir / "lock"
     with suppress(OSError, ValueError):
         pid = int(lock.read_text(encoding="ascii"))
         wanted = lock.stat()
         for file in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):  # one that was closed meanwhile
-                if os.path.samestat(file.stat(), wanted):
+                if file.readlink().name == lock.name and os.path.samestat(file.stat(), wanted):
                     return pid
     return None
 

@@ -112,8 +112,9 @@ impl Processor {
         let mut looks: Vec<ShareLook> =
             self.shares.iter().flatten().map(|share| share.look()).collect();
         for part in self.later.iter() {
-            if let Some(look) = looks.iter_mut().find(|look| look.share == part.share) {
-                look.turn.add(part.since);
+            // `later` may be long, and there may be many shares; they are in the order of their numbers.
+            if let Ok(at) = looks.binary_search_by_key(&part.share, |look| look.share) {
+                looks[at].turn.add(part.since);
             }
         }
         for (number, ..) in &self.rolling_back {

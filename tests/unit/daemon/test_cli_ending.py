@@ -178,6 +178,26 @@ def test_a_polyvold_that_starts_or_ends_is_not_called_stopped(state: Path) -> No
         Client(state).get("status")
 
 
+def test_a_device_that_hangs_in_a_daemon_that_ends_does_not_hang_who_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `stat` of what such a daemon has open may never return."""
+    lock, device = tmp_path / "lock", tmp_path / "device"
+    lock.write_text(str(os.getpid()))
+    device.touch()
+    at_once, hung = Path.stat, device.stat()
+
+    def looks(path: Path) -> os.stat_result:
+        found = at_once(path)
+        assert not os.path.samestat(found, hung), f"{path} hangs"
+        return found
+
+    monkeypatch.setattr(Path, "stat", looks)
+    with device.open(), lock.open():
+        said = unreachable.not_reached(tmp_path, ConnectionRefusedError())
+    assert f"starting or ending (pid {os.getpid()})" in str(said)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_user_outside_the_group_is_told_which_group(state: Path) -> None:
     somebody = ("setpriv", "--reuid", "65534", "--clear-groups")

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -260,17 +261,21 @@ def test_a_checkpoint_that_fails_is_an_event_and_degrades_its_volume_until_one_s
     assert isinstance(service.engine, SimEngine)
     engine = service.engine
     world.checkpoint_errno[1] = errno.ENOSPC
-    engine.events.put({"kind": "checkpoint-failed", "volume": 1})
+    for _ in range(4):  # a volume's processors each report their own
+        engine.events.put({"kind": "checkpoint-failed", "volume": 1})
     trouble = "volume data: its last checkpoint failed: no space left on its file system"
     wait_until(lambda: any(text.startswith(trouble) for text in texts()), "the event", 20)
     shown = service.volumes.show("data", partitions=False)
     assert shown.state == "degraded"
     assert shown.reason is not None
     assert "its last checkpoint failed" in shown.reason
+    engine.events.put({"kind": "checkpoint-written", "volume": 1})  # of one; others still fail
+    wait_until(engine.events.empty, "the end of the events", 20)
     world.checkpoint_errno[1] = 0
     engine.events.put({"kind": "checkpoint-written", "volume": 1})
     wait_until(lambda: "volume data: its checkpoints are written again" in texts(), "the end", 20)
     assert service.volumes.show("data", partitions=False).state == "serving"
+    assert len([text for text in texts() if text.startswith(trouble)]) == 1
 
 
 def test_what_a_snapshot_that_failed_could_not_undo_is_an_event_and_a_note(
@@ -313,3 +318,38 @@ def test_a_volume_whose_state_the_engine_cannot_say_is_not_taken_for_closed(
     assert context.engine_has(volume)
     service.delete_volume("data")
     assert not context.engine_has(volume)
+
+
+def test_processors_and_dumps_are_answered_when_the_system_refuses_threads(
+    service: Service, world: SimWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.inspection = stuck(threading.get_native_id())
+
+    def refuses(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    file = tmp_path / "dump.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        shown = json.loads(run(service, "debug", "processors", "--json"))
+        assert [one["volume"] for each in shown["processors"] for one in each["shares"]] == ["number 1"] * 2
+        run(service, "debug", "dump", str(file))
+    found = json.loads(file.read_text())
+    missing = ("the status", "the names of volumes", "the names of devices")
+    said = [f"{each} could not be found out: can't start new thread" for each in missing]
+    assert found["problems"] == said
+    assert found["threads"] != []
+    assert found["processors"] is not None
+    assert service.status().volumes[0].name == "data"
+
+
+def test_a_client_that_leaves_after_a_request_without_a_header_is_no_defect(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The HTTP library logs the path that was asked for, and there is none."""
+    for _ in range(50):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(service.state_dir / "control.sock"))
+            client.sendall(b"GARBAGE\r\n\r\n")
+    Client(service.state_dir).get("status")
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
