@@ -59,7 +59,7 @@ def scrub(
 
 
 def _watch(client: Client, volume: str, view: dict[str, Any]) -> dict[str, Any]:
-    """The scrub as it ended, with a bar meanwhile on a terminal."""
+    """Wait for the end of the scrub, with a progress bar on a terminal; its final view."""
     with progress(f"scrubbing {volume}", view["total"]) as advance:
         done = 0
         while view["state"] == "running":

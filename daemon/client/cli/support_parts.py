@@ -1,12 +1,12 @@
-"""The parts of a support bundle: what each is, and how it is found out.
+"""The parts of a support bundle: what each is, and how it is collected.
 
-How it works      A part is a file of the bundle, and a function that gives its text. The views of all objects
-                  come from the control API; if polyvold has not answered once, it is not asked again. The
-                  rest is read from the host: the state directory's names and sizes, the process below /proc,
-                  the journal, versions. `without_secrets` and `clean` take out what may be secret.
-Invariants        BU1 nothing is read of what volumes store; BU2 no environment of a process and no setting of
-                  a hook is in a part; BU3 polyvold is not started by it, and nothing is changed.
-Errors            Absent, whose text is a clause; what else a part raises is for its caller to tell.
+How it works      A part is a file of the bundle, and a function that returns its text. The views of all
+                  objects come from the control API; once polyvold has failed to answer, it is not asked
+                  again. The rest is read from the host: the state directory's names and sizes, the process
+                  below /proc, the journal, versions. `without_secrets` and `clean` remove what may be secret.
+Invariants        BU1 no contents of volumes are read; BU2 no part has the environment of a process or a
+                  setting of a hook; BU3 it does not start polyvold, and changes nothing.
+Errors            Absent, whose text is a clause; the caller reports what else a part raises.
 """
 
 import json
@@ -142,14 +142,14 @@ def without_secrets(value: Json) -> Json:
 
 
 def clean(text: str) -> str:
-    """A text without what looks like a password in it."""
+    """A text without what looks like a password."""
     for pattern, instead in _IN_TEXT:
         text = pattern.sub(instead, text)
     return text
 
 
 class _Asked:
-    """The control API, which is not asked again when polyvold has not answered once."""
+    """The control API, which is not asked again once polyvold has failed to answer."""
 
     def __init__(self, state_dir: Path, read_s: float) -> None:
         self._state_dir = state_dir
@@ -186,7 +186,7 @@ def _json(value: Json) -> str:
 
 
 def _catalog(state_dir: Path, read_s: float) -> str:
-    """What the catalog is like, without its rows."""
+    """Facts about the catalog, without its rows."""
     import tempfile
 
     from polyvol.daemon.client.cli.catalog import copy_of_catalog
@@ -225,7 +225,7 @@ def _check(state_dir: Path) -> str:
 
 
 def _config(state_dir: Path) -> str:
-    """The settings as TOML has them, from the file that the process was started with."""
+    """The settings as TOML, from the file that the process was started with."""
     pid = _pid(state_dir)
     command = _command(pid) if pid is not None else []
     named = [after for before, after in pairwise(command) if before == "--config"]
@@ -242,7 +242,7 @@ def _config(state_dir: Path) -> str:
 
 
 def _pid(state_dir: Path) -> int | None:
-    """The process that has written its pid into the lock, if it is there; others may have the number now."""
+    """The process that wrote its pid into the lock, if it exists; another process may have the number now."""
     with suppress(OSError, ValueError):
         pid = int((state_dir / "lock").read_text(encoding="ascii"))
         if any("polyvol" in word for word in _command(pid)):
@@ -287,7 +287,7 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def _mounts(state_dir: Path) -> str:
-    """The lines of mounts that the state directory and disks are on, and how full the former is."""
+    """The mounts of the state directory and of disks, and how full the former is."""
     real = Path(os.path.realpath(state_dir))
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     points = {line: Path(line.split()[4]) for line in lines}
@@ -385,5 +385,5 @@ def _versions(read_s: float) -> str:
             lines.append(f"{name} {importlib.metadata.version(name)} (Python)")
     with suppress(NotRun):
         done = run_program(["dpkg-query", "-W", *_PACKAGES], timeout_s=read_s)
-        lines += done.stdout.splitlines()  # it fails where one of them is not installed
+        lines += done.stdout.splitlines()  # it fails if one of them is not installed
     return "\n".join(lines)

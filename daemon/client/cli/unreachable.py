@@ -1,8 +1,8 @@
-"""Why polyvold cannot be reached, and what its user can do: from what is found where its socket should be.
+"""Why polyvold cannot be reached, and what the user can do, judged by its socket's path.
 
-How it works      The state directory and the socket are looked at only after connecting has failed. How to
-                  start polyvold depends on whether its service is installed here and has this directory.
-Errors            None: errors are made here, and raised by who asks.
+How it works      The state directory and the socket are checked only after connecting has failed. How to
+                  start polyvold depends on whether its service is installed here and uses this directory.
+                  Errors            None: errors are made here, and raised by the caller.
 """
 
 import grp
@@ -28,7 +28,7 @@ _LOOK_FIRST = "; look at what it shows before you repeat the command, because it
 
 
 def may_run(state_dir: Path) -> bool:
-    """Whether a daemon may run there: to ask the socket of a unit that does not would start it."""
+    """Whether a daemon may run there. Connecting to the socket of a stopped unit would start it."""
     if state_dir.absolute() != Path(DEFAULT_STATE_DIR) or not SYSTEMD.is_dir():
         return True
     command = ["systemctl", "show", "--property=ActiveState", "--value", UNIT]
@@ -74,7 +74,7 @@ def not_reached(state_dir: Path, error: OSError) -> PolyvolError:
 
 
 def silent(state_dir: Path, why: str, *, changes: bool = False) -> PolyvolError:
-    """The error for a daemon that does not answer. `catalog_lock`: it was asked to change something."""
+    """The error for a daemon that does not answer. `catalog_lock`: the request was to change something."""
     todo = f"see {_log(state_dir)} for what it does{_LOOK_FIRST if changes else ''}"
     return DaemonUnreachable(state=state_dir, why=why, todo=todo)
 
@@ -106,21 +106,21 @@ def _denied(state_dir: Path, path: Path, error: OSError) -> PolyvolError:
 
 
 def _holder(state_dir: Path) -> int | None:
-    """The process that has the lock of a state directory open, as its file says; None where there is none, or
-    that may not be looked at. The lock itself is not tried: it would stop a polyvold that is starting."""
+    """The process that has the lock of a state directory open, by its lock file; None if there is none, or it
+    is not visible. The lock itself is not tried: that would stop a polyvold that is starting."""
     lock = state_dir / "lock"
     with suppress(OSError, ValueError):
         pid = int(lock.read_text(encoding="ascii"))
         wanted = lock.stat()
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):  # one that was closed meanwhile
+            with suppress(OSError):  # it may be closed by now
                 if os.path.samestat(file.stat(), wanted):
                     return pid
     return None
 
 
 def _owner(*paths: Path) -> str:
-    """The owner of the first of these paths that can be looked at."""
+    """The owner of the first of these paths that is accessible."""
     for path in paths:
         with suppress(OSError):
             return user_name(path.stat().st_uid)
