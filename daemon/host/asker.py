@@ -30,11 +30,11 @@ def asker() -> int | None:
 
 @contextmanager
 def asked_over(connection: socket.socket) -> Iterator[None]:
-    """What this thread does within is asked for by the peer of a connection."""
+    """Within this context, the peer of a connection is this thread's asker."""
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _current.pid = _CREDENTIALS.unpack(data)[0] or None
-    except OSError:  # closed meanwhile
+    except OSError:  # closed in between
         _current.pid = None
     try:
         yield
@@ -43,7 +43,7 @@ def asked_over(connection: socket.socket) -> Iterator[None]:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process; None if there is none that can be seen."""
+    """The parent of a process; None if it has none or is not visible."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) or None
     except (OSError, IndexError, ValueError):

@@ -1,13 +1,12 @@
-"""watch: what polyvold's main thread does while it serves: obey signals, tell systemd how things are.
+"""watch: polyvold's main thread while it serves: handles signals, reports its state to systemd.
 
-How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads (signals.py), on a thread of its own: a
-                  device that hangs keeps the watch from nothing. Between signals systemd gets one line on
-                  what is served, and, if it wants a watchdog's ping, one each time that the control API's
-                  loop and the engine have answered. If they do not, polyvold stays silent, and systemd starts
-                  it again.
+How it works      SIGTERM and SIGINT end the watch, SIGHUP reloads (signals.py), on its own thread, so a
+                  device that hangs does not delay the watch. Between signals systemd gets a status line, and,
+                  if it has a watchdog, a ping each time that the control API's loop and the engine have
+                  answered. If they do not answer, no ping is sent, and systemd restarts polyvold.
 Owner and locks   The main thread, which takes no lock and waits for no device, and one thread for each
                   reload; a SIGHUP while one is under way has another one follow it.
-Errors            A reload that fails is logged; what was set before goes on.
+Errors            A failed reload is logged; the old settings stay in effect.
 """
 
 import logging
@@ -28,7 +27,7 @@ _log = logging.getLogger("polyvol")
 
 
 def watch(service: Service, read_again: Callable[[], Config]) -> None:
-    """Until SIGTERM or SIGINT. `read_again` reads the settings again, or raises PolyvolError."""
+    """Run until SIGTERM or SIGINT. `read_again` reads the settings again, or raises PolyvolError."""
     watchdog_s = watchdog_interval_s()
     interval_s = min(STATUS_INTERVAL_S, watchdog_s or STATUS_INTERVAL_S)
     told = ""
@@ -51,7 +50,7 @@ def watch(service: Service, read_again: Callable[[], Config]) -> None:
 
 
 def _status(service: Service) -> str | None:
-    """What systemd shows of a service that answers; None if it does not."""
+    """The status line of a service that answers; None if it does not."""
     try:
         if service.probe(PROBE_TIMEOUT_S):
             return f"STATUS={service.summary()}"
