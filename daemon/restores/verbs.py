@@ -231,7 +231,7 @@ class Restores:
 
     def _wait_for_end(self, export: str) -> None:
         """Wait, for a bounded time, until a closed connection has ended: nbdkit ends one after its client has
-        continued. """
+        continued."""
         until = time.monotonic() + _END_TIMEOUT_S
         while self._context.connections([export]) and time.monotonic() < until:
             time.sleep(_END_POLL_S)

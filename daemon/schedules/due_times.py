@@ -6,9 +6,8 @@ How it works      A schedule's due time is planned once and kept in memory, by t
                   the schedule is due at its next regular time. When the clock is set:
                   - a schedule that has not run (nor was made or resumed) in this process is planned again, as
                     at a start;
-                  - an interval continues by the steady clock: its due time is moved along with the wall
-                  clock; - a cron expression follows the wall clock: skipped times are made up once, repeated
-                  times
+                  - an interval continues by the steady clock: its due time moves along with the wall clock;
+                  - a cron expression follows the wall clock: skipped times are made up once, repeated times
                     are due again.
 Invariants        DU1 the clock being set, however often, makes a schedule run at most one more time for each
                   time, and never later than its next regular time by the clock as it then stands, or, for an
