@@ -3,8 +3,8 @@
 How it works      Each device is inspected, opened, held and checked on a thread. A start waits while devices
                   answer, and PATIENCE_S more. One that has not answered by then is missing; if it is opened
                   later it is closed, and mounts.py finds the device when it answers.
-Owner and locks   Nothing else uses devices before the start has ended. `keep` is called by one thread. Errors
-           None: each device that cannot be used has a reason.
+Owner and locks   Nothing else uses devices before the start has ended. `keep` is called by one thread.
+Errors            None: each device that cannot be used has a reason.
 """
 
 from collections.abc import Iterable, Mapping

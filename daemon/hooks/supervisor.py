@@ -12,9 +12,9 @@ Protocol          Lines of JSON. polyvold: {"arguments", "environment"}, once; t
 Invariants        SV1 only children are killed, and only the supervisor reaps them, so that no pid can have
                   been reused; SV2 memory is bounded, whatever the command writes; SV3 no process of a command
                   outlives polyvold, except those that a thaw command left on purpose.
-Owner and locks   One thread. It imports nothing of polyvol: it starts in about 20 ms, with any Python. Errors
-           A process that cannot be killed (it hangs in the kernel, or changed its user) is retried until it
-has ended.
+Owner and locks   One thread. It imports nothing of polyvol: it starts in about 20 ms, with any Python.
+Errors            A process that cannot be killed (it hangs in the kernel, or changed its user) is retried
+                  until it has ended.
 """
 
 import contextlib

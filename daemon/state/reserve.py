@@ -14,8 +14,8 @@ How it works      `reserve` is a file that only occupies space. A delete, a star
                   but not for deletes or a start, so that neither uses the space of the other.
 Invariants        RV1 only a holder of the state directory's lock releases it; RV2 nothing depends on it: if
                   it cannot be made, or others use its space, operations fail as without it.
-Owner and locks   Any thread; one lock. The last of the callers that released a file makes it again. Errors
-        None: a file that cannot be made is retried later (state_space.py).
+Owner and locks   Any thread; one lock. The last of the callers that released a file makes it again.
+Errors            None: a file that cannot be made is retried later (state_space.py).
 """
 
 import contextlib
