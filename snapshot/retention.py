@@ -93,7 +93,7 @@ def droppable(snapshots: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
 
 def kept(instants: Sequence[int], keep: Keep, now: int) -> dict[int, list[str]]:
     """Which of a schedule's snapshots are kept, by their numbers in `instants` (ns since 1970, in the order
-    of their epochs, oldest first), each with the rules that keep it; the others are not in it."""
+    of their epochs, oldest first), each with the rules that keep it; the others are left out."""
     reasons: dict[int, list[str]] = {}
     doubted = doubtful(instants, now)
     for rule, count in keep.rules().items():

@@ -2,7 +2,7 @@
 
 How it works      The state directory and the socket are checked only after connecting has failed. How to
                   start polyvold depends on whether its service is installed here and uses this directory.
-                  Errors            None: errors are made here, and raised by the caller.
+Errors            None: errors are made here, and raised by the caller.
 """
 
 import grp

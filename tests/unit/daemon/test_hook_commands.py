@@ -1,4 +1,4 @@
-"""Hook commands that do not behave: endless output, what outlives its time-out, polyvold killed meanwhile."""
+"""Hook commands that misbehave: endless output, processes that outlive the time-out, a killed polyvold."""
 
 import os
 import signal
