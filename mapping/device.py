@@ -263,7 +263,7 @@ def _not_adopted(device: Device, found: Found, catalog: UUID, command: str) -> s
         return None
     if is_own(aside, device, catalog):
         return _other_time(device, path, aside, command)
-    return f"{path} was adopted by another polyvol meanwhile (device {aside.device}); {anyway}"
+    return f"{path} has since been adopted by another polyvol (device {aside.device}); {anyway}"
 
 
 def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:

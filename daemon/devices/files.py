@@ -174,7 +174,7 @@ def make(
     try:
         file = file or create_file(path)
     except FileExistsError as error:
-        raise DeviceUnusable(path=path, why="something was put there meanwhile") from error
+        raise DeviceUnusable(path=path, why="something else appeared there") from error
     except OSError as error:
         raise DeviceIo(what="making", path=path, why=error) from error
     try:

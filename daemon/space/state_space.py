@@ -39,7 +39,7 @@ from polyvol.mapping.sizes import format_size
 
 _log = logging.getLogger("polyvol.space")
 SEGMENT_BYTES = 8 << 20
-"""A journal segment: each processor of each volume needs one now and then."""
+"""A journal segment: each processor of each volume needs one from time to time."""
 LOW_BYTES = 256 << 20
 """With less than this, or a twentieth of the file system where that is less, a warning is due."""
 LOW_LEAST = 32 << 20

@@ -88,7 +88,7 @@ class Victim:
                     times.append(time.monotonic())
                 return [after - before for before, after in pairwise(times)]
             except nbd.NbdError as error:
-                # A storm of others fills the socket's backlog now and then: asking again takes time too.
+                # A storm of others fills the socket's backlog sometimes: asking again takes time too.
                 if "backlog" not in str(error):
                     raise
                 time.sleep(0.001)

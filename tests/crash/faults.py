@@ -1,7 +1,7 @@
 """faults: one failing system call at a time, in all operations of the daemon.
 
 How it works      A scenario, always the same, on a service in this process: it starts on a volume that was
-                  not stopped (recovery; now and then as after a power loss), writes in place and redirected,
+                  not stopped (recovery; sometimes as after a power loss), writes in place and redirected,
                   flushes, cuts, deletes, zeroes, trims, writes until the journal rolls and a checkpoint is
                   made, and stops. `python -m tests.crash.faults --count N --seed S` draws N faults: the K-th
                   call of a kind on some of the files fails, once or from then on. Every other time the

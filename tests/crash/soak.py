@@ -230,7 +230,7 @@ class Load:
                     time.sleep(draw.uniform(0, 0.004))
 
     def _change(self, handle: Any, live: Live, first: int, length: int, draw: random.Random) -> None:
-        """A write, or now and then zeros or a trim."""
+        """A write, or sometimes zeros or a trim."""
         ledger, kind = self._asking.ledger, draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
         fua = nbd.FUA if draw.random() < 0.1 else 0
         tag = next(ledger.numbers) if kind == "write" else 0
