@@ -31,12 +31,12 @@ class TransferFailed(PolyvolError):
 
     @classmethod
     def of(cls, what: str, error: OSError, path: Path | str | None = None) -> "TransferFailed":
-        """The error for a call that failed, on a path if so."""
+        """The error for a call that failed, on this path if one is given."""
         return cls(what=what, why=reason(error, path), todo=advice(error))
 
 
 class FileExists(PolyvolError):
-    """A backup's file that is there already."""
+    """A backup file that already exists."""
 
     code = "file-exists"
     kind = "exists"
@@ -45,7 +45,7 @@ class FileExists(PolyvolError):
 
 
 class FileBusy(PolyvolError):
-    """A backup's file that another backup is writing."""
+    """A backup file that another backup is writing."""
 
     code = "file-busy"
     kind = "busy"
@@ -63,7 +63,7 @@ class NothingToResume(PolyvolError):
 
 
 class TargetSize(PolyvolError):
-    """A target that has another size than what is to be written to it."""
+    """A target whose size differs from that of the data to be written."""
 
     code = "target-size"
     kind = "invalid"
@@ -73,7 +73,7 @@ class TargetSize(PolyvolError):
 
 
 class BaseMissing(PolyvolError):
-    """An incremental backup without the snapshot that it follows."""
+    """An incremental backup whose base snapshot is missing."""
 
     code = "base-missing"
     kind = "not-found"
@@ -91,7 +91,7 @@ class ChangedSinceBase(PolyvolError):
 
 
 class ChangedMeanwhile(PolyvolError):
-    """What was restored is not what was backed up."""
+    """Restored data that differs from the backup."""
 
     code = "changed-meanwhile"
     kind = "busy"
@@ -100,7 +100,7 @@ class ChangedMeanwhile(PolyvolError):
 
 
 class AlreadyRestored(PolyvolError):
-    """A backup whose snapshot the volume has."""
+    """A backup whose snapshot the volume already has."""
 
     code = "already-restored"
     kind = "exists"

@@ -47,7 +47,7 @@ _CHUNK = 4 << 20
 
 
 def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = None) -> CheckView:
-    """Look through a state directory that no daemon owns; with `data`, read and check every slot too."""
+    """Check a state directory that no daemon owns; with `data`, read and check every slot too."""
     path = state_dir / _CATALOG
     with _held(state_dir), _scratch() as scratch:
         copy = _copied(path, scratch)
@@ -55,7 +55,7 @@ def check_state(state_dir: Path, *, data: bool, module: EngineModule | None = No
         if not problems and not copy.exists():
             raise NoState(state=state_dir)
         if not problems:
-            catalog = Catalog(copy, accept_older=True)  # the mark is not beside the copy, and was looked at
+            catalog = Catalog(copy, accept_older=True)  # the mark is not copied, and was checked before
             try:
                 problems = list(_mark_problems(path))
                 return _Check(state_dir, catalog, module or load_engine(), data, problems).run()
@@ -91,7 +91,7 @@ def _copied(path: Path, scratch: str) -> Path:
 
 @contextmanager
 def _scratch() -> Iterator[str]:
-    """A directory for copies of the catalog; StateFull if they have no room."""
+    """A directory for copies of the catalog; StateFull if they do not fit."""
     try:
         with tempfile.TemporaryDirectory(prefix="polyvol-check-") as scratch:
             try:
@@ -130,8 +130,7 @@ def _held(state_dir: Path) -> Iterator[None]:
 
 
 def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
-    """Why a start would refuse the catalog at this path, of which this is a copy; the copy's log is taken
-    in."""
+    """Why a start would refuse the catalog at this path. `copy` is a copy of it, which is rewritten."""
     try:
         rewrite(copy, lambda _: True)
         found = list(_database_problems(path, copy)) if copy.exists() and copy.stat().st_size else []
@@ -148,7 +147,7 @@ def _database_problems(path: Path, copy: Path) -> Iterator[str]:
     with reading(path, copy) as connection:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if not 0 < version <= LATEST_VERSION:
-            return  # the examination says so
+            return  # the examination reports it
         found = content_problems(copy, connection, version) or reference_problems(connection)
         for problem in found:
             yield f"the catalog {path}: {problem}"
@@ -162,7 +161,7 @@ def _mark_problems(path: Path) -> Iterator[str]:
 
 
 class _Check:
-    """One look through one state directory."""
+    """One check of one state directory."""
 
     def __init__(
         self, state_dir: Path, catalog: Catalog, module: EngineModule, data: bool, problems: list[str]
@@ -194,7 +193,7 @@ class _Check:
         return self._state_dir / device.path
 
     def _check_devices(self) -> dict[int, str]:
-        """The paths of the devices that are there and right."""
+        """The paths of the devices that are present and valid."""
         present, users = {}, self._catalog.devices.users()
         unfinished = {volume.id for volume in self._catalog.volumes.all() if volume.state != "ready"}
         for device in self._devices.values():
@@ -226,7 +225,7 @@ class _Check:
             )
 
     def _check_extents(self) -> None:
-        """Every extent inside its device's data area, no two over each other."""
+        """Every extent lies in its device's data area, and no two overlap."""
         users: dict[int, list[tuple[Extent, str]]] = {}
         for volume in self._catalog.volumes.all():
             for partition in self._catalog.volumes.partitions(volume.id):
@@ -301,7 +300,7 @@ class _Check:
         )
 
     def _check_names(self, volume: Volume, directory: Path, partitions: Iterable[Partition]) -> None:
-        """Every file of a volume is one that some processor of its has written."""
+        """Every file of a volume was written by one of its processors."""
         processors = {partition.processor for partition in partitions}
         for path in sorted(directory.iterdir()):
             match = _ENGINE_FILE.fullmatch(path.name)
@@ -313,7 +312,7 @@ class _Check:
                 self._notes.append(f"{path} is left of a crash: nothing needs it")
 
     def _check_manifests(self, volume: Volume, directory: Path, partitions: Iterable[Partition]) -> None:
-        """Every manifest is that of a processor of its volume; one that is missing is found by the engine."""
+        """Every manifest belongs to a processor of its volume; the engine finds those that are missing."""
         processors = {partition.processor for partition in partitions}
         for path in sorted(directory.iterdir()) if directory.is_dir() else []:
             match = _MANIFEST.fullmatch(path.name)
@@ -323,7 +322,7 @@ class _Check:
                 self._notes.append(f"{path} is left of a crash: nothing needs it")
 
     def _check_files(self) -> None:
-        """Every file below volumes/, manifests/ and devices/ belongs to somebody."""
+        """Every file below volumes/, manifests/ and devices/ belongs to an object of the catalog."""
         known = {str(volume.uuid) for volume in self._catalog.volumes.all()}
         paths = {self._path(device) for device in self._devices.values()}
         for folder in ("volumes", "manifests", "devices"):

@@ -2,8 +2,8 @@
 
 How it works      Within `ConsistentRead.one_state` the thread's queries see one state of the catalog, and the
                   engine is asked for its exports and its counters once. The two are joined by ids and names:
-                  what the engine does not have (yet, or any more) is shown as the catalog has it, without the
-                  facts that only the engine has.
+                  an object that the engine does not have (yet, or any more) is shown by its catalog record
+                  alone.
 Invariants        RE1 nothing is changed within it, and no lock is waited for: a verb that decides something
                   reads again under its locks (the catalog refuses a transaction within it).
 Owner and locks   None: each thread has its own.

@@ -1,10 +1,10 @@
-"""The context: what the verbs of all nouns share while the daemon runs.
+"""The context: the state that the verbs of all nouns share while the daemon runs.
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
                   they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
-                  `refusing`, `restoring` and `rewritten` are changed by who has the volume's lock,
-                  `device_trouble` and `files` by who has the device's, by replacing single entries; anybody
-                  may read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
+                  `refusing`, `restoring` and `rewritten` are changed under the volume's lock,
+                  `device_trouble` and `files` under the device's, by replacing single entries; any thread may
+                  read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
 """
 
 import threading
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Context:
-    """The catalog, the engine, what is known to be wrong (by device id and by volume id, as a clause), the
-    open files of devices, recent events, and how the change logs fill. `state_trouble`: why
-    nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
-    journals is gone, by volume id. `refusing`: keep-writing
-    volumes with nothing left to drop. `left_over`: what could not be undone, a sentence each, by the volume's
-    id (0: of several) and what it was; a restart clears it up.
+    """The catalog, the engine, known faults (by device id and by volume id, as a clause), the open files of
+    devices, recent events, and the fill levels of change logs. `state_trouble`: why the state directory
+    cannot take new data, as a sentence. `file_trouble`: which file of a volume's journals is gone, by volume
+    id. `refusing`: keep-writing volumes with nothing left to drop. `left_over`: steps that could not be
+    undone, a sentence each, by the volume's id (0: several volumes) and the step; a restart settles them.
     `restoring`: the export that a restore is written to, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
-    `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
-    waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
+    `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds of a clock that is never set, for
+    waiting. `generation` and `run` are in the labels of the devices in use
+    (mapping/catalog/generations.py)."""
 
     state_dir: Path
     catalog: Catalog
@@ -98,8 +98,8 @@ class Context:
 
     @contextmanager
     def holding(self, name: str, what: str, *, wait_s: float | None = None) -> Iterator[Volume]:
-        """Hold the lock of the volume of this name to do `what`; the volume as it is then. UnknownVolume,
-        VolumeBusy."""
+        """Hold the lock of the volume of this name to do `what`; the volume as read under the lock.
+        UnknownVolume, VolumeBusy."""
         while True:
             volume = self.find_volume(name)
             with self.locks.volumes({volume.id: name}, what, wait_s=wait_s):
@@ -112,7 +112,7 @@ class Context:
 
     @contextmanager
     def holding_served(self, name: str, what: str, *, restoring: bool = False) -> Iterator[Volume]:
-        """As `holding`, of a volume that is served (`find_served`); VolumeNotServed, Restoring."""
+        """As `holding`, for a volume that is served (`find_served`); VolumeNotServed, Restoring."""
         with self.holding(name, what) as volume:
             self.refuse_not_served(volume, restoring=restoring)
             yield volume
@@ -121,8 +121,8 @@ class Context:
     def holding_all(
         self, volumes: Iterable[Volume], what: str, *, wait_s: float | None = None, making: bool = False
     ) -> Iterator[Operation]:
-        """Hold the locks of these volumes to do `what`; UnknownVolume if one has gone meanwhile, VolumeBusy
-        if one is being made, but for who is `making` it."""
+        """Hold the locks of these volumes to do `what`; UnknownVolume if one was deleted before, VolumeBusy
+        if one is being created, except for its creator (`making`)."""
         wanted = {volume.id: volume.name for volume in volumes}
         with self.locks.volumes(wanted, what, wait_s=wait_s) as operation:
             there = {volume.id: volume for volume in self.catalog.volumes.all()}
@@ -135,7 +135,7 @@ class Context:
 
     @contextmanager
     def holding_group(self, group: Group, what: str) -> Iterator[Group]:
-        """Hold a group's lock to do `what`; the group as it is then. UnknownGroup if it has gone,
+        """Hold a group's lock to do `what`; the group as read under the lock. UnknownGroup if it was deleted,
         GroupBusy."""
         with self.locks.group(group.id, group.name, what):
             now = self.catalog.groups.get(group.id)
@@ -145,8 +145,8 @@ class Context:
 
     @contextmanager
     def holding_device(self, device: Device, what: str, *, wait_s: float | None = None) -> Iterator[Device]:
-        """Hold a device's lock to do `what`; the device as it is then. UnknownDevice if it has gone,
-        DeviceBusy."""
+        """Hold a device's lock to do `what`; the device as read under the lock. UnknownDevice if it was
+        removed, DeviceBusy."""
         with self.locks.device(device.id, device.name, what, wait_s=wait_s):
             now = self.catalog.devices.get(device.id)
             if now is None:
@@ -154,7 +154,7 @@ class Context:
             yield now
 
     def refuse_being_made(self, volume: Volume) -> None:
-        """VolumeBusy if a volume is being made: not if that has failed, and it is to be removed."""
+        """VolumeBusy if a volume is being created; not if its creation failed and it will be removed."""
         if volume.state == "creating" and volume.id not in self.volume_trouble:
             since = max(0, (self.clock() - volume.created_ns) // 1_000_000_000)
             raise VolumeBusy(name=volume.name, what="volume create", since=format_seconds(since))
@@ -184,13 +184,13 @@ class Context:
         return manifest_directory(self.state_dir, volume)
 
     def engine_errors(self, what: str) -> AbstractContextManager[None]:
-        """Turn the engine's errors into a user's; `what` is being done."""
+        """Convert the engine's errors into user errors; `what`: the action."""
         return engine_errors(what, self.engine_error)
 
     @contextmanager
     def engine_asked(self, what: str, volume: Volume, *snapshots: SnapshotRecord) -> Iterator[None]:
-        """As `engine_errors`, for who asks about a volume and its snapshots without a lock: what has gone
-        meanwhile is said to be gone. Not within `reading`."""
+        """As `engine_errors`, for queries of a volume and its snapshots without a lock: an object that was
+        deleted during the query is reported as unknown. Not within `reading`."""
         try:
             with self.engine_errors(what):
                 yield
@@ -229,13 +229,13 @@ class Context:
 
     def find_served(self, name: str, *, restoring: bool = False) -> Volume:
         """The volume of this name, or UnknownVolume, VolumeNotServed, VolumeBusy or Restoring. `restoring`:
-        it is good enough if a backup is being restored to it, since only its snapshots matter."""
+        accept a volume that a backup is being restored to, because only its snapshots matter."""
         volume = self.find_volume(name)
         self.refuse_not_served(volume, restoring=restoring)
         return volume
 
     def refuse_not_served(self, volume: Volume, *, restoring: bool = False) -> None:
-        """VolumeNotServed or Restoring, as for `find_served`; VolumeBusy while it is made."""
+        """VolumeNotServed or Restoring, as for `find_served`; VolumeBusy while it is being created."""
         if volume.restoring and not restoring:
             raise self.restoring_error(volume)
         if not self.is_served(volume):
@@ -244,7 +244,7 @@ class Context:
             raise VolumeNotServed(name=volume.name, reason=reason)
 
     def restoring_error(self, volume: Volume) -> Restoring:
-        """Why something cannot be done with a volume that is being restored."""
+        """The error for a volume that is being restored."""
         restore = self.catalog.restores.of(volume.id)
         return Restoring(name=volume.name, source="a backup" if restore is None else restore.source)
 
@@ -255,11 +255,11 @@ class Context:
             raise Restoring(name=volume.name, source=restore.source)
 
     def is_served(self, volume: Volume) -> bool:
-        """Whether the engine has it, and its devices are right."""
+        """Whether the engine has it, and its devices have no fault."""
         return volume.state == "ready" and volume.id not in self.volume_trouble
 
     def engine_has(self, volume: Volume) -> bool:
-        """Whether the engine knows a volume: also if it cannot say more of it."""
+        """Whether the engine has a volume, even if it cannot report its state."""
         try:
             self.engine.volume_stats(volume.id)
         except self.engine_error as error:
@@ -267,7 +267,7 @@ class Context:
         return True
 
     def ask_when_full(self, volume: Volume) -> None:
-        """Have the engine do as the volume's policy says when its change logs are full; it has the volume."""
+        """Set the engine's action for full change logs by the volume's policy; the engine has the volume."""
         with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):
             self.engine.ask_when_full(volume.id, volume.when_full == "keep-writing")
         self.refusing.discard(volume.id)
@@ -280,20 +280,20 @@ class Context:
         return device
 
     def open_device(self, device: Device, file: OpenFile) -> None:
-        """Have the engine open a device, in the device's own way; its error if it cannot."""
+        """Have the engine open a device with the device's settings; its error if that fails."""
         with self._by_its_path(file):
             self.engine.open_device(
                 device.id, file.proc_path, sparse=device.sparse, direct=device.direct, size=device.size
             )
 
     def reopen_device(self, device: Device, file: OpenFile) -> None:
-        """Have the engine open a device again, in this file, while it is in use; its error if it cannot."""
+        """Have the engine reopen a device, in this file, while it is in use; its error if that fails."""
         with self._by_its_path(file):
             self.engine.reopen_device(device.id, file.proc_path)
 
     @contextmanager
     def _by_its_path(self, file: OpenFile) -> Iterator[None]:
-        """Have the engine's errors name a file by the path that users know."""
+        """Replace a file's path in the engine's errors by the path that users know."""
         try:
             yield
         except self.engine_error as error:
@@ -301,7 +301,7 @@ class Context:
             raise
 
     def set_io_timeout(self, seconds: int) -> None:
-        """How long a request may wait for a device from now on; 0: for ever."""
+        """Set how long a request may wait for a device, seconds; 0: without limit."""
         with self.engine_errors("setting how long requests wait for a device"):
             self.engine.set_io_timeout(seconds)
         self.io_timeout_s = seconds
@@ -329,7 +329,7 @@ class Context:
 
 
 def extent_views(extents: Iterable[Extent], names: dict[int, str]) -> list[ExtentView]:
-    """Extents with their devices named."""
+    """Extents with the names of their devices."""
     return [
         ExtentView(device=names[extent.device], offset=extent.offset, length=extent.length)
         for extent in extents

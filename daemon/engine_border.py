@@ -1,4 +1,4 @@
-"""The border to the engine: what the daemon asks of it, as protocols.
+"""The border to the engine: its interface as the daemon uses it, as protocols.
 
 How it works      `polyvol.engine` satisfies `EngineModule`, and so does tests/support/sim_engine.py; mypy
                   checks both. engine/python/engine.pyi says what each call does. Only `load_engine` imports
@@ -91,7 +91,7 @@ class EngineLike(CutEngine, Protocol):
     def absent_device(
         self, device: int, *, sparse: bool = True, clean: bool = False, direct: bool = False, size: int = 0
     ) -> None:
-        """Have a device that is not there."""
+        """Add a device whose file or disk is absent."""
 
     def reopen_device(self, device: int, path: str) -> None:
         """Reopen a device, while it is in use."""
@@ -100,13 +100,13 @@ class EngineLike(CutEngine, Protocol):
         """Close a device that no volume uses."""
 
     def set_io_timeout(self, timeout_s: float) -> None:
-        """How long a request may wait for a device, seconds; 0: for ever."""
+        """How long a request may wait for a device, seconds; 0: without limit."""
 
     def add_volume(self, spec: "VolumeSpec") -> None:
         """Take over a volume."""
 
     def grow_volume(self, spec: "VolumeSpec") -> None:
-        """Have a volume be what this says: larger."""
+        """Grow a volume to this specification."""
 
     def rename_volume(self, volume: int, name: str) -> None:
         """Have messages name a volume by this name."""
@@ -118,16 +118,16 @@ class EngineLike(CutEngine, Protocol):
         """Give a volume one more change log."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
-        """Whether writes that find no room wait and raise an event, or fail."""
+        """Whether writes without free space wait and raise an event, or fail."""
 
     def try_again(self, volume: int) -> None:
-        """Answer a 'log-full' event: room was made."""
+        """Answer a 'log-full' event: whether space was freed."""
 
     def next_event(self, timeout_s: float) -> "EngineEvent | DeviceEvent | None":
         """Wait for an event."""
 
     def end_events(self) -> None:
-        """There are no more events; threads that wait for one return."""
+        """End the events; threads that wait for one return."""
 
     def space(self, volume: int) -> "SpaceStats":
         """Use of a volume's change logs."""
@@ -163,7 +163,7 @@ class EngineLike(CutEngine, Protocol):
         """What the live volume and each snapshot hold."""
 
     def export_hidden(self, name: str, description: str, volume: int) -> None:
-        """Export a volume for those alone who know this name."""
+        """Export a volume under a secret name, hidden from lists."""
 
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""
@@ -177,7 +177,7 @@ class EngineLike(CutEngine, Protocol):
         """A page of the extents that changed between two snapshots, or one and now; where the next begins."""
 
     def change_total(self, volume: int, since: int, until: int | None) -> tuple[int, int]:
-        """How many extents that are, and bytes in them."""
+        """The number of these extents, and of the bytes in them."""
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
         """Read and check slots of a partition."""
@@ -189,13 +189,13 @@ class EngineLike(CutEngine, Protocol):
         """The engine's counters."""
 
     def inspect(self) -> "EngineInspection":
-        """What its threads are at, and what waits for them."""
+        """What its threads are doing, and what waits for them."""
 
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening socket."""
 
     def hand_over(self) -> "HandOverReport":
-        """Take all connections out, for another process."""
+        """Export the state of all connections, for another process."""
 
     def adopt(self, fd: int, export: str, state: bytes) -> None:
         """Resume a connection of another process."""
@@ -271,10 +271,10 @@ class EngineModule(Protocol):
 
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's own name for it
-        """What its calls raise: with `kind` and `errno`."""
+        """The exception that its calls raise, with `kind` and `errno`."""
 
     def next_log_lines(self, timeout_s: float) -> "tuple[list[LogLine], int]":
-        """What its engines have to say, and how many lines were dropped."""
+        """Log lines of its engines, and how many were dropped."""
 
     def wake_log_readers(self) -> None:
         """Have all calls of `next_log_lines` return."""

@@ -1,10 +1,10 @@
-"""Engine log: what the engine has to say goes to the daemon's log, with the daemon's fields.
+"""Engine log: forwards the engine's log lines to the daemon's log, with the daemon's fields.
 
 How it works      The engine's threads put lines into a short queue, and never wait (engine/src/log.rs). A
                   thread takes them out and logs them as `polyvol.engine`, so they reach the journal, or
-                  stderr, as all that polyvold logs: with VOLUME and DEVICE by their names, ENGINE_CODE, which
-                  is the same in all releases, and ERRNO. Lines that were dropped because there were too many
-                  are counted and reported.
+                  stderr, as all log lines of polyvold do: with VOLUME and DEVICE by their names, ENGINE_CODE,
+                  which is the same in all releases, and ERRNO. Lines that were dropped because there were too
+                  many are counted and reported.
 Owner and locks   Its thread, `polyvol-log`. It takes no lock of objects.
 Errors            A line whose names cannot be found is logged with the numbers.
 """
@@ -47,7 +47,7 @@ class EngineLog:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after all that was said has been logged, but do not wait for ever; idempotent."""
+        """End after all lines have been logged, with a bounded wait; idempotent."""
         self._stopping.set()
         until = time.monotonic() + STOP_S
         while self._thread.is_alive() and time.monotonic() < until:
@@ -86,7 +86,7 @@ class EngineLog:
         _log.log(_LEVELS[line["level"]], "%s", text, extra=fields)
 
     def _name(self, noun: str, identity: int) -> str:
-        """What users call a volume or a device; its number if that cannot be found out."""
+        """The name of a volume or a device; its number if the name is unavailable."""
         catalog = self._context.catalog
         try:
             if noun == "device":

@@ -50,7 +50,7 @@ class StateLocked(PolyvolError):
 
 
 class NoState(PolyvolError):
-    """A directory that is no state directory."""
+    """A directory that is not a state directory."""
 
     code = "no-state"
     kind = "not-found"
@@ -143,7 +143,7 @@ class StopUnfinished(PolyvolError):
 
 
 class VolumeBusy(PolyvolError):
-    """A volume that another verb has had for long, or that too many wait for."""
+    """A volume that another verb has held for long, or that too many callers wait for."""
 
     code = "volume-busy"
     kind = "busy"
@@ -161,7 +161,7 @@ class GroupBusy(PolyvolError):
 
 
 class DeviceBusy(PolyvolError):
-    """A device that another verb has had for long, or that too many wait for."""
+    """A device that another verb has held for long, or that too many callers wait for."""
 
     code = "device-busy"
     kind = "busy"
@@ -197,7 +197,7 @@ class UnknownExport(PolyvolError):
 
 
 class VolumeNotServed(PolyvolError):
-    """A volume that is there but cannot be served now."""
+    """A volume that exists but cannot be served now."""
 
     code = "volume-not-served"
     kind = "unavailable"
@@ -218,7 +218,7 @@ class Restoring(PolyvolError):
 
 
 class RestoreRunning(PolyvolError):
-    """A restore that somebody else is writing now."""
+    """A restore that another client is writing now."""
 
     code = "restore-running"
     kind = "busy"
@@ -227,7 +227,7 @@ class RestoreRunning(PolyvolError):
 
 
 class RestoreEnded(PolyvolError):
-    """A restore that was ended, or begun again, by somebody else."""
+    """A restore that another client has ended or begun again."""
 
     code = "restore-ended"
     kind = "busy"
@@ -236,7 +236,7 @@ class RestoreEnded(PolyvolError):
 
 
 class NoRestore(PolyvolError):
-    """Asked to end a restore where none is incomplete."""
+    """A request to end a restore of a volume without one."""
 
     code = "no-restore"
     kind = "not-found"
@@ -245,7 +245,7 @@ class NoRestore(PolyvolError):
 
 
 class JournalsUnusable(PolyvolError):
-    """What must be there of a volume's journals is missing, damaged, or of another time."""
+    """A required file of a volume's journals is missing, damaged, or of another time."""
 
     code = "journals-unusable"
     kind = "corrupt"
@@ -266,7 +266,7 @@ class ScrubRunning(PolyvolError):
 
 
 class NoScrub(PolyvolError):
-    """Asked for a scrub that there never was."""
+    """A request for a scrub that never existed."""
 
     code = "no-scrub"
     kind = "not-found"
@@ -275,7 +275,7 @@ class NoScrub(PolyvolError):
 
 
 class DeleteUnfinished(PolyvolError):
-    """A volume that is no more, but whose space could not be given back yet."""
+    """A volume that is deleted, but whose space could not be freed yet."""
 
     code = "delete-unfinished"
     kind = "unavailable"
@@ -307,7 +307,7 @@ class InternalError(PolyvolError):
 
 
 class DaemonNotRunning(PolyvolError):
-    """The command line found nobody to talk to."""
+    """The command line found no running daemon."""
 
     code = "daemon-not-running"
     kind = "unavailable"
@@ -316,7 +316,7 @@ class DaemonNotRunning(PolyvolError):
 
 
 class DaemonUnreachable(PolyvolError):
-    """The command line may not, or cannot, talk to the daemon."""
+    """The command line may not, or cannot, connect to the daemon."""
 
     code = "daemon-unreachable"
     kind = "unavailable"
@@ -379,7 +379,7 @@ class CommandDefect(PolyvolError):
 
 
 class NotConfirmed(PolyvolError):
-    """Something that cannot be undone, asked for without --yes."""
+    """A request that cannot be undone, without --yes."""
 
     code = "not-confirmed"
     kind = "invalid"
@@ -388,7 +388,7 @@ class NotConfirmed(PolyvolError):
 
 
 class BadSnapshotName(PolyvolError):
-    """Something other than the name of a snapshot where one is to be named."""
+    """A text that is not the name of a snapshot, where one is required."""
 
     code = "bad-snapshot-name"
     kind = "invalid"
@@ -433,8 +433,7 @@ class FrontendFailed(PolyvolError):
 
 
 def log_failure(log: logging.Logger, what: str, error: Exception) -> None:
-    """Log what a thread of the daemon's own has met while it did `what`: a sentence, or for a defect its
-    traceback."""
+    """Log the exception of a daemon thread during `what`: a sentence, or for a defect its traceback."""
     if isinstance(error, PolyvolError):
         log.warning("%s: %s", what, error)
     else:
@@ -459,8 +458,8 @@ def error_table() -> list[type[PolyvolError]]:
 
 @contextmanager
 def engine_errors(what: str, engine_error: type[Exception], *, starting: bool = False) -> Iterator[None]:
-    """Turn the engine's errors into EngineFailed, of the same kind; `what` was being done. `starting`: nobody
-    can be asked yet, and what an engine without volumes can lack is threads, memory or descriptors."""
+    """Convert the engine's errors into EngineFailed, of the same kind; `what`: the action. `starting`:
+    nothing is served yet, so only threads, memory or descriptors can be lacking."""
     try:
         yield
     except engine_error as error:

@@ -28,7 +28,7 @@ class Events:
     def add(
         self, level: Literal["info", "warning"], text: str, *, volume: str | None = None, **more: object
     ) -> None:
-        """Something has happened: one sentence that names the thing. `more` are fields for the journal."""
+        """Add an event: one sentence that names the object. `more`: fields for the journal."""
         with self._lock:
             self._events.append(EventView(time=iso(wall_ns()), level=level, volume=volume, text=text))
         fields = more if volume is None else {"VOLUME": volume, **more}
@@ -37,11 +37,11 @@ class Events:
     def add_once(
         self, level: Literal["info", "warning"], text: str, *, volume: str | None = None, **more: object
     ) -> None:
-        """As `add`, unless the latest events have it already: for what is tried again and again."""
+        """As `add`, unless the latest events have it already: for actions that are retried."""
         if all(event.text != text for event in self.latest()):
             self.add(level, text, volume=volume, **more)
 
     def latest(self) -> list[EventView]:
-        """All that are kept, oldest first."""
+        """All stored events, oldest first."""
         with self._lock:
             return list(self._events)

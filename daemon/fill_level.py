@@ -4,7 +4,7 @@ no thread.
 How it works      A `FillLevel` gets a volume's use every few seconds. It keeps the samples of the last
                   minutes in which something changed, for the rate. It reports a level once when the use
                   reaches it, and not again until the use has fallen HYSTERESIS below that level.
-Owner and locks   Updated by one thread, read by any: what is read is replaced as a whole.
+Owner and locks   Updated by one thread, read by any: the view is replaced as a whole.
 """
 
 from collections import deque
@@ -60,7 +60,7 @@ class FillLevel:
         samples = self._samples
         while len(samples) > 1 and samples[1][0] <= now_s - WINDOW_S:
             samples.popleft()
-        # What has not changed for long is one sample: the oldest moves along.
+        # An unchanged use is one sample: the oldest one moves along.
         if samples and samples[0][0] < now_s - WINDOW_S:
             samples[0] = (now_s - WINDOW_S, samples[0][1])
         if not samples or samples[-1][1] != used:

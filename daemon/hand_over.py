@@ -6,13 +6,13 @@ How it works      At its stop, a daemon whose service manager stores file descri
                   resumes the connections; what cannot be resumed is closed, and its client reconnects. The
                   descriptors of devices are stored with the manager too, so that no other program can take a
                   device between the two processes.
-Invariants        O1 a socket is read by one process: the one that takes connections over empties the file
+Invariants        O1 one process reads a socket: the process that takes connections over empties the file
                   first, so that no other resumes them, whatever the manager still stores; O2 a connection is
-                  resumed only with the volume or snapshot of the same UUID; O3 nothing stays with the manager
+                  resumed only with the volume or snapshot of the same UUID; O3 the manager stores nothing
                   once a daemon serves.
 Durability        Nothing on a disk. A daemon killed between freezing and the next one's start loses the
                   connections whose state it has not stored; no data, because they are answered by then.
-Errors            None is raised: a failure costs a connection, and is logged.
+Errors            None: a failure closes a connection, and is logged.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ class Entry:
 
 
 class Unusable(Exception):
-    """What was handed over cannot be used; the text says why, as a clause."""
+    """The handed-over state cannot be used; the text says why, as a clause."""
 
 
 def pack(entries: Iterable[Entry], frozen_ns: int) -> bytes:
@@ -142,8 +142,8 @@ def give(context: Context, store: Store) -> None:
 
 
 def _flush_all(context: Context) -> None:
-    """Flush all volumes, so that the stop, while hosts wait, has little left to do; those that do not end in
-    time are left to it."""
+    """Flush all volumes, to shorten the stop while hosts wait; the stop flushes those that do not end in
+    time."""
 
     def flush(volume: int) -> None:
         try:
@@ -186,7 +186,7 @@ def _take(context: Context, handed: dict[str, int]) -> None:
         exports = _exports(context)
         for entry in entries:
             fd = handed.pop(f"{HANDED_CONNECTION}{entry.number}", None)
-            if fd is not None:  # else its client has left in the meantime
+            if fd is not None:  # otherwise its client has disconnected in between
                 _adopt(context, entry, fd, exports.get(entry.uuid), begun)
     except Unusable as error:
         context.events.add("warning", f"closed {counted(len(handed), 'connection')}: {error}")
@@ -200,7 +200,7 @@ def _take(context: Context, handed: dict[str, int]) -> None:
 
 
 def discard(passed: InheritedSockets) -> None:
-    """Close what was passed to a process that cannot resume it."""
+    """Close the descriptors that this process cannot resume."""
     forget_devices(passed.devices)
     while passed.devices:
         os.close(passed.devices.popitem()[1])
@@ -240,7 +240,7 @@ def _exports(context: Context) -> dict[UUID, str]:
 
 
 def _give_devices(context: Context, store: Store) -> None:
-    """Give the devices to the service manager; one that it does not take can be taken by others meanwhile."""
+    """Store the devices with the service manager; another program can open one that it does not store."""
     for device in context.catalog.devices.all():
         file = context.files.get(device.id)
         if file is not None:
@@ -257,7 +257,7 @@ def _give_file(store: Store, data: bytes) -> None:
 
 
 def _claim(number: int | None) -> bytes:
-    """What the file says; it is empty from here on."""
+    """Read and empty the file."""
     if number is None:
         raise Unusable("nothing was handed over with them")
     try:
@@ -281,7 +281,7 @@ def _close(handed: dict[str, int]) -> None:
 
 
 def _end(fd: int) -> None:
-    """Close a socket for all who have it."""
+    """Close a socket in all processes."""
     try:
         peer = socket.socket(fileno=fd)
     except OSError:  # it is no socket

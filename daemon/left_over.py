@@ -1,8 +1,8 @@
-"""Left over: what a verb that failed could not undo.
+"""Left over: steps that a failed verb could not undo.
 
-How it works      The coordinator of cuts tells of each step that failed while it undid a cut, or ended a
-                  rollback. That is an event, and a note in status until the volume is gone or polyvold has
-                  been restarted: a start makes the engine and the exports what the catalog says.
+How it works      The coordinator of cuts reports each step that failed while it undid a cut or ended a
+                  rollback. The step becomes an event, and a note in status until the volume is deleted or
+                  polyvold restarts: a start sets the engine and the exports to the state in the catalog.
 Errors            None.
 """
 
@@ -35,6 +35,6 @@ def coordinator(context: Context) -> Coordinator:
 
 
 def left_over_notes(context: Context) -> list[str]:
-    """What is left over of volumes that are still there, a sentence each."""
+    """The steps left over of volumes that still exist, a sentence each."""
     there = {None, *(volume.id for volume in context.catalog.volumes.all())}
     return [sentence for (volume, _), sentence in list(context.left_over.items()) if volume in there]

@@ -1,35 +1,36 @@
-"""Locks: who may do what to which volume or device, so that a hang of one does not delay the others.
+"""Locks: which verb may act on which volume or device, so that a hang of one does not delay the others.
 
 How it works      There are four kinds of locks, taken in this order:
                   1. groups        One for each group. Held while a snapshot of it is made, so that the group
                                    exists when that is recorded, and while it is deleted.
                   2. volumes       One for each volume. A verb holds those of all volumes that it acts on,
-                                   from its first question to its end, whatever it waits for. They are taken
+                                   from its first check to its end, whatever it waits for. They are taken
                                    together: a verb that waits for one of them holds none of the others.
                   3. devices       One for each device. Held where polyvold itself does I/O on a device:
                                    opening, labels, preallocation, zeroing, closing.
-                  4. catalog_lock  One for the process. Held for a transaction of the catalog with the
-                                   questions that it depends on (names, free extents, users of a device,
-                                   groups), and for changes of the tables in memory that belong to it. Never
+                  4. catalog_lock  One for the process. Held for a transaction of the catalog with the checks
+                                   that it depends on (names, free extents, users of a device, groups), and
+                                   for changes of the tables in memory that belong to it. Never
                                    held while the engine or the kernel may wait for a device: such calls are
                                    preceded by `may_wait`.
                   Readers (status, list, show) take none of them.
                   A caller that does not get a volume's or a device's lock within WAIT_S, or finds WAITING_MAX
                   waiting for it, is refused: VolumeBusy and others, which name the holder and the time.
-                  A caller with a time limit of its own is not refused because of the number that wait:
-                  something depends on it (an application is quiesced, a record is made).
-                  `lent`: while a cut is waited for, `room` may delete other snapshots of the volume, so that
-                  writes continue (daemon/space/change_logs.py).
-Who takes them    The verb, once, before its first question: what a route or a job calls takes the locks by
-                  `holding...` of daemon/context.py, which gives it the records as they are then. What it
-                  calls gets these records as arguments, takes nothing, and says 'The caller holds its lock'.
-                  The service and the routes hold nothing. `catalog_lock` is taken where the transaction is,
-                  for that and its questions; an answer is made after it (tests/style/test_locks.py).
+                  A caller with its own time limit is not refused because of the number that wait: something
+                  depends on it (an application is quiesced, a record is written). `lent`: while a verb waits
+                  for a cut, `room` may delete other snapshots of the volume, so that writes continue
+                  (daemon/space/change_logs.py).
+Who takes them    The verb, once, before its first check: the function that a route or a job calls takes the
+                  locks by `holding...` of daemon/context.py, which returns the records as read under the
+                  locks. Functions that it calls get these records as arguments, take no locks, and say 'The
+                  caller holds its lock'. The service and the routes hold no locks. `catalog_lock` is taken
+                  around the transaction and its checks; the answer is made after it
+                  (tests/style/test_locks.py).
 Invariants        LO1 a holder of `catalog_lock` takes no other lock; LO2 a holder of a device's lock takes no
                   volume's; LO3 a holder of a volume's lock takes another one only of a volume with a higher
                   id (a clone's, after its source's); LO4 no thread takes a lock that it holds; LO5 a thread
                   that takes a group's lock holds nothing.
-Owner and locks   `_condition` over who holds what, held for a look or a change.
+Owner and locks   `_condition` over the table of holders, held for a read or a change.
 Errors            GroupBusy, VolumeBusy, DeviceBusy. A breach of LO1 to LO5 is a defect: AssertionError.
 """
 
@@ -73,7 +74,7 @@ class CatalogLock:
         return self._holder == threading.get_ident()
 
     def locked(self) -> bool:
-        """Whether anybody has it."""
+        """Whether any thread has it."""
         return self._lock.locked()
 
     def __enter__(self) -> None:
@@ -91,8 +92,8 @@ class CatalogLock:
 
 @dataclass(eq=False)
 class Operation:
-    """A verb under way: what it does (as 'snapshot create'), to which volumes or devices, since when (by the
-    monotonic clock, seconds), by which thread."""
+    """A verb in progress: its action (such as 'snapshot create'), its volumes or devices, its begin (by the
+    monotonic clock, seconds), and its thread."""
 
     what: str
     noun: Noun
@@ -120,7 +121,7 @@ class Locks:
         self._condition = threading.Condition()
         self._held: dict[Key, Operation] = {}
         self._room: dict[int, Operation] = {}  # volumes whose snapshots `room` is deleting
-        self._apart: list[Operation] = []  # what is shown, and holds nothing
+        self._apart: list[Operation] = []  # operations that are shown, but hold no lock
         self._waiting: Counter[Key] = Counter()
         self._closed = False
         self._mine = _Mine()
@@ -154,7 +155,7 @@ class Locks:
 
     @contextmanager
     def lent(self, operation: Operation) -> Iterator[None]:
-        """While a volume's cut is waited for: `room` may be made in the volumes of this operation."""
+        """While a verb waits for a cut: allow `room` in the volumes of this operation."""
         with self._condition:
             operation.lent = True
             self._condition.notify_all()
@@ -170,8 +171,8 @@ class Locks:
     def room(
         self, named: Mapping[VolumeId, str], what: str, *, wait_s: float | None = None
     ) -> Iterator[None]:
-        """Hold volumes to delete snapshots that are in the catalog, so that writes go on: as `volumes`, but
-        also while a cut of them is waited for."""
+        """Hold volumes to delete snapshots that are in the catalog, so that writes continue: as `volumes`,
+        but also while a verb waits for a cut of them."""
         assert not self._mine.held, "LO2, LO3"
         assert not self.catalog_lock.mine, "LO1"
         keys = frozenset[Key](("volume", identity) for identity in named)
@@ -196,7 +197,7 @@ class Locks:
 
     @contextmanager
     def shown(self, names: list[str], what: str) -> Iterator[None]:
-        """Show among the operations what is done for volumes, without holding them."""
+        """Show an action on volumes among the operations, without holding their locks."""
         operation = Operation(what, "volume", names, frozenset(), self._now())
         with self._condition:
             self._apart.append(operation)
@@ -207,33 +208,33 @@ class Locks:
                 self._apart = [each for each in self._apart if each is not operation]
 
     def may_wait(self, what: str) -> None:
-        """Called before what may wait for a device: nobody else may have to wait for that (LO1)."""
+        """Called before a call that may wait for a device: it must not delay other volumes (LO1)."""
         assert not self.catalog_lock.mine, f"LO1: {what} may wait for a device, and `catalog_lock` is held"
 
     def operations(self) -> list[Operation]:
-        """What is under way with volumes and devices, longest first."""
+        """The operations in progress on volumes and devices, longest first."""
         with self._condition:
             held = (*self._held.values(), *self._room.values(), *self._apart)
             found = {id(each): each for each in held if each.noun != "group"}
         return sorted(found.values(), key=lambda each: each.since_s)
 
     def held(self) -> list[Operation]:
-        """All that holds a lock, those of groups too, longest first."""
+        """All holders of locks, including those of groups, longest first."""
         with self._condition:
             found = {id(each): each for each in (*self._held.values(), *self._room.values())}
         return sorted(found.values(), key=lambda each: each.since_s)
 
     def waiting(self, operation: Operation) -> int:
-        """How many wait for what this operation has."""
+        """How many callers wait for the locks of this operation."""
         with self._condition:
             return max((self._waiting[key] for key in operation.keys), default=0)
 
     def seconds(self, operation: Operation) -> float:
-        """How long an operation has been under way."""
+        """How long an operation has been in progress, seconds."""
         return max(0.0, self._now() - operation.since_s)
 
     def close(self) -> None:
-        """polyvold stops: who waits is refused now."""
+        """polyvold stops: refuse all waiting callers."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -291,7 +292,7 @@ class Locks:
             self._waiting = +self._waiting
 
     def _refuse(self, noun: Noun, name: str, operation: Operation) -> NoReturn:
-        """Say what holds something that was waited for."""
+        """Log the holder of a lock that a caller waited for."""
         what, since = operation.what, format_seconds(int(self.seconds(operation)))
         if noun == "group":
             raise GroupBusy(name=name, what=what, since=since)

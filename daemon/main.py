@@ -1,8 +1,8 @@
 """polyvold: reads its settings, runs the service until a signal stops it, and reports when it serves.
 
 SIGTERM and SIGINT stop it cleanly (exit 0). SIGHUP has it read its settings again, of which `processors` can
-grow and `io-timeout` can change while it runs, and look again for devices that are missing. A start that
-fails says why in one sentence (exit 1).
+grow and `io-timeout` can change while it runs, and check again for missing devices. A failed start prints the
+reason as one sentence (exit 1).
 """
 
 import contextlib
@@ -134,7 +134,7 @@ def _run_native(
         try:
             service.stop()
         except StopUnfinished as error:
-            # At once: whatever waits for the threads that hang would wait for ever.
+            # At once: waiting for the threads that hang would never end.
             logging.getLogger("polyvol").error("%s", error)
             with contextlib.suppress(OSError):
                 print(error, file=sys.stderr, flush=True)
@@ -145,7 +145,7 @@ def announce(addresses: list[str]) -> None:
     """Notify systemd that volumes are served, on these NBD addresses."""
     try:
         click.echo(f"ready: NBD on {' and '.join(addresses)}")
-    except OSError:  # volumes are served, whether somebody reads that or not
+    except OSError:  # volumes are served even if stdout is closed
         discard(sys.stdout)
     notify("READY=1")
 

@@ -1,19 +1,17 @@
-"""The service: everything that runs for one state directory, put together, started and stopped in order.
+"""The service: builds all parts that run for one state directory, and starts and stops them in order.
 
 How it works      start: lock; sockets; catalog; engine; devices; volumes and snapshots, exported; the
-                  connections of the process before; NBD; control API. stop: the same backwards. What a start
-                  that fails had begun is stopped again.
-                  Sockets that systemd passed are taken as they are, and stay when the service stops.
-                  It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the NBD sockets
-                  then, and I/O goes through `engine.open`).
+                  connections of the previous process; NBD; control API. stop: the reverse order. A start that
+                  fails stops what it had started. Sockets from systemd are used unchanged, and stay when the
+                  service stops. It runs inside polyvold, and inside nbdkit (serve_nbd=False: nbdkit has the
+                  NBD sockets then, and I/O uses `engine.open`).
 Invariants        SE1 one service for each state directory (the lock); SE2 clients find every healthy volume
-                  and snapshot exported as soon as they can connect; SE3 `stop` waits for a change that is
-                  under way, unless it does not end (CALLS_S in api/server.py and others); SE4 what hangs at a
-                  stop keeps the devices and the state directory held until the process has ended.
-Owner and locks   `start` and `stop` are called from one thread, which need not be the main one. The verbs may
-                  be called from any; those that change something take the locks of what they change
-                  (locks.py).
-Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and others; nothing is left
+                  and snapshot exported as soon as they can connect; SE3 `stop` waits for changes in progress,
+                  up to a limit (CALLS_S in api/server.py and others); SE4 if a call hangs at a stop, the
+                  devices and the state directory stay held until the process has ended.
+Owner and locks   One thread calls `start` and `stop`; it need not be the main thread. Any thread may call the
+                  verbs; those that change an object take its locks (locks.py).
+Errors            StateLocked, SocketUnusable, CatalogVersion, EngineFailed and others; then nothing is left
                   running.
 """
 
@@ -91,9 +89,9 @@ _log = logging.getLogger("polyvol")
 
 class Service:
     """polyvol on one state directory. `processors` None: one for each core. `frontend` and `nbd_addresses`
-    (URIs) are what `polyvol status` says where NBD is served by another than the engine. `clock`: nanoseconds
-    since 1970, for schedules and scrubs; `steady`: nanoseconds of a clock that nobody sets.
-    `accept_older_catalog`: serve what the catalog has, although its mark says that it had more."""
+    (URIs): for `polyvol status`, if a server other than the engine serves NBD. `clock`: nanoseconds
+    since 1970, for schedules and scrubs; `steady`: nanoseconds of a clock that is never set.
+    `accept_older_catalog`: serve the catalog even if its mark says that a newer one existed."""
 
     def __init__(
         self,
@@ -163,18 +161,18 @@ class Service:
         return self._schedules
 
     def start(self) -> None:
-        """Start everything; when it returns, all that is healthy is served."""
+        """Start everything; on return, all healthy volumes and snapshots are served."""
         with ExitStack() as undo:
             self._start(undo)
             self._undo = undo.pop_all()
 
     def stop(self) -> None:
-        """Stop everything: connections are closed, everything durable, the sockets gone. Idempotent.
-        StopUnfinished, after ENGINE_S or so, if a device hangs: the process is to end at once then."""
+        """Stop everything: connections are closed, all data is durable, the sockets are removed. Idempotent.
+        StopUnfinished, after about ENGINE_S seconds, if a device hangs: then the process must end at once."""
         self._undo.close()
 
     def exports(self) -> "Sequence[ExportInfo]":
-        """All exports that are listed, by name."""
+        """All listed exports, by name."""
         return [export for export in self.engine.exports() if not export["hidden"]]
 
     def probe(self, timeout_s: float) -> bool:
@@ -187,7 +185,7 @@ class Service:
         return summary(self._context)
 
     def reload(self, processors: int | None = None, *, io_timeout_s: int | None = None) -> None:
-        """Have at least so many processors and this time-out, and look again for devices that are missing."""
+        """Have at least so many processors and this time-out, and check again for missing devices."""
         self._context.set_io_timeout(self._context.io_timeout_s if io_timeout_s is None else io_timeout_s)
         if processors is not None:
             self._context.grow_processors(processors)
@@ -196,7 +194,7 @@ class Service:
         self._serving.finish()
 
     def status(self) -> StatusView:
-        """Everything at a glance."""
+        """The status of everything."""
         self._state_space.refresh()
         with self._context.reading():
             return StatusView(
@@ -220,7 +218,7 @@ class Service:
         return self._context.catalog.whole()
 
     def add_device(self, request: DeviceAdd) -> DeviceView:
-        """Add a device; volumes that waited for one that was brought back are served again."""
+        """Add a device; if a missing device is back, serve the volumes that waited for it."""
         view, brought_back = self._devices.add(request)
         if brought_back:
             self._serving.serve_waiting()
@@ -228,30 +226,28 @@ class Service:
         return view
 
     def retry_device(self, name: str, request: DeviceRetry) -> DeviceView:
-        """Reopen a device; what waited for it is tried again."""
+        """Reopen a device, and serve the volumes that waited for it."""
         view = self._devices.retry(request, name)
         self._serving.serve_waiting()
         return view
 
     def device_found(self, path: Path) -> DeviceView | None:
-        """A file or disk has appeared: bring back the device that it is, if it is one that is missing or
-        faulty."""
+        """Handle a file or disk that appeared: reopen its device, if that is missing or faulty."""
         view = self._devices.found(path)
         if view is not None:
             self._serving.serve_waiting()
         return view
 
     def disk_gone(self, number: int) -> None:
-        """A disk of this number is no more."""
+        """Handle the removal of the disk of this number."""
         self._devices.gone(number)
 
     def disk_came(self, path: Path) -> DeviceView | None:
-        """A disk has come, or become another, at this path: bring back the device that it is, if it is one
-        that is missing."""
+        """Handle a disk that was added or changed at this path: reopen its device, if that is missing."""
         return self._is_back(self._devices.came(path))
 
     def file_appeared(self, device: int) -> DeviceView | None:
-        """A file has appeared at the path of a device that was missing: use it, if it is the device."""
+        """Handle a file that appeared at the path of a missing device: use it, if it is the device."""
         return self._is_back(self._devices.appeared(device))
 
     def _is_back(self, view: DeviceView | None) -> DeviceView | None:
@@ -343,7 +339,7 @@ class Service:
         undo.callback(self.reserve.begin_stop)
 
     def _start_on(self, undo: ExitStack) -> None:
-        """Start everything, with all the room that there is."""
+        """Start everything, with the reserve released."""
         undo.callback(self._passed.close)
         control = self._passed.control or self._bind_unix(undo, state.control_socket(self.state_dir))
         listeners = self._bind_nbd(undo) if self._serve_nbd else []
@@ -397,7 +393,7 @@ class Service:
             for listener in listeners:
                 engine.listen(listener.detach())
         server = ControlServer(self, control)
-        undo.callback(server.stop)  # SE3: it waits for the requests that it has begun
+        undo.callback(server.stop)  # SE3: it waits for the requests in progress
         undo.callback(self._context.locks.close)  # so that these end soon
         undo.callback(self._hooks.stop)  # likewise
         server.start()
@@ -452,7 +448,7 @@ class Service:
             raise StopUnfinished(state=self.state_dir)
 
     def _unless_left(self, release: Callable[[], object]) -> None:
-        """Close something, unless a call that hangs still uses it (SE4)."""
+        """Close an object, unless a hanging call still uses it (SE4)."""
         if not self._left:
             release()
 

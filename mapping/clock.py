@@ -2,8 +2,8 @@
 
 How it works      Stored times are of the wall clock, for people to read. Waiting and intervals use a steady
                   clock. A `JumpWatch` compares both: the wall clock was set if it has moved by more than the
-                  steady one. The steady clock is CLOCK_BOOTTIME, which goes on while the machine sleeps, so
-                  that waking up is no jump.
+                  steady one. The steady clock is CLOCK_BOOTTIME, which runs while the machine sleeps, so that
+                  resuming is not a jump.
 Invariants        CC1 a wall time fits the catalog's columns whatever the clock says: 0 (1970) to
                   INSTANT_NS_MAX (2262).
 Owner and locks   A JumpWatch belongs to one thread at a time.

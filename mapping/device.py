@@ -2,18 +2,19 @@
 
 How it works      A labelled device has its label at offset 0 and its data area from 1 MiB to the last whole
                   block. An adopted one has its data area from offset 0, its size must not change, and the
-                  catalog has what it is known by (identity.py). A file that is adopted has its label in an
-                  extended attribute, where the file system has these; a disk has none. `inspect` looks at a
-                  path without changing it, `inspect_open` at what is open; the plan for a new device is made
-                  from what was found (`plan_device`), then recorded in the catalog, then carried out
-                  (`make_device`). All that is done to a device is done through one descriptor (opening.py).
-Invariants        MD1 nothing with data on it, or with another's label, is written to unless it was adopted;
-                  MD2 after `make_device` the file and its label are durable; MD3 `zero_extents` leaves zeros,
-                  so that no volume ever reads what a deleted one held; MD4 a device is used only if its label
-                  carries a run that the catalog expects: else the device or the catalog is of an older time.
+                  catalog has its identity (identity.py). A file that is adopted has its label in an
+                  extended attribute, where the file system has these; a disk has none. `inspect` examines a
+                  path without changing it, `inspect_open` an open file or disk; the plan for a new device is
+                  made from the result (`plan_device`), then recorded in the catalog, then executed
+                  (`make_device`). All I/O on a device uses one descriptor (opening.py).
+Invariants        MD1 a file or disk with data, or with a foreign label, is not written to unless it was
+                  adopted; MD2 after `make_device` the file and its label are durable; MD3 `zero_extents`
+                  leaves zeros, so that no volume ever reads data of a deleted one; MD4 a device is used only
+                  if its label has a run that the catalog expects: otherwise the device or the catalog is an
+                  older copy.
 Errors            DeviceMissing, DeviceUnusable, DeviceNotEmpty, ForeignLabel, LabelDamaged, DeviceIo and
-                  others of errors.py. `trouble_with` returns its finding, a clause, since a bad device at
-                  start is no error.
+                  others of errors.py. `trouble_with` returns a clause, because a bad device at a start is not
+                  an error.
 """
 
 import errno
@@ -262,7 +263,7 @@ def _not_adopted(device: Device, found: Found, catalog: UUID, command: str) -> s
         return None
     if is_own(aside, device, catalog):
         return _other_time(device, path, aside, command)
-    return f"{path} was adopted by another polyvol meanwhile (device {aside.device}); {anyway}"
+    return f"{path} has since been adopted by another polyvol (device {aside.device}); {anyway}"
 
 
 def trouble_at(device: Device, path: Path, catalog: UUID) -> str | None:

@@ -1,8 +1,8 @@
 """Whether a file or disk can be used past the page cache (O_DIRECT), in blocks of 4096 bytes.
 
 How it works      A trial: one block of it is read so, through another opening of what is open already.
-                  Where there is no file yet, or an empty one, a file without a name in the same directory
-                  stands for it, which is gone when it is closed.
+                  If there is no file yet, or an empty one, an unnamed temporary file in the same directory is
+                  tried instead.
 Errors            DeviceNotDirect; DeviceIo if no file can be made there. Nothing has changed, either way.
 """
 

@@ -1,8 +1,8 @@
 """Durable: names and files that survive power loss.
 
-How it works      A file is replaced by a new one that is complete and synced before it gets the name. A name
-                  that has come or gone is durable when its directory is synced.
-Durability        What a function here says is durable when it returns.
+How it works      A file is replaced by a new one that is complete and synced before it gets the name. A
+                  created or removed name is durable when its directory is synced.
+Durability        On return of a function here, its effect is durable.
 Errors            OSError of the calls.
 """
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def sync_directory(path: Path, *, dir_fd: int | None = None) -> None:
-    """Have the names in a directory survive power loss: those that have come, and those that are gone.
-    `dir_fd`: what the path is relative to."""
+    """Make created and removed names in a directory durable. `dir_fd`: the directory that the path is
+    relative to."""
     _sync(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd))
 
 
 def sync_file(path: Path) -> None:
-    """Have what is in a file survive power loss."""
+    """Make a file's contents durable."""
     _sync(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 

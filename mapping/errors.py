@@ -4,10 +4,10 @@ How it works      A class gives a `code` (stable, for programs), a `kind` (what 
                   maps it to an HTTP status), a `sentence` and a `hint`, both templates over the facts that
                   are given by keyword when it is raised. Everything that a user sees is made of these two.
 Invariants        ER1 codes are unique; ER2 the facts given are exactly the fields of the templates; ER3
-                  raising one means that nothing has changed, unless the sentence says otherwise. Tests check
+                  if one is raised, nothing has changed, unless the sentence says otherwise. Tests check
                   ER1 and ER2.
 Errors            The classes of snapshot/ are in snapshot/errors/, those of daemon/ in daemon/errors.py and
-                  beside what raises them; docs/errors.md lists all.
+                  next to the code that raises them; docs/errors.md lists all.
 """
 
 from pathlib import Path
@@ -72,7 +72,7 @@ class BadName(PolyvolError):
 
 
 class NameInUse(PolyvolError):
-    """The name belongs to another one already."""
+    """The name is already in use."""
 
     code = "name-in-use"
     kind = "exists"

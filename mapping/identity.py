@@ -1,4 +1,4 @@
-"""The lasting identity of an adopted device: what it is known by, because it has no label among its data.
+"""The lasting identity of an adopted device, which has no label among its data.
 
 How it works      A file: its inode number and birth time (statx). A copy of it has others; another
                   name of it has the same. A disk: the identity that its maker gave it, from sysfs; a
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def lasting_identity(file: OpenFile) -> str | None:
-    """What the file or disk is known by from now on."""
+    """The identity of the file or disk."""
     return _of_file(file.fd) if file.kind == "file" else _of_disk(os.fstat(file.fd).st_rdev)
 
 

@@ -87,7 +87,7 @@ def unpack(data: bytes) -> Label:
     BadLabel if there is none that can be trusted."""
     if len(data) < LABEL_SIZE or data[: len(MAGIC)] != MAGIC:
         raise NoLabel
-    # The checksum comes first, as the version may be what is damaged.
+    # The checksum comes first, because the version may be damaged.
     if _checksum_matches(data[:LABEL_SIZE]):
         length, used = LABEL_SIZE, _FIELDS.size
     elif len(data) >= LABEL_SIZE_1 and _checksum_matches(data[:LABEL_SIZE_1]):

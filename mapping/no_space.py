@@ -1,4 +1,4 @@
-"""No space: what says that a file system has no room, and which need none for what is there already."""
+"""No space: detecting a full file system, and the kinds that need no space to overwrite."""
 
 import errno
 import os

@@ -1,13 +1,13 @@
-"""Who uses a disk or file, and what is on it: asked before it is taken, so that it is taken from nobody.
+"""Users and contents of a disk or file: checked before polyvold uses it, so that no other user loses it.
 
-How it works      `open_free` opens and holds a file or disk (opening.py), and says who has it if that fails.
+How it works      `open_free` opens and holds a file or disk (opening.py), and names its holder if that fails.
                   Of a disk: mounts from /proc/self/mountinfo, swap from /proc/swaps, what is built on it
                   (LVM, RAID, device mapper, bcache) from its `holders` in sysfs. Of a file: loop devices
                   over it, from sysfs, and swap. Signatures (file systems, partition tables, members of LVM
                   and RAID) by `wipefs`, which has libblkid's list and knows those at the end of a disk too;
                   it is given our descriptor, not the path.
-Errors            DiskInUse; DeviceUnusable where wipefs is not installed or fails. What goes away meanwhile
-                  is not there.
+Errors            DiskInUse; DeviceUnusable where wipefs is not installed or fails. A disk that disappears
+                  during the check counts as absent.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def _loops() -> dict[str, Identity]:
 
 
 def _partitions(disk: Path) -> list[Path]:
-    """Its partitions in sysfs; none if it has gone meanwhile."""
+    """Its partitions in sysfs; none if it has disappeared."""
     with contextlib.suppress(OSError):
         return list(disk.glob(f"{disk.name}*"))
     return []

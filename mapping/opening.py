@@ -1,16 +1,16 @@
-"""Opening: one descriptor for a file or disk, opened with care and held against others.
+"""Opening: one descriptor for a file or disk, opened safely and held against other programs.
 
 How it works      A path is walked one component at a time, each relative to the directory before it, so that
-                  what is checked is what is opened. A symbolic link is followed only if nobody but root and
-                  this process's user could have put it there; /dev/disk/by-id and the like are such links.
+                  the checked file is the opened one. A symbolic link is followed only if only root and this
+                  process's user could have made it; /dev/disk/by-id and the like are such links.
                   A disk is opened with O_EXCL: mkfs, mount, LVM and other claims then fail with EBUSY. A file
                   (and a disk, for QEMU) is locked: open file description locks on the bytes on which QEMU
                   has its own, and on one more byte. Locks and claim last until the last descriptor of the
-                  opening is closed; who needs an opening of its own gets it by `OpenFile.proc_path`.
+                  opening is closed; code that needs its own opening uses `OpenFile.proc_path`.
 Invariants        OP1 a symbolic link that others could have put there is never followed; OP2 `create_file`
                   makes a new file or fails; OP3 of two processes that hold the same file or disk, one fails;
                   OP4 a name is removed only while it is the name of the open file.
-Errors            OSError of the calls; UnsafeLink, DeviceUnusable; HeldByOther if somebody else has it.
+Errors            OSError of the calls; UnsafeLink, DeviceUnusable; HeldByOther if another holder has it.
                   Where a file system has no locks, a file is not held, and `held` says so.
 """
 

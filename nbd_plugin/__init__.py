@@ -1,1 +1,1 @@
-"""nbd_plugin: the second way in. nbdkit serves the same volumes and snapshots, through the same engine."""
+"""nbd_plugin: the second front end. nbdkit serves the same volumes and snapshots, through the same engine."""

@@ -2,10 +2,10 @@
 
 How it works      When nbdkit is stopped, it waits until its clients have left. So the
                   reading side of every socket that was accepted from one of nbdkit's listening sockets is
-                  shut down: nbdkit sees a client that disconnects, and answers its pending requests.
+                  shut down: nbdkit then treats the client as disconnected, and answers its pending requests.
                   A client that does not read its replies is cut off a little later.
 Owner and locks   Sockets are only shut down, by descriptors of our own; nbdkit owns and closes its.
-Errors            none: a socket that is gone already is what is wanted.
+Errors            none: a socket that is already closed is fine.
 """
 
 import os
@@ -44,7 +44,7 @@ def sockets() -> Iterator[socket.socket]:
     A number in the list may by now be that of a descriptor that was given before."""
     given = set()
     for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # closed meanwhile, or no socket
+        with suppress(OSError):  # closed in between, or no socket
             number = os.dup(int(entry.name))
             inode = os.fstat(number).st_ino
             try:

@@ -34,7 +34,7 @@ ERRNO_OF_KIND = {
 
 
 class Host:
-    """The service of one state directory. `addresses` are nbdkit's, for `polyvol status` to tell;
+    """The service of one state directory. `addresses` are nbdkit's, for `polyvol status`;
     `control_fd` is a control socket that listens already, `lock_fd` the state directory's lock."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Host:
         )
 
     def start(self) -> None:
-        """Take the state directory over, recover its volumes and open the control socket."""
+        """Lock the state directory, recover its volumes and open the control socket."""
         self._service.start()
 
     def reload(self, processors: int | None, io_timeout_s: int | None) -> None:
@@ -73,7 +73,7 @@ class Host:
         self._service.stop()
 
     def exports(self) -> "Sequence[ExportInfo]":
-        """What there is to connect to, by name."""
+        """All exports, by name."""
         return self._service.exports()
 
     def default_export(self) -> str:
@@ -93,6 +93,6 @@ class Host:
         return handle
 
     def close(self, handle: HandleLike) -> None:
-        """The client has left."""
+        """Handle a client's disconnect."""
         handle.close()
         self._service.clients.left(self._clients.pop(handle, 0))

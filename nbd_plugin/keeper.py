@@ -1,4 +1,4 @@
-"""keeper: the plugin's end of what polyvold tells nbdkit, and nbdkit's signals.
+"""keeper: the plugin's end of the channel from polyvold, and nbdkit's signals.
 
 How it works      polyvold keeps one end of a socket pair, the plugin has the other. Messages are lines:
                     polyvold: `reload N S` (N processors at least, an io-timeout of S seconds; `-`: as it is)
@@ -6,11 +6,11 @@ How it works      polyvold keeps one end of a socket pair, the plugin has the ot
                   When polyvold closes its end, the clients leave and nbdkit ends.
                   SIGTERM, SIGINT, SIGQUIT and SIGHUP are blocked in every thread of nbdkit and waited for:
                   the first three end it in the same way, SIGHUP reloads. nbdkit's own handlers would end it
-                  only when the last client has left by itself, and refuse new ones meanwhile.
+                  only when the last client has disconnected by itself, and refuse new ones until then.
                   A reload has a thread of its own: one that waits for a slow disk does not delay the end.
 Owner and locks   `start` is called once, in nbdkit's main thread, before any other thread is started.
-Errors            A reload that fails, for whatever reason, is reported to polyvold, or logged where there is
-                  none; the next one is done nevertheless.
+Errors            A failed reload is reported to polyvold, or logged if there is none; later reloads are still
+                  done.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def end_with_keeper(channel: int) -> None:
     """Have the kernel kill nbdkit when polyvold ends; end it now if polyvold has ended.
 
     polyvold has asked for that before it executed nbdkit, and nbdkit 1.32 has made a SIGTERM of it. An nbdkit
-    that is starting, or has a slow disk, would go on after that, and hold the state directory's lock."""
+    that is starting, or has a slow disk, would continue after that, and hold the state directory's lock."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     with socket.socket(fileno=os.dup(channel)) as other_end:
         try:

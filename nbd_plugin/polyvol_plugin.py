@@ -10,14 +10,15 @@ By hand           nbdkit python nbd_plugin/polyvol_plugin.py state-dir=DIR
 
 How it works      nbdkit speaks NBD and calls one function here for each request; the function hands it to the
                   engine, which runs in this process together with the rest of polyvold, and waits without the
-                  GIL. So nbdkit's filters can stand before polyvol, and the control socket works meanwhile.
-                  The state directory is taken over after nbdkit has forked: threads do not survive a fork.
+                  GIL. So nbdkit's filters can be used with polyvol, and the control socket works during
+                  requests. The state directory is taken over after nbdkit has forked: threads do not survive
+                  a fork.
 Thread model      SERIALIZE_REQUESTS: one request at a time for each connection, connections side by side.
                   With SERIALIZE_ALL_REQUESTS an idle connection holds up all others; PARALLEL ends in an
                   assertion when a client leaves in mid-reply (both seen with nbdkit 1.32).
-Errors            A callback that fails says the errno by `nbdkit.set_error` and raises; nbdkit logs it. What
-                  keeps polyvol from starting is one sentence on stderr, and exit code 1. Writes to a
-                  read-only export do not come here: nbdkit refuses them, because of `can_write`.
+Errors            A failed callback sets the errno by `nbdkit.set_error` and raises; nbdkit logs it. If
+                  polyvol cannot start, it prints one sentence on stderr, with exit code 1. nbdkit itself
+                  refuses writes to a read-only export, because of `can_write`.
                   nbdkit 1.32 never frees what was raised. So an export that cannot be opened is opened as a
                   `Refused`, and nbdkit refuses it because its size is -1. A request that fails raises an
                   exception that was made before, without a traceback (`_with_errno`).

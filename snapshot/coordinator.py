@@ -1,20 +1,19 @@
 """The coordinator: takes one snapshot of one volume or of several, at one instant.
 
-How it works      1. cut      the engine stops writes to the volumes, ends their epochs, lets writes go on;
-                  2. thaw     what hooks stopped may go on (daemon/hooks/run.py), before any disk is waited
-                              for;
-                  3. settle   every write that was under way at the cut lands;
-                  4. flush    what the snapshots cover, and the records that say so, become durable;
+How it works      1. cut      the engine stops writes to the volumes, ends their epochs, resumes writes;
+                  2. thaw     quiesced applications resume (daemon/hooks/run.py), before any wait for a disk;
+                  3. settle   every write that was in flight at the cut completes;
+                  4. flush    the snapshots' data and mapping records become durable;
                   5. commit   one catalog transaction records the snapshots of all volumes: now they exist;
                   6. export   each appears as VOLUME@SNAPSHOT.
-                  Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
-                  the cut, the engine drops each epoch; then CutFailed says what happened. `left_over`
-                  is told of a step of that which fails, and the others are done.
+                  If a step fails, the completed steps are undone in reverse order: exports end, the catalog
+                  forgets the cut, the engine drops each epoch; then CutFailed is raised. If a step of the
+                  undo fails, it is reported to `left_over`, and the others are still done.
 Invariants        SN1 a snapshot exists if and only if the catalog has it; SN2 either all volumes of a cut
-                  have their snapshot or none has; SN3 the engine drops an epoch only when the catalog is
-                  known not to have it.
-Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `lent` of `take`: it may share
-                  them while disks are waited for, with who deletes other snapshots.
+                  have their snapshot or none has; SN3 the engine drops an epoch only when the catalog
+                  certainly does not have it.
+Owner and locks   The caller holds the locks of the volumes (daemon/locks.py). `lent` of `take`: while it
+                  waits for disks, a deletion of other snapshots may share them.
 Durability        A kill before step 5 leaves no snapshot: the engine drops, at the next start, the epochs
                   that the catalog does not know. A kill after it loses nothing; the export is made at the
                   next start.
@@ -66,7 +65,7 @@ class CutEngine(Protocol):
         """End an export."""
 
     def roll_back(self, volume: int, at: int, to: int) -> None:
-        """Have a volume show what its snapshot of an epoch shows, as the catalog says."""
+        """Roll a volume back to its snapshot of an epoch, as the catalog says."""
 
 
 Thaw = Callable[[], Mapping[int, tuple[Consistency, str | None]]]
@@ -101,10 +100,10 @@ class Coordinator:
         lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotRecord]:
         """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
-        the number of the change log named for what is written afterwards, by volume id. `group`: whose
-        snapshot it is; `schedule`: who asks for it; `restored`: the restore that this snapshot completes, in
-        the transaction that commits it. `thaw` is not called if there was no cut. Disks are waited for
-        within `lent`."""
+        the number of the change log named for what is written afterwards, by volume id. `group`: the group of
+        the snapshot; `schedule`: the schedule that requests it; `restored`: the restore that this snapshot
+        completes, in the transaction that commits it. `thaw` is not called if there was no cut. Waits for
+        disks are within `lent`."""
         named = logs or {}
         cut = uuid4()
         start = time.monotonic_ns()
@@ -152,11 +151,11 @@ class Coordinator:
         *,
         abandoned: RestoreRecord | None = None,
     ) -> list[SnapshotRecord]:
-        """Have volumes, which have no exports of their own, show what their snapshots show, all or none. What
-        they were is a snapshot named `safety`, of `group` if so, or gone if there is no name. Returns these
-        snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine's after
-        the commit is its own, and keeps no other volume from going back: the catalog says what the volumes
-        are, and the engine does it when it takes them over again."""
+        """Roll volumes without exports of their own back to their snapshots, all or none. Their old contents
+        become a snapshot named `safety`, of `group` if given, or are dropped if there is no name. Returns
+        these snapshots. `abandoned`: the restore to a volume that ends with this. An error of the engine
+        after the commit does not stop the rollback of other volumes: the catalog has it, and the engine
+        completes it when it loads the volume again."""
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:
@@ -177,7 +176,7 @@ class Coordinator:
             }
             self._catalog.snapshots.commit(records, whole, rollbacks)
         except Exception as cause:
-            # A commit that has failed may have been made all the same. The restore's record comes first:
+            # A commit that failed may still be durable. The restore's record comes first:
             # a volume without one is complete.
             undone = [
                 abandoned is None
@@ -200,8 +199,9 @@ class Coordinator:
         records: Sequence[SnapshotRecord],
         dropped: Mapping[int, int],
     ) -> None:
-        """Have the engine do what the catalog says of these volumes: `records` are the snapshots of what they
-        were, `dropped` the epochs of those that are not kept. Raises the first error, tells the others."""
+        """Have the engine execute the catalog's rollbacks of these volumes: `records` are the snapshots of
+        their old contents, `dropped` the epochs of those that are not kept. Raises the first error, reports
+        the others."""
         errors: list[tuple[Volume, str, Exception]] = []
         for volume, rollback in rollbacks.items():
             with _collected(errors, volume, "rolling back"):
@@ -218,7 +218,7 @@ class Coordinator:
             raise errors[0][2]
 
     def _settle(self, volumes: Sequence[Volume], epochs: Mapping[int, int]) -> None:
-        """Wait until what a cut covers has landed and is durable."""
+        """Wait until the writes that a cut covers have completed and are durable."""
         for volume in volumes:
             self._engine.settle(volume.id, epochs[volume.id])
         for volume in volumes:
@@ -232,7 +232,7 @@ class Coordinator:
         epochs: Mapping[int, int],
         unrestored: RestoreRecord | None = None,
     ) -> list[str]:
-        """Undo what a cut has done so far; the names of what could not be."""
+        """Undo the steps of a cut; the names of those that could not be undone."""
         exports = {export_name(volume.name, name): volume for volume in volumes}
         failed = [
             export
@@ -254,7 +254,7 @@ class Coordinator:
     def _done(
         self, volume: Volume | None, what: str, action: Callable[..., object], *arguments: object
     ) -> bool:
-        """Undo one step; whether that was done. A step that fails does not end the rest."""
+        """Undo one step; whether that succeeded. A failure does not stop the rest."""
         try:
             action(*arguments)
         except Exception as error:
@@ -289,7 +289,7 @@ def _record(
 
 @contextmanager
 def _collected(errors: list[tuple[Volume, str, Exception]], volume: Volume, what: str) -> Iterator[None]:
-    """Keep the error of one volume from ending what is done with the others."""
+    """Keep the error of one volume from affecting the others."""
     try:
         yield
     except Exception as error:

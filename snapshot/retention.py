@@ -1,22 +1,21 @@
 """Retention: which snapshots may go, and in which order; and which ones a schedule's rules keep. Pure.
 
-How it works      Only what a schedule made and nobody holds may ever go. Which of two snapshots is newer is
-                  ordered by their epochs, never by their times. Of a schedule's snapshots, `last` keeps the
+How it works      Only snapshots that a schedule made and that have no hold may be deleted. Their order is
+                  that of their epochs, never of their times. Of a schedule's snapshots, `last` keeps the
                   newest ones; `hourly`, `daily`, `weekly` and `monthly` keep the newest snapshot of each of
                   the latest hours, days, weeks (from Monday) and months that have one. All in UTC. A snapshot
                   that any rule keeps is kept.
-                  A snapshot's time is in doubt if it lies in the future, or if it does not fit the order of
-                  the epochs: the fewest possible are doubted so that the times of the others go up with the
-                  epochs. A rule counts snapshots of doubtful times apart: it keeps the newest of each of
-                  their latest hours, as many as it counts at most, and none that is older (by epoch) than
-                  every snapshot that it keeps when it has its full number of the others. So they take
-                  nobody's place, and go when they would have gone with a right clock.
-Invariants        RN1 while the clock goes up, the order of looking does not matter: rules applied after each
-                  snapshot leave what they leave when applied once at the end. What a rule keeps is the newest
-                  of its hour (day, ...) and the hour is among the latest ones; both held at each earlier
-                  moment too, so it was never deleted. That is why a simulation can tell today what will be
-                  there.
-                  RN2 snapshots that are held count, so that releasing one makes no other go.
+                  A snapshot's time is in doubt if it is in the future, or if it does not fit the order of the
+                  epochs: the fewest possible are doubted so that the times of the others ascend with the
+                  epochs. A rule counts snapshots of doubtful times separately: it keeps the newest of each of
+                  their latest hours, up to its number, and none that is older (by epoch) than every snapshot
+                  that it keeps when it has its full number of the others. So they displace no others, and are
+                  deleted when they would be with a correct clock.
+Invariants        RN1 while the clock ascends, rules applied after each snapshot leave the same snapshots as
+                  rules applied once at the end. A snapshot that a rule keeps is the newest of its hour (day,
+                  ...) and the hour is among the latest ones; both were true at each earlier moment too, so it
+                  was never deleted. So a simulation can predict which snapshots will exist.
+                  RN2 snapshots that are held count, so that releasing one deletes no other.
                   RN3 whatever the clock says, `last` keeps the newest by epoch, every rule keeps the newest
                   of all, and no rule keeps more than twice its number.
 Errors            `parse_keep` raises ValueError with a sentence.
@@ -36,7 +35,7 @@ KEEP_MAX = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """How many snapshots each rule keeps; 0: the rule is not there."""
+    """How many snapshots each rule keeps; 0: there is no such rule."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
     last: int = 0
@@ -46,7 +45,7 @@ class Keep:
     monthly: int = 0
 
     def rules(self) -> dict[str, int]:
-        """The rules that are there, by name."""
+        """The rules that are set, by name."""
         return {name: count for name, count in asdict(self).items() if count}
 
     def wrong(self) -> str | None:
@@ -83,7 +82,7 @@ def parse_keep(text: str) -> Keep:
 
 
 def may_go(snapshot: SnapshotRecord) -> bool:
-    """Whether anything but its user's own `delete` may delete it: made by a schedule, and not held."""
+    """Whether it may be deleted without its user's `delete`: it was made by a schedule, and is not held."""
     return snapshot.origin == "schedule" and not snapshot.holds
 
 
@@ -94,7 +93,7 @@ def droppable(snapshots: Iterable[SnapshotRecord]) -> list[SnapshotRecord]:
 
 def kept(instants: Sequence[int], keep: Keep, now: int) -> dict[int, list[str]]:
     """Which of a schedule's snapshots are kept, by their numbers in `instants` (ns since 1970, in the order
-    of their epochs, oldest first), each with the rules that keep it; the others are not in it."""
+    of their epochs, oldest first), each with the rules that keep it; the others are left out."""
     reasons: dict[int, list[str]] = {}
     doubted = doubtful(instants, now)
     for rule, count in keep.rules().items():
@@ -108,9 +107,9 @@ def kept(instants: Sequence[int], keep: Keep, now: int) -> dict[int, list[str]]:
 
 
 def doubtful(instants: Sequence[int], now: int) -> set[int]:
-    """The numbers of the snapshots whose times are in doubt, of `instants` in the order of their epochs: what
-    is left of a longest run of times that go up and do not lie in the future of `now`."""
-    ends: list[int] = []  # of the runs of each length, the least time at which one can end
+    """The numbers of the snapshots whose times are in doubt, of `instants` in the order of their epochs: all
+    that are not in a longest run of times that ascend and are not later than `now`."""
+    ends: list[int] = []  # for each length, the smallest last time of a run
     numbers: list[int] = []  # and whose time it is
     before: dict[int, int | None] = {}
     for number, instant in enumerate(instants):

@@ -44,8 +44,8 @@ def export_parts(name: str) -> tuple[str, str | None]:
 
 
 def export_description(volume: "Volume", snapshot: "SnapshotRecord | None" = None) -> str:
-    """What NBD clients are told of an export. Attached hosts tell by its UUID (`described_uuid`) whether it
-    is still the volume or snapshot that they knew."""
+    """The description of an export for NBD clients. Attached hosts check by its UUID (`described_uuid`)
+    whether it is still the same volume or snapshot."""
     if snapshot is None:
         return f"volume {volume.name} ({volume.uuid})"
     return f"snapshot {snapshot.name} of volume {volume.name} ({snapshot.uuid})"

@@ -6,9 +6,9 @@ How it works      A stream is a header, frames in order of their offset, and an 
 Invariants        SF1 frames are numbered from 0, their offsets ascend, none overlaps the one before, all are
                   inside the volume; SF2 a frame's CRC is started from the stream's own number, so that a
                   frame of another stream is never taken for one of this; SF3 only a stream with its end is
-                  whole.
-Errors            StreamBroken: with what is wrong and where. Nothing that a stream says is believed before
-                  its CRC has been checked, and no more memory is taken than CHUNK_BYTES_MAX for a frame.
+                  complete.
+Errors            StreamBroken, with the reason and the place. No field is used before its CRC has been
+                  checked, and a frame takes at most CHUNK_BYTES_MAX of memory.
 """
 
 import struct
@@ -48,7 +48,7 @@ FRAME_FIELDS = (
 
 
 class FrameKind(IntEnum):
-    """What a frame holds. END: `length` is how many bytes the frames before it are about."""
+    """The kind of a frame. END: `length` is the number of bytes that the frames before it describe."""
 
     ZSTD = 1
     PLAIN = 2
@@ -58,7 +58,7 @@ class FrameKind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamHeader:
-    """What a stream is of: snapshot `snapshot` of a volume of `size` bytes; `base`: the snapshot that it
+    """The contents of a stream: snapshot `snapshot` of a volume of `size` bytes; `base`: the snapshot that it
     follows (None: it is a full stream). A snapshot that was restored keeps the UUID of the one that it is a
     copy of. `stream` is the stream's own number."""
 
@@ -77,7 +77,7 @@ class StreamHeader:
 
     @property
     def seed(self) -> int:
-        """What the CRCs of frames are started from (SF2)."""
+        """The initial value of the CRCs of frames (SF2)."""
         return crc32c(self.stream.bytes)
 
     def to_bytes(self) -> bytes:
@@ -164,7 +164,7 @@ def read_header(file: BinaryIO, name: str) -> StreamHeader:
 
 
 class FrameReader:
-    """Reads the frames behind a header, one after the other, and checks that each may follow (SF1, SF2)."""
+    """Reads the frames after a header in order, and checks that each may follow (SF1, SF2)."""
 
     def __init__(self, file: BinaryIO, header: StreamHeader, name: str) -> None:
         self._file = file

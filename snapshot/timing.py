@@ -2,7 +2,7 @@
 
 How it works      `--every` is due at the whole multiples of its interval since 1970, so that 15m is due at
                   :00, :15, :30 and :45 whenever polyvold was started; `--cron` as cronsim says. Both in UTC,
-                  which has no summer time: no run is left out or made twice when clocks are changed.
+                  which has no daylight saving time: no run is skipped or repeated.
 Errors            `check_cron` and `parse_duration` raise ValueError with a sentence.
 """
 
@@ -55,7 +55,7 @@ class Timing:
 
 
 def check_cron(expression: str) -> None:
-    """Nothing, if a cron expression is right and is due some day."""
+    """Return if a cron expression is valid and is ever due."""
     fields = len(expression.split())
     if fields != 5:
         has = f"has {fields} field{'' if fields == 1 else 's'}"
@@ -70,7 +70,7 @@ def check_cron(expression: str) -> None:
 
 
 def _what(error: CronSimError) -> str:
-    """Which field cannot be, such as of 'Bad day-of-month'."""
+    """The invalid field, such as of 'Bad day-of-month'."""
     field = str(error).removeprefix("Bad ")
     return f"its field {field.replace('-of-', ' of the ')} has no value that can be"
 

@@ -3,8 +3,8 @@
 How it works      A path is matched, segment by segment, against the routes, and its segments are decoded
                   only then, so that a name may hold a slash. Bodies are read strictly as the route's type.
                   What reads and writes a type is made when first needed: all would take half a start's time.
-Errors            {"error": {"code", "message", "hint"}}. What is no PolyvolError is a defect: it is logged,
-                  and the client gets 'internal-error'.
+Errors            {"error": {"code", "message", "hint"}}. An exception other than PolyvolError is a defect: it
+                  is logged, and the client gets 'internal-error'.
 """
 
 import json
@@ -144,7 +144,7 @@ class _File(bytes):
 
 
 class _Refused(Exception):
-    """An error with an HTTP status that its kind does not tell."""
+    """An error whose HTTP status does not follow from its kind."""
 
     def __init__(self, error: PolyvolError, status: HTTPStatus) -> None:
         self.error = error
@@ -158,7 +158,7 @@ def error_text(error: PolyvolError) -> bytes:
 
 
 def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
-    """The route of a path, still encoded, and what its segments name."""
+    """The route of a path that is still encoded, and the decoded values of its parameters."""
     status = HTTPStatus.NOT_FOUND
     segments = [unquote(segment) for segment in path.split("/")]
     for route in ROUTES:
@@ -172,7 +172,7 @@ def _find(method: str, path: str) -> tuple[Route, dict[str, str]]:
 
 
 def _named(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
-    """What a path's segments name in such a pattern; None if it is another path."""
+    """The values of a pattern's parameters in a path; None if the path does not match."""
     if len(pattern) != len(segments):
         return None
     named = {}
@@ -196,7 +196,7 @@ def _adapter(of: Any) -> TypeAdapter[Any]:  # noqa: ANN401
 
 
 def _once(pairs: Sequence[tuple[str, Any]], what: str = "the key") -> dict[str, Any]:
-    """A dictionary of these pairs; BadRequest if a key is there twice: nobody knows which one is meant."""
+    """A dictionary of these pairs; BadRequest if a key is repeated, because the choice is ambiguous."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

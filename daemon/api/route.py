@@ -44,8 +44,8 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Route:
     """One method on one path. `body` and `result` are types from daemon/types; a result of bytes
-    is a file. `query` names the parameters with their type and a sentence each. `slow`: it may take long,
-    although it changes nothing. `frees`: it gives room back, as each DELETE and PATCH may, so it has the
+    is a file. `query` names the parameters with their type and a sentence each. `slow`: it may take long
+    although it changes nothing. `frees`: it frees space, as each DELETE and PATCH may, so it may use the
     reserve of the state directory."""
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]

@@ -1,15 +1,15 @@
 """The control API's server: HTTP on the control socket, by waitress, on threads of its own.
 
 How it works      One thread runs waitress's loop, which reads requests and writes responses. Calls that only
-                  look run on a few threads of their own, and wait for nothing. All others run on workers
-                  (workers.py), where one that waits for disks holds up nobody else; those that wait for one
-                  volume or device are limited by its lock (locks.py).
-                  No client can hold up others by what it leaves undone: of more than CONNECTIONS_MAX
-                  connections the one that was idle longest is closed, and so is one that sends requests and
-                  does not read the answers.
-Invariants        HS1 The loop's pipe, by which it is woken, is closed last of all, by who has stopped the
-                     loop: waitress writes to the pipe's number, which another file may have by then.
-Owner and locks   Nothing is shared but the service, whose verbs lock for themselves. `answers` and `stop`
+                  read run on a few dedicated threads, and never block. All others run on workers
+                  (workers.py), where a call that waits for disks delays no other; the lock of a volume or
+                  device limits how many calls wait for it (locks.py).
+                  A client that stops responding cannot delay others: above CONNECTIONS_MAX connections the
+                  one that has been idle longest is closed, and so is one that sends requests and does not
+                  read the answers.
+Invariants        HS1 The pipe that wakes the loop is closed last, by the thread that stopped the loop:
+                     waitress writes to the pipe's descriptor number, which another file could have by then.
+Owner and locks   Only the service is shared; its verbs take their own locks. `answers` and `stop`
                   belong to one thread.
 Errors            What the HTTP library refuses (a header that cannot be read) is answered as JSON too.
 """
@@ -61,7 +61,7 @@ _REFUSED = {
 }
 """What to say of HTTP statuses with which the HTTP library refuses a request."""
 _log = logging.getLogger("polyvol.api")
-logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # that a call waits for a thread is no news
+logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a call that waits for a thread is normal
 
 
 class ControlServer:
@@ -70,7 +70,7 @@ class ControlServer:
     def __init__(self, service: "Service", listener: socket.socket) -> None:
         self._service = service
         self._listener = listener
-        self._http: Any = None  # of waitress, which has no types
+        self._http: Any = None  # waitress has no type annotations
         self._thread = threading.Thread(target=self._run, name="polyvol-api", daemon=True)
         self._ended = threading.Event()
 
@@ -83,10 +83,10 @@ class ControlServer:
             sockets=[self._listener],
             _dispatcher=self._tasks,
             ident="polyvold",
-            # More than a body may have: a client that sends too much gets to read that it was too much.
+            # Above the limit of a body, so that a client that exceeds the limit can read the error.
             max_request_body_size=4 * BODY_BYTES_MAX,
             cleanup_interval=_LOOP_INTERVAL_S,
-            connection_limit=10 * CONNECTIONS_MAX,  # who is accepted is decided by _Channel
+            connection_limit=10 * CONNECTIONS_MAX,  # _Channel decides which connections are accepted
             outbuf_high_watermark=UNREAD_BYTES_MAX,
             backlog=BACKLOG,
         )
@@ -94,7 +94,7 @@ class ControlServer:
         self._thread.start()
 
     def answers(self, timeout_s: float) -> bool:
-        """Whether the loop comes round within this time."""
+        """Whether the loop completes a turn within this time."""
         if self._http is None:  # HS1
             return False
         came_round = threading.Event()
@@ -102,7 +102,7 @@ class ControlServer:
         return came_round.wait(timeout_s)
 
     def stop(self) -> None:
-        """Stop answering, after the calls that have begun, but do not wait for ever; idempotent."""
+        """Stop answering after the calls in progress, with a bounded wait; idempotent."""
         http, self._http = self._http, None
         if http is None:
             return
@@ -120,12 +120,12 @@ class ControlServer:
     def _run(self) -> None:
         sockets = self._http._map
         while not self._ended.is_set():
-            # By poll: select ends at 1,024 file descriptors.
+            # poll, because select is limited to 1,024 file descriptors.
             loop(_LOOP_INTERVAL_S, use_poll=True, map=sockets, count=1)
 
 
 class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no types
-    """Who runs the calls: its own threads those that only look, workers all others."""
+    """Runs the calls: those that only read on its own threads, all others on workers."""
 
     def __init__(self, only_looks: Callable[[str, str], bool]) -> None:
         super().__init__()
@@ -146,19 +146,19 @@ class _Tasks(ThreadedTaskDispatcher):  # type: ignore[misc]  # waitress has no t
             super().add_task(task)  # no thread can be started: one that there is answers
 
     def stop(self, timeout_s: float) -> None:
-        """Wait for the calls that have begun, at most so long."""
+        """Wait for the calls in progress, at most this long."""
         if not self._workers.stop(timeout_s):
             _log.warning("calls of the control API are left behind: they do not end")
         super().shutdown(timeout=timeout_s)
 
 
 def _unread(http: Any) -> bool:  # noqa: ANN401
-    """Whether some client has not read all of an answer."""
+    """Whether any client has not read all of an answer."""
     return any(channel.total_outbufs_len for channel in list(http.active_channels.values()))
 
 
 class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """What the HTTP library itself refuses, in the form of every error."""
+    """An error of the HTTP library, in the form that every error has."""
 
     def execute(self) -> None:
         error = self.request.error
@@ -196,7 +196,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         channels = list(server.active_channels.values())
         if len(channels) <= CONNECTIONS_MAX:
             return
-        # Requests are read by this thread, so one that has none gets none meanwhile.
+        # This thread reads all requests, so a connection without one cannot get one now.
         idle = [each for each in channels if each is not self and not each.requests and not each.will_close]
         if idle:
             oldest = min(idle, key=lambda each: (each.total_outbufs_len > 0, each.last_activity))
@@ -208,7 +208,7 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
             super().service()
 
     def _flush_outbufs_below_high_watermark(self) -> None:
-        """End the connection if too much is unread. waitress would wait, in a thread that is for all."""
+        """End the connection if too much is unread. waitress would block in a shared thread."""
         if self.total_outbufs_len > UNREAD_BYTES_MAX:
             self.connected = False  # the caller, and what follows, sees that
             with contextlib.suppress(OSError, AttributeError):  # the loop has closed it

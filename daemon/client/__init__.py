@@ -1,1 +1,1 @@
-"""The programs that talk to a polyvold: the command line, backups and restores, block devices of a host."""
+"""The client programs of polyvold: the command line, backups and restores, block devices of a host."""

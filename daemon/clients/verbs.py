@@ -1,12 +1,12 @@
 """Clients: who is connected to which export, and the end of a connection.
 
-How it works      The engine knows the connections of its own NBD server. Where nbdkit speaks NBD, the plugin
-                  tells of each connection here, with the handle that it uses and how its socket is shut down.
-                  To disconnect a client is to shut its socket down; a handle is closed as well, so that
-                  the export is free although nbdkit may still have the connection. nbdkit's sockets can be
+How it works      The engine knows the connections of its own NBD server. If nbdkit serves NBD, the plugin
+                  registers each connection here, with its handle and a function that shuts its socket down.
+                  Disconnecting a client shuts its socket down; a handle is closed too, so that the export is
+                  free although nbdkit may still have the connection. nbdkit's sockets can be
                   shut down only while nbdkit waits for the client: a thread of this process tries that until
                   the connection has ended.
-                  What a restore writes to is shown by its volume's name: the export's name is a secret.
+                  The export of a restore is shown by its volume's name, because the export's name is secret.
 Owner and locks   `_lock` covers `_inside`; nothing is called while it is held.
 Errors            UnknownClient, UnknownExport.
 """
@@ -66,7 +66,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def list_all(self, export: str | None = None) -> list[ClientView]:
-        """All connections, by id; or those to one export, which UnknownExport says if it is not there."""
+        """All connections, by id, or those to one export; UnknownExport if it does not exist."""
         if export is not None and export not in self._names():
             raise UnknownExport(name=export)
         shown = [
@@ -78,13 +78,13 @@ class Clients:
         with self._lock:
             inside = list(self._inside.items())
         for number, one in inside:
-            with suppress(OSError):  # it was closed meanwhile
+            with suppress(OSError):  # it may be closed by now
                 read_only, traffic = one.handle.read_only, one.handle.traffic()
                 shown.append(_view(number, one.export, read_only, one.since_ns, one.peer, traffic))
         return [view for view in shown if export is None or view.export == export]
 
     def disconnect(self, text: str) -> ClientView:
-        """End a connection; how it was before."""
+        """End a connection; its state before."""
         number = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
         view = next((view for view in self.list_all() if view.id == number), None)
         if view is None or not (self._end_inside(number) or self._context.engine.disconnect_client(number)):
@@ -94,14 +94,14 @@ class Clients:
         return view
 
     def came(self, export: str, handle: HandleLike, peer: Peer, shut_down: ShutDown) -> int:
-        """A connection of another NBD server in this process has begun; its id."""
+        """Register a connection of another NBD server in this process; its id."""
         with self._lock:
             number = next(self._numbers)
             self._inside[number] = _Inside(export, handle, peer, self._context.clock(), shut_down)
         return number
 
     def left(self, number: int) -> None:
-        """It has ended."""
+        """Remove a connection that has ended."""
         with self._lock:
             one = self._inside.pop(number, None)
         if one is not None:

@@ -1,12 +1,12 @@
-"""Dump: all that there is to see of this process, for a bug report. It has names and paths, and nothing of
-what is stored.
+"""Dump: the complete internal state of this process, for a bug report. It has names and paths, but no stored
+data.
 
 How it works      Each section is asked for on a thread of its own, and none is waited for longer than
                   PATIENCE_S: a lock that is held, or a device or a state directory that hangs, costs its
                   section and no other. What is missing is said. If the system refuses threads, sections that
                   never wait are asked on the calling thread.
 Owner and locks   It takes no lock of objects, and changes nothing.
-Errors            None: what fails is among `problems`.
+Errors            None: a failure is listed in `problems`.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Debug:
         return processors_view(inspect(self._context), names_soon(self._context))
 
     def dump(self, status: Callable[[], StatusView]) -> DumpView:
-        """All that there is to see."""
+        """The complete dump."""
         context = self._context
         sections: dict[str, Callable[[], Any]] = {
             "status": status,
@@ -86,7 +86,7 @@ class Debug:
         )
 
     def _asked(self, sections: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], list[str]]:
-        """What each section answers in time, and what is to be said of the others."""
+        """The sections that were collected in time, and the problems of the others."""
         problems = {}
 
         def ask(name: str) -> tuple[bool, object]:
@@ -140,7 +140,7 @@ class Debug:
         return views
 
     def _exports(self) -> list[dict[str, Any]]:
-        """All exports; the name of one that is hidden is a secret of who restores to it."""
+        """All exports; the name of a hidden one is secret, known to its restore alone."""
         return [
             {**export, "name": export["name"].partition(HIDDEN)[0]}
             for export in self._context.engine.exports()
@@ -148,7 +148,7 @@ class Debug:
 
 
 def _rest(inspection: Any, volumes: dict[int, str], devices: dict[int, str]) -> dict[str, Any]:  # noqa: ANN401
-    """The engine's inspection but for its processors, with names."""
+    """The engine's inspection without its processors, with names."""
     flushers = [{**each, "volume": named(each["volume"], volumes)} for each in inspection["flushers"]]
     pools = []
     for pool in inspection["pools"]:

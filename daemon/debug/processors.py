@@ -1,7 +1,7 @@
-"""Processors: what each is at and what waits in it, as users see it.
+"""Processors: what each is doing and what waits in it, as users see it.
 
 How it works      The engine answers within half a second, also if processors are stuck. Names are added: of
-                  volumes by the catalog, which is asked for as long as NAMES_S, because its disk may hang; of
+                  volumes by the catalog, which is queried for NAMES_S at most, because its disk may hang; of
                   threads by the kernel.
 Errors            EngineFailed, when the engine is being stopped.
 """
@@ -42,7 +42,7 @@ def volume_names(context: Context) -> dict[int, str]:
 
 
 def names_soon(context: Context) -> dict[int, str]:
-    """Every volume's name, by id; none if the catalog does not answer soon: then numbers are shown."""
+    """Every volume's name, by id; empty if the catalog does not answer in time: then numbers are shown."""
 
     def names() -> dict[int, str]:
         try:

@@ -1,4 +1,4 @@
-"""The API of what the process is at. Both are `slow`: readers that hang do not delay them."""
+"""The API of debug. Both are `slow`: readers that hang do not delay them."""
 
 from polyvol.daemon.api.route import Route
 from polyvol.daemon.types.debug import DumpView, ProcessorsView

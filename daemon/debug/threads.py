@@ -1,9 +1,9 @@
-"""Threads: what the threads of this process are at, as the kernel and Python see them.
+"""Threads: what the threads of this process are doing, by the kernel and by Python.
 
-How it works      Files of /proc/self/task, which never wait for a device. `stack` can be read by root alone,
+How it works      Files of /proc/self/task, which never wait for a device. Only root can read `stack`, and
                   `wchan` may be 0. Python's frames are those of one instant: file, line and function, without
                   values.
-Errors            A thread that ends meanwhile is left out; a file that cannot be read is left empty.
+Errors            A thread that ends during the query is omitted; a file that cannot be read is empty.
 """
 
 import os
@@ -62,7 +62,7 @@ def descriptor_counts() -> dict[str, int]:
         try:
             target = str(path.readlink())
         except OSError:
-            continue  # it was closed meanwhile
+            continue  # it was closed in between
         counts[_kind(target)] += 1
     return dict(sorted(counts.items()))
 

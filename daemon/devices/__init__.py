@@ -1,1 +1,2 @@
-"""Devices: their verbs, their open files, and what happens when one goes, comes back, grows or shrinks."""
+"""Devices: their verbs, their open files, and the handling of one that disappears, returns, grows or
+shrinks."""

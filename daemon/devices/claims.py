@@ -1,10 +1,10 @@
 """Claims: no two devices have bytes in common, whatever paths they have.
 
-How it works      Who is about to take a file or disk into use claims its path and what is there, then asks
-                  whether that is a device, or a part of one, already (`refuse_shared`).
-Invariants        CL1 what is claimed is claimed by one verb at a time, until that has ended.
-Owner and locks   `_taking` is changed under `catalog_lock`. Looking at what is there may take for ever, and
-                  is done without it.
+How it works      A verb that will use a file or disk claims its path and the file or disk there, then checks
+                  whether that is already a device, or a part of one (`refuse_shared`).
+Invariants        CL1 one verb at a time has a claim, until it ends.
+Owner and locks   `_taking` is changed under `catalog_lock`. Inspecting a file or disk may block without
+                  limit, and is done without it.
 Errors            DiskInUse, DevicePathInUse.
 """
 
@@ -22,7 +22,7 @@ from polyvol.mapping.records.devices import Device
 
 
 class Claims:
-    """What is being taken into use as a device."""
+    """The files and disks that are becoming devices."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -30,7 +30,7 @@ class Claims:
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[None]:
-        """Be the only one who takes what is at a path into use (CL1)."""
+        """Claim the file or disk at a path (CL1)."""
         with contextlib.ExitStack() as claims:
             self._take(claims, path, path)
             identity = identity_of(path)
@@ -67,7 +67,7 @@ class Claims:
             raise DiskInUse(path=path, use=f"the same storage as device {other.name}, or a part of it")
 
     def known(self, found: Found) -> Device | None:
-        """The device that this is, if it was missing; an error if it is one that is not missing."""
+        """The device that this is, if it was missing; an error if it is a device in use."""
         context = self._context
         devices = [device for device in context.catalog.devices.all() if device.id in context.device_trouble]
         paths = identities(context, devices)
@@ -79,7 +79,7 @@ class Claims:
                 return device
         self.refuse_shared(found.path, found.identity)
         for device in context.catalog.devices.all():
-            # The same disk may have two numbers, one for each way to it.
+            # The same disk may have two numbers, one for each path (multipath).
             if found.kind == "block" and device.identity is not None and device.identity == found.lasting:
                 raise DevicePathInUse(path=found.path, name=device.name)
             if is_own(found.label, device, context.catalog.uuid):

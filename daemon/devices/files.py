@@ -1,13 +1,13 @@
-"""The open files of devices: one descriptor for each, from when it is taken into use until it is given up.
+"""The open files of devices: one descriptor for each, from its first use until it is closed.
 
 How it works      `open_checked` opens what is at a path, holds it, and checks that it is the device.
-                  `context.files` has the result, by device id. All that Python does to a device goes through
-                  that descriptor; the engine opens the same file or disk by it, for itself, so that a device
-                  can be opened again after an error while it stays held. What stands at the device's path
-                  meanwhile makes no difference (`remark_on` tells of it). `begin_run` and `end_run` write
+                  `context.files` has the result, by device id. Python accesses a device only through that
+                  descriptor; the engine opens the same file or disk through it again, so that a device can be
+                  reopened after an error while it stays held. A different file at the device's path has no
+                  effect (`remark_on` reports it). `begin_run` and `end_run` write
                   the labels of a generation (mapping/catalog/generations.py), several at a time.
-Owner and locks   `context.files` is changed by who has the device's lock, by replacing single entries.
-                  Everything here but `remark_on` may wait for a device for ever.
+Owner and locks   `context.files` is changed under the device's lock, by replacing single entries. Everything
+                  here except `remark_on` may wait for a device without limit.
 Durability        After `begin_run` and `make` the labels are durable.
 Errors            DeviceNotReady with what is wrong with a device; mapping/errors.py.
 """
@@ -112,7 +112,7 @@ def file_of(context: Context, device: Device) -> OpenFile:
 
 
 def keep(context: Context, device: Device, file: OpenFile) -> None:
-    """Have this file for a device from now on; one that it had is closed."""
+    """Use this file for a device from now on; close its previous one."""
     if not file.held:
         why = "because its file system has no locks"
         text = f"device {device.name}: nothing keeps others from {file.path}, {why}"
@@ -124,7 +124,7 @@ def keep(context: Context, device: Device, file: OpenFile) -> None:
 
 
 def close_device(context: Context, device: int) -> None:
-    """Close a device's file, if it has one: others may have it from now on."""
+    """Close a device's file, if it has one: other programs may then open it."""
     file = context.files.pop(device, None)
     if file is not None:
         with contextlib.suppress(OSError):  # of earlier writes, which a sync has reported already
@@ -138,15 +138,16 @@ def close_all(context: Context) -> None:
 
 
 def identities(context: Context, devices: Iterable[Device]) -> dict[int, Identity | None]:
-    """What is at the paths of devices now, by their ids; those that do not answer are left out."""
+    """The identities of the files at the paths of devices now, by device id; without those that do not
+    answer."""
     paths = {device.id: context.path(device) for device in devices}
     questions = {("path", identity, path): partial(identity_of, path) for identity, path in paths.items()}
     return {key[1]: found for key, found in context.probes.ask(questions).items()}
 
 
 def remark_on(context: Context, device: Device, here: Mapping[int, Identity | None]) -> str | None:
-    """What is to be said of a device that is in use, as a clause, or None: it has grown, or its path is no
-    longer that of its file. `here`: from `identities`."""
+    """The remark about a device that is in use, as a clause, or None: it has grown, or its path is no longer
+    that of its file. `here`: from `identities`."""
     file = context.files.get(device.id)
     if file is None:
         return None
@@ -167,13 +168,13 @@ def remark_on(context: Context, device: Device, here: Mapping[int, Identity | No
 def make(
     context: Context, device: Device, path: Path, file: OpenFile | None = None, *, preallocate: bool = False
 ) -> None:
-    """Make what was planned, in this file, or in a new one, and open it in the engine. On an error nothing
-    is left of a new file."""
+    """Make the planned device in this file or in a new one, and open it in the engine. On an error a new file
+    is removed."""
     made = file is None
     try:
         file = file or create_file(path)
     except FileExistsError as error:
-        raise DeviceUnusable(path=path, why="something was put there meanwhile") from error
+        raise DeviceUnusable(path=path, why="something else appeared there") from error
     except OSError as error:
         raise DeviceIo(what="making", path=path, why=error) from error
     try:
@@ -193,8 +194,8 @@ def make(
 
 
 def close(context: Context, device: int) -> None:
-    """Close a device in the engine that no volume uses. What is under way on it, such as a look at its
-    length, is waited for."""
+    """Close a device in the engine that no volume uses. Calls in progress on it, such as a check of its
+    length, are awaited."""
     until = time.monotonic() + CLOSED_S
     while True:
         try:
@@ -206,8 +207,8 @@ def close(context: Context, device: int) -> None:
 
 
 def unmake(context: Context, device: Device) -> None:
-    """Close a file that was made for a volume, and remove it; what else is at its path stays. Repeatable.
-    DeviceNotReady if that cannot be done now."""
+    """Close a file that was made for a volume, and remove it; another file at its path stays. Repeatable.
+    DeviceNotReady if that is impossible now."""
     with contextlib.suppress(context.engine_error):  # it may not be open
         close(context, device.id)
     path = context.path(device)
@@ -234,14 +235,14 @@ def _is_leftover(context: Context, device: Device, file: OpenFile) -> bool:
     shorter = replace(device, size=min(device.size, found.size))  # it may have become short
     if trouble_with(shorter, found, context.catalog.uuid) is None:
         return True
-    # Where a file system does not tell preallocated bytes from written ones, they are zeros.
+    # If a file system does not distinguish preallocated bytes from written ones, they are zeros.
     allocated = found.size == device.size and is_blank(file)
     return found.label is None and (not found.has_data or allocated)
 
 
 def begin_run(context: Context, devices: Iterable[Checked]) -> None:
     """Begin a generation, and write it into the labels of these devices, the only ones in use. A device whose
-    label cannot be written is used all the same, because it may still be readable."""
+    label cannot be written is used anyway, because it may still be readable."""
     checked_devices = list(devices)
     run = uuid4()
     identities = {
@@ -267,7 +268,7 @@ def _run_of(checked: Checked) -> UUID:
 
 
 def _write_label(context: Context, checked: Checked) -> bool:
-    """Write the present generation into a label; whether it is there now. What fails is said."""
+    """Write the present generation into a label; whether that succeeded. A failure is reported."""
     device = checked.device
 
     def failed(reason: str) -> None:

@@ -1,10 +1,10 @@
-"""Health: what is wrong with devices, and what that means for volumes and partitions.
+"""Health: faults of devices, and their effect on volumes and partitions.
 
 How it works      A device is 'missing' (what was found at start, or at its last retry), 'hung' (it does not
                   answer), 'faulty' (a call on it has failed since it was opened, in the engine's words) or
                   'ok'. A partition with an extent on a device that is not ok is faulty. A volume that uses
                   one is degraded; so is one with blocks that do not have their checksum.
-Invariants        HE1 nothing here is kept: it is asked for again each time.
+Invariants        HE1 nothing here is stored: it is derived each time.
 """
 
 import contextlib
@@ -57,8 +57,8 @@ def device_troubles(context: Context) -> dict[int, Trouble]:
 
 
 def unusable_devices(context: Context) -> dict[int, str]:
-    """The devices that nothing may be placed on, nor cleared, with the reason as a clause: those that are
-    missing, do not answer, have become shorter, or are half added or half removed."""
+    """The devices that must not be placed on or cleared, with the reason as a clause: those that are missing,
+    do not answer, have become shorter, or are partly added or removed."""
     entries = context.stats()["devices"]
     faults = {entry["device"]: entry["fault"] for entry in entries}
     hung = {
@@ -76,7 +76,7 @@ def unusable_devices(context: Context) -> dict[int, str]:
 
 
 def silence_clause(silent_s: float, timeout_s: int) -> str:
-    """What is to be said of a device that has not answered for so long, as a clause."""
+    """The clause about a device that has not answered for so long."""
     ends = f"requests end with EIO after {timeout_s} s" if timeout_s else "requests wait for it"
     return f"it has not answered for {silent_s:.0f} s; {ends}"
 
@@ -141,7 +141,7 @@ def volume_trouble(
 
 def bad_block_views(context: Context, volume: Volume, names: Mapping[int, str]) -> list[BadBlockView]:
     """The blocks of a volume that are known to be bad; none if the engine does not know the volume."""
-    with contextlib.suppress(context.engine_error):  # it may be deleted meanwhile
+    with contextlib.suppress(context.engine_error):  # it may be deleted by now
         return [
             BadBlockView(
                 partition=bad["partition"],
@@ -157,7 +157,7 @@ def bad_block_views(context: Context, volume: Volume, names: Mapping[int, str]) 
 
 
 def bad_blocks_clause(bad: Sequence[BadBlockView]) -> str:
-    """What is to be said of bad blocks, of which there are some."""
+    """The clause about bad blocks; there is at least one."""
     first = bad[0]
     where = f"partition {first.partition} block {first.block} on device {first.device}, found {first.first}"
     if len(bad) == 1:
@@ -166,7 +166,7 @@ def bad_blocks_clause(bad: Sequence[BadBlockView]) -> str:
 
 
 def notes(context: Context) -> list[str]:
-    """What is odd, a sentence each."""
+    """Remarks about devices, a sentence each."""
     now = context.clock()
     found = context.catalog.settings.in_future(now)
     said = [] if context.state_trouble is None else [context.state_trouble]

@@ -1,7 +1,7 @@
 """Incomplete devices: partly added or partly removed; hidden from placement, then undone or finished.
 
-How it works      The catalog says 'adding' before anything is made of a device, and 'removing' before
-                  anything of it is taken away. `forget` is the common last step: it closes the device, takes
+How it works      The catalog says 'adding' before a device is made, and 'removing' before any of it is
+                  removed. `forget` is the common last step: it closes the device, takes
                   its label off, or removes the file that add has made, and removes it from the catalog.
                   `settle` does that for each device that an error or a kill left in one of these states.
 Invariants        HD1 a device with extents of volumes is never forgotten; HD2 a device whose add or remove is
@@ -34,8 +34,8 @@ class IncompleteDevices:
         self.underway: set[int] = set()
 
     def finish_used(self) -> None:
-        """A device that has extents of volumes all the same is 'ready' (HD1): an earlier version placed
-        volumes on devices of which add or remove had failed."""
+        """Set a device that has extents of volumes to 'ready' (HD1): an earlier version placed volumes on
+        devices whose add or remove had failed."""
         context = self._context
         users = context.catalog.devices.users()
         for device in context.catalog.devices.all():
@@ -47,7 +47,7 @@ class IncompleteDevices:
                     context.events.add("warning", text, DEVICE=device.name)
 
     def settle(self) -> None:
-        """Undo what is half added and finish what is half removed, as far as that is possible now."""
+        """Undo incomplete adds and finish incomplete removes, as far as possible now."""
         context = self._context
         with context.catalog_lock:
             devices = [device for device in context.catalog.devices.all() if device.unfinished is not None]
@@ -68,8 +68,7 @@ class IncompleteDevices:
         context = self._context
         with isolate(context, f"closing device {device.name}", lambda _: None):  # it may not be open
             close(context, device.id)
-        # A device that cannot be written to, or is another, keeps its label, which nothing will take for
-        # another's.
+        # A device that cannot be written to, or is a different one, keeps its label; its UUID identifies it.
         what = f"taking the label off device {device.name}, which is forgotten,"
         with isolate(context, what, DEVICE=device.name), suppress(DeviceNotReady):
             if device.made and device.state == "adding":

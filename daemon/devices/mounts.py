@@ -1,14 +1,14 @@
-"""Files that appear after the start: a missing device whose file system is mounted later is found.
+"""Files that appear after the start: finds a missing device whose file system is mounted later.
 
 How it works      One thread sleeps on /proc/self/mountinfo, which the kernel marks at each mount; while a
-                  device is missing it also looks every few seconds: a file can appear without a mount. A look
-                  is one stat of the device's path, by workers (workers.py): a file system that hangs then
-                  holds up this device only. A file that is there, and is not the one that was refused the
-                  last time, is tried as `polyvol device retry` would. So are disks that did not answer at
-                  the start; udev.py finds those that come later.
-Invariants        MO1 while no device is missing, nothing is looked at.
-Owner and locks   The looking threads hold nothing; `found` takes what it needs.
-Errors            None is raised. A file that is not the device stays the reason why it is missing.
+                  device is missing it also checks every few seconds, because a file can appear without a
+                  mount. A check is one stat of the device's path, by workers (workers.py): a file system that
+                  hangs delays only this device. A file that exists, and is not the one that was refused the
+                  last time, is tried as `polyvol device retry` would. So are disks that did not answer at the
+                  start; udev.py finds those that appear later.
+Invariants        MO1 while no device is missing, nothing is checked.
+Owner and locks   The checking threads hold no lock; `found` takes what it needs.
+Errors            None. A file that is not the device stays the reason why it is missing.
 """
 
 import logging
@@ -32,7 +32,7 @@ _log = logging.getLogger("polyvol")
 
 class MountWatch:
     """Calls `found` with the id of a missing device when a file is at its path. `missing`: the paths of all
-    that are missing, by id; it must not wait for anything."""
+    missing devices, by id; it must not block."""
 
     def __init__(self, missing: Callable[[], Mapping[int, Path]], found: Callable[[int], object]) -> None:
         self._missing = missing
@@ -47,7 +47,7 @@ class MountWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it. A look at a file system that hangs is left to itself."""
+        """End it. A check of a file system that hangs is abandoned."""
         os.close(self._woken)
         if self._thread.is_alive():
             self._thread.join()
@@ -66,7 +66,7 @@ class MountWatch:
                     _log.exception("looking for devices that are missing")
 
     def look(self) -> None:
-        """Look at every missing device that is not being looked at."""
+        """Check every missing device that is not being checked."""
         missing = self._missing()
         for device in [known for known in self._refused if known not in missing]:
             del self._refused[device]
@@ -88,7 +88,7 @@ class MountWatch:
 
 
 def _state_of(path: Path) -> _State | None:
-    """Which file is at a path, as far as a stat tells; None if there is none."""
+    """The identity of the file at a path, by stat; None if there is none."""
     with suppress(OSError, ValueError):
         status = path.stat()
         if stat.S_ISREG(status.st_mode):

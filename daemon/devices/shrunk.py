@@ -1,13 +1,13 @@
-"""Shrunk devices: those that became shorter, remembered whatever length they have later.
+"""Shrunk devices: those that became shorter, recorded whatever length they have later.
 
-How it works      The engine notices a device that is shorter than it must be, and refuses what lies beyond
-                  the end, for as long as it runs. The catalog remembers the device for later runs: a file
-                  that was extended again has zeros where data was, and nothing else shows that. Such a device
-                  is missing at the next start, until `polyvol device retry`.
+How it works      The engine notices a device that is too short, and refuses access beyond the end, for as
+                  long as it runs. The catalog records the device for later runs: a file that was extended
+                  again has zeros in place of data, and nothing else shows that. Such a device is missing at
+                  the next start, until `polyvol device retry`.
 Owner and locks   `note` takes `catalog_lock`; the callers of the others hold the device's lock, or start
                   polyvold.
 Durability        A device is recorded in the catalog within a few seconds, and at a stop. After a kill before
-                  that, the file is still short, unless somebody extended it in the meantime.
+                  that, the file is still short, unless it was extended in between.
 Errors            Those of the engine and the catalog.
 """
 
@@ -26,7 +26,7 @@ class ShrunkDevices:
         self._context = context
 
     def note(self) -> None:
-        """Have the catalog remember what the engine has found."""
+        """Record in the catalog what the engine has found."""
         found = self._context.engine.stats()["devices"]
         with self._context.catalog_lock:
             names = self._context.device_names()
@@ -38,7 +38,7 @@ class ShrunkDevices:
                         self._remember(entry["device"], name, *short)
 
     def look(self, device: Device, path: Path) -> None:
-        """Remember a device that is short at a start, before it is opened."""
+        """Record a device that is short at a start, before it is opened."""
         found = length_if_short(device, path, self._context.catalog.uuid)
         if found is not None:
             self._remember(device.id, device.name, found, device.size)
@@ -49,7 +49,7 @@ class ShrunkDevices:
         return None if found is None else short_clause(found, device.size)
 
     def forget(self, device: Device) -> None:
-        """The device is used again as it is now, or is no device any more."""
+        """Clear the record: the device is used again as it is now, or was removed."""
         found = self._context.catalog.settings.short(device.id)
         if found is not None:
             self._context.catalog.settings.set_short(device.id, None)

@@ -1,10 +1,10 @@
 """Opening all devices at a start: in parallel, so that one that hangs does not delay the others.
 
-How it works      Each device is looked at, opened, held and checked on a thread. A start waits for as long as
-                  devices answer, and PATIENCE_S more. One that has not answered by then is missing; what is
-                  opened later is closed, and mounts.py finds the device when it answers.
-Owner and locks   Nobody else uses devices before the start has ended. `keep` is called by one thread.
-Errors            None is raised: each device that is not right has a reason.
+How it works      Each device is inspected, opened, held and checked on a thread. A start waits while devices
+                  answer, and PATIENCE_S more. One that has not answered by then is missing; if it is opened
+                  later it is closed, and mounts.py finds the device when it answers.
+Owner and locks   Nothing else uses devices before the start has ended. `keep` is called by one thread.
+Errors            None: each device that cannot be used has a reason.
 """
 
 from collections.abc import Iterable, Mapping

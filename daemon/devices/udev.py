@@ -1,13 +1,13 @@
-"""Disks that go and come back: the kernel's news of them, by pyudev, turned into verbs of devices.
+"""Hot-plug of disks: udev events, by pyudev, call the verbs of devices.
 
-How it works      One thread sleeps on udev's netlink socket, or the kernel's where no udev runs. A disk that
-                  goes is found among the open devices by its number, and they are missing from then on; I/O
-                  on them fails by itself, as the disk is gone. A disk that comes, or changes, may be a
-                  device that is missing: at its old path, or by its label at another; it is then
-                  reopened, and its partitions serve again.
-Invariants        UD1 nothing is looked for while nothing happens.
-Owner and locks   Workers (workers.py) call the verbs, for each disk one after the other: a disk that hangs
-                  keeps no news of others waiting.
+How it works      One thread sleeps on udev's netlink socket, or the kernel's where no udev runs. When a disk
+                  is removed, the open devices with its number become missing; I/O on them fails by itself,
+                  because the disk is gone. A disk that is added or changes may be a missing device: at its
+                  old path, or by its label at another; it is then reopened, and its partitions are served
+                  again.
+Invariants        UD1 without events nothing is checked.
+Owner and locks   Workers (workers.py) call the verbs, for each disk in order: a disk that hangs does not
+                  delay events of others.
 Errors            All are logged. Without the socket the daemon runs on, and devices come back by
                   `polyvol device retry`.
 """
@@ -38,7 +38,7 @@ def _why(error: Exception) -> str:
 
 
 class DiskWatch:
-    """Tells `gone` of a disk's number when a disk goes, and `came` of a disk's path when one comes."""
+    """Calls `gone` with a disk's number when it is removed, and `came` with its path when one is added."""
 
     def __init__(self, gone: Callable[[int], object], came: Callable[[Path], object]) -> None:
         self._gone = gone
@@ -63,7 +63,7 @@ class DiskWatch:
             _log.warning(text, _why(error))
 
     def stop(self) -> None:
-        """End it; no verb is called afterwards, and those under way are waited for, but not for ever."""
+        """End it; no verb is called afterwards, and those in progress are awaited for a bounded time."""
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
@@ -84,12 +84,12 @@ class DiskWatch:
             self._workers.run(node, partial(self._tell, node))
 
     def _tell(self, node: str) -> None:
-        """Deal with all news of a disk, in order."""
+        """Handle all events of a disk, in order."""
         while self._news[node]:
             self.happened(*self._news[node].popleft())
 
     def happened(self, action: str, node: Path, number: int) -> None:
-        """Something has happened to the disk at this path and of this number."""
+        """Handle an event of the disk with this path and number."""
         try:
             if action == "remove":
                 self._gone(number)
@@ -97,5 +97,5 @@ class DiskWatch:
                 self._came(node)
         except PolyvolError as error:
             _log.warning("disk %s: %s", node, error)
-        except Exception:  # the thread must not end: a later disk's news count too
+        except Exception:  # the thread must not end, because later events count too
             _log.exception("disk %s: news of it could not be dealt with", node)

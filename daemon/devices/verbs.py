@@ -1,24 +1,24 @@
-"""The verbs of devices: add, remove, list, show, and what happens with them at start.
+"""The verbs of devices: add, remove, list, show, and their opening at a start.
 
-How it works      add: look, open and hold (daemon/devices/files.py), look again, plan, record as 'adding',
-                  make the file and the label, open it in the engine, record as 'ready'. remove: record as
-                  'removing', close, take the label off, forget. At start each device is opened, held and
-                  checked; then a generation begins, and is written into the labels of those that pass.
-                  A device that is missing, or that somebody else has, is in the engine too, as one whose
-                  calls all fail, so that its volumes are served as far as they go. A disk that goes
-                  or comes is noticed (daemon/devices/udev.py). retry: look at its path, or another one,
-                  check that it is the device, have the engine open it again while it is in use. Adding
-                  the path of a device that is known and was missing is a retry, at its new path.
+How it works      add: inspect, open and hold (daemon/devices/files.py), inspect again, plan, record as
+                  'adding', make the file and the label, open it in the engine, record as 'ready'. remove:
+                  record as 'removing', close, remove the label, forget. At start each device is opened, held
+                  and checked; then a generation begins, and is written into the labels of those that pass.
+                  A device that is missing, or held by another program, is in the engine too, as one whose
+                  calls all fail, so that its volumes are served as far as possible. udev.py notices disks
+                  that are removed or added. retry: inspect its path, or another one, check that it is the
+                  device, have the engine reopen it while it is in use. Adding the path of a known device that
+                  was missing is a retry, at its new path.
 Invariants        DV1 two devices never have bytes in common, whatever paths they have.
                   DV2 no file that polyvold keeps its own state in is a device.
                   DV3 nothing is placed on a device that is not 'ready' (health.unusable_devices).
-Owner and locks   The device's lock for all that is done to it (daemon/locks.py); its name and its users are
-                  asked and changed under `catalog_lock`. What is being added has a name and a lock only when
-                  it is recorded: until then daemon/devices/claims.py has it.
-Durability        A kill in the middle of add or remove is settled at the next start: the device is forgotten,
-                  its label taken off, and the file that add has made is removed. So is what an error of
-                  add or remove leaves where that could not be undone; then also at the next add, remove or
-                  reload (incomplete.py). A kill after they returned changes nothing.
+Owner and locks   All actions on a device hold its lock (daemon/locks.py); its name and its users are read and
+                  changed under `catalog_lock`. A device that is being added has a name and a lock only once
+                  it is recorded: until then it has a claim (daemon/devices/claims.py).
+Durability        The next start settles an add or remove that a kill interrupted: the device is forgotten,
+                  its label removed, and the file that add made is deleted. Leftovers of a failed add or
+                  remove are settled the same way, also at the next add, remove or reload (incomplete.py). A
+                  kill after they returned changes nothing.
 Errors            mapping/errors.py, EngineFailed. At start nothing raises: `device_trouble` has the findings.
 """
 
@@ -90,9 +90,9 @@ class Devices:
         self._opening = Workers("polyvol-open")
 
     def start(self, *, clean: bool, passed: Mapping[str, int] | None = None) -> None:
-        """Settle what is half done, check every device against the catalog, open those that are as it says.
-        `clean`: what earlier runs wrote is not in doubt. `passed`: descriptors that the process before has
-        held, by device UUID; they are taken over or closed."""
+        """Settle incomplete verbs, check every device against the catalog, open those that match. `clean`:
+        the writes of earlier runs are not in doubt. `passed`: descriptors that the previous process held, by
+        device UUID; they are taken over or closed."""
         context = self._context
         fds = dict(passed or {})
         until, users = time.monotonic() + START_PATIENCE_S, occupied.file_users()
@@ -132,7 +132,7 @@ class Devices:
     def retry(self, request: DeviceRetry, name: str) -> DeviceView:
         """Open a device again, at its path or at another one, while it is in use.
 
-        DeviceNotReady if what is there is not the device: then nothing has changed. DeviceStillFaulty if it
+        DeviceNotReady if the file there is not the device: then nothing has changed. DeviceStillFaulty if it
         is, and fails again at once."""
         context = self._context
         device = context.find_device(name)
@@ -150,7 +150,7 @@ class Devices:
         return shown
 
     def gone(self, number: int) -> None:
-        """The disk of this number is no more: the devices that it was are missing."""
+        """Handle the removal of the disk of this number: its devices are missing."""
         context = self._context
         for device in context.catalog.devices.all():
             file = context.files.get(device.id)
@@ -165,13 +165,12 @@ class Devices:
                 close_device(context, device.id)
 
     def came(self, path: Path) -> DeviceView | None:
-        """A disk has come, or become another, at this path: as `found`, but only for devices that are
-        missing."""
+        """Handle a disk that was added or changed at this path: as `found`, but only for missing devices."""
         return self.found(path, missing_only=True) if self._context.device_trouble else None
 
     def found(self, path: Path, *, missing_only: bool = False) -> DeviceView | None:
-        """A file or disk has appeared at this path: if it is a device that is missing or faulty, by its label
-        or by what it is known by, it is opened again. None if it is nothing of that kind."""
+        """Handle a file or disk that appeared at this path: if it is a missing or faulty device, by its label
+        or identity, reopen it. None if it is not."""
         context = self._context
         found = inspect(path)
         if found is None:
@@ -185,7 +184,7 @@ class Devices:
             with isolate(context, f"looking whether {path} is device {device.name}", DEVICE=device.name):
                 here = (
                     self._claims.may_be(device, found, paths)
-                    and self.shrunk.clause(device) is None  # it is used again only if a person says so
+                    and self.shrunk.clause(device) is None  # only an administrator may use it again
                     and trouble_with(device, found, context.catalog.uuid) is None
                 )
             if here:
@@ -211,7 +210,7 @@ class Devices:
         return open_checked(context, device, path, accept=accept)
 
     def _reopen(self, checked: Checked, path: Path) -> None:
-        """Have the engine open a device again, in this file, and keep it."""
+        """Have the engine reopen a device, in this file, and keep the file."""
         context, device, file = self._context, checked.device, checked.file
         try:
             renew_label(context, checked)
@@ -228,8 +227,8 @@ class Devices:
             context.catalog.devices.set_path(device.id, self._stored_path(path))
 
     def open_missing(self) -> None:
-        """Try every device again that is missing, and settle what is half done; one that hangs goes on by
-        itself."""
+        """Retry every missing device, and settle incomplete verbs; one that hangs continues in the
+        background."""
         self._opening.run("half done", self._incomplete.settle)
         for device in self._context.catalog.devices.all():
             if device.state == "ready" and device.id in self._context.device_trouble:
@@ -237,14 +236,15 @@ class Devices:
         self._opening.wait(OPENED_S)
 
     def _try_again(self, device: Device) -> None:
-        # That it is missing was said when it was found to be.
+        # It was reported when it became missing.
         with isolate(self._context, f"opening device {device.name} again", lambda _: None):
             if self.shrunk.clause(device) is None:
                 self.retry(DeviceRetry(), device.name)
 
     @contextlib.contextmanager
     def _locked(self, device: Device, what: str) -> Iterator[Device]:
-        """Hold a device's lock to do `what`: the device as it is now; UnknownDevice if it has gone."""
+        """Hold a device's lock to do `what`: the device as read under the lock; UnknownDevice if it was
+        removed."""
         context = self._context
         with context.holding_device(device, what) as now:
             if now.id in self._incomplete.underway:  # the verb that adds it is about to take its lock
@@ -263,7 +263,7 @@ class Devices:
         }
 
     def appeared(self, number: int) -> DeviceView | None:
-        """Open a device again that was missing; None if it is not missing, or was short."""
+        """Reopen a missing device; None if it is not missing, or was short."""
         context = self._context
         device = context.catalog.devices.get(number)
         if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
@@ -344,7 +344,7 @@ class Devices:
         return self.show(name), False
 
     def _add(self, request: DeviceAdd, path: Path, file: OpenFile | None) -> str:
-        """Add what is open, or a file that is to be made at the path; the device's name."""
+        """Add an open file or disk, or a file to be made at the path; the device's name."""
         context = self._context
         found = None if file is None else inspect_open(file)
         if found is not None:
@@ -361,7 +361,7 @@ class Devices:
             adopt=request.adopt,
             force=request.force,
         )
-        self._free_name(request.name, path)  # what is refused is refused before anything changes
+        self._free_name(request.name, path)  # refuse before anything changes
         if request.direct:
             check_direct(path, file, 0 if found is None else found.size)
         if file is not None and request.force and kind == "block" and not request.adopt:
@@ -396,7 +396,7 @@ class Devices:
         return device.name
 
     def _make(self, device: Device, path: Path, file: OpenFile | None, *, preallocate: bool) -> None:
-        """Make what was recorded, or undo that."""
+        """Make the recorded device, or undo the record."""
         context = self._context
         try:
             make(context, device, path, file, preallocate=preallocate)
@@ -462,7 +462,7 @@ def _state(
 
 
 def _is_alive(file: OpenFile) -> bool:
-    """Whether a file is still there, or a disk: one that was taken out has no bytes left."""
+    """Whether a file or disk still exists: a disk that was unplugged has length 0."""
     try:
         return file.kind == "file" or os.lseek(file.fd, 0, os.SEEK_END) > 0
     except OSError:
@@ -470,7 +470,7 @@ def _is_alive(file: OpenFile) -> bool:
 
 
 def _copy(device: Device, file: OpenFile, path: Path) -> str:
-    """What is said of a copy of a device that is open."""
+    """The sentence about a copy of an open device."""
     return (
         f"{path} is a copy of it, and the one that was opened at {file.path} is still there; to continue with"
         f" the copy: `polyvol device retry {device.name} --path {path} --accept`"

@@ -1,11 +1,13 @@
-"""Rollback: a volume, or all volumes of a group's snapshot, become what a snapshot shows.
+"""Rollback: returns a volume, or all volumes of a group's snapshot, to the contents of a snapshot.
 
-How it works      Exports of the volumes end; the coordinator makes a cut, so that nothing is under way and
-                  what is left is a snapshot of its own, and records all of it in one transaction; the engine
-                  does it, which takes as long as it has partitions, not blocks; the volumes are exported.
-Invariants        GB1 nobody is connected to a volume that goes back; GB2 a volume that the engine could not
-                  take back although the catalog says so is not exported: hosts would read what it was.
-Owner and locks   The locks of all volumes that go back, from the questions to their exports.
+How it works      The exports of the volumes end; the coordinator makes a cut, which drains writes and
+                  preserves the present contents as a snapshot, and records everything in one transaction; the
+                  engine executes it, in a time that depends on the number of partitions, not of blocks; the
+                  volumes are exported again.
+Invariants        GB1 no client is connected to a volume that is rolled back; GB2 a volume whose rollback is
+                  in the catalog but failed in the engine is not exported, because hosts would read the old
+                  contents.
+Owner and locks   The locks of all volumes that are rolled back, from the first check to their exports.
 Durability        All or nothing, over all volumes: see the coordinator. Newer snapshots stay.
 Errors            UnknownVolume, UnknownSnapshot, UnknownGroup, VolumeNotServed, VolumeOpen, NameInUse,
                   CutFailed, SnapshotInGroup.
@@ -37,7 +39,7 @@ _TRIES = 20
 
 
 class Rollbacks:
-    """The verbs of going back."""
+    """The verbs of rollback."""
 
     def __init__(self, context: Context, volumes: Volumes, snapshots: Snapshots, groups: Groups) -> None:
         self._context = context
@@ -47,13 +49,13 @@ class Rollbacks:
         self._coordinator = coordinator(context)
 
     def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
-        """Have a volume be what its snapshot shows."""
+        """Roll a volume back to its snapshot."""
         with self._context.holding_served(volume_name, "snapshot rollback") as volume:
             record = self._context.find_snapshot(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
     def roll_back_group(self, group_name: str, name: str, request: RollbackStart) -> RollbackView:
-        """Have all volumes of a group's snapshot be what it shows."""
+        """Roll all volumes of a group's snapshot back to it."""
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._context.find_group(group_name)
             for volume, _ in members:
@@ -61,7 +63,7 @@ class Rollbacks:
             return self._roll_back(members, name, request, group)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:
-        """Have a volume be what it was before the restore to it began; then that restore has ended. It has no
+        """Roll a volume back to its contents before the restore to it began, and end that restore. It has no
         export. The caller holds its lock."""
         context = self._context
         try:
@@ -70,13 +72,13 @@ class Rollbacks:
             context.rewritten[volume.id] += 1
         except EngineFailed as error:
             context.rewritten[volume.id] += 1
-            context.events.add("warning", error.message)  # it is done when the volume is taken over again
+            context.events.add("warning", error.message)  # the next load of the volume completes it
         finally:
             self._export(volume)
 
     def _export(self, volume: Volume) -> None:
-        """Export a volume that has gone back, or has not, but nothing in between (GB2): one that is in
-        between is taken over by the engine again, which does the rest."""
+        """Export a volume whose rollback is complete or was not recorded (GB2); otherwise have the engine
+        load the volume again, which completes the rollback."""
         context = self._context
         with isolate(context, f"exporting volume {volume.name}", partial(self._volumes.serve_again, volume)):
             if self._is_pending(volume):
@@ -98,7 +100,7 @@ class Rollbacks:
                 self._coordinator.roll_back(members, safety, None if group is None else group.id)
             context.rewritten.update(volume.id for volume in volumes)
         except EngineFailed as error:
-            failed = error  # the catalog has it, so it is done when the volumes are taken over again
+            failed = error  # the catalog has it, so the next load of the volumes completes it
             context.rewritten.update(volume.id for volume in volumes)
         finally:
             for volume in volumes:

@@ -1,11 +1,11 @@
 """The verbs of groups, of their snapshots, and of holds.
 
 How it works      A group's snapshot is one cut over its volumes; its members are the snapshots of that cut.
-                  It is made, held, released and deleted as a whole: in the catalog each of these is one
-                  transaction. What acts on a whole snapshot of a group (`find_snapshot`) gets its members,
-                  with their volumes, as they were at the cut.
-Owner and locks   Who is in a group is changed under `catalog_lock`; what acts on a snapshot takes the locks
-                  of its volumes. Reading verbs take none.
+                  It is made, held, released and deleted as a whole: each of these is one transaction of the
+                  catalog. A verb on a whole snapshot of a group (`find_snapshot`) gets its members, with
+                  their volumes, as they were at the cut.
+Owner and locks   Membership of a group is changed under `catalog_lock`; verbs on a snapshot take the locks of
+                  its volumes. Verbs that only read take none.
 Errors            UnknownGroup, UnknownGroupSnapshot, GroupEmpty, GroupHasSnapshots, NotInGroup, NotHeld,
                   SnapshotInGroup, and those of snapshots.
 """
@@ -90,7 +90,7 @@ class Groups:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
         found = self._context.find_group(name)
         with self._context.holding_group(found, "group delete") as group, self._context.catalog_lock:
-            if group.name != name:  # it was renamed meanwhile
+            if group.name != name:  # it was renamed in between
                 raise UnknownGroup(name=name)
             snapshots = self._context.catalog.groups.snapshots(group.id)
             if snapshots:

@@ -3,10 +3,10 @@
 How it works      Each command has a supervisor (daemon/hooks/supervisor.py, which has the protocol): a small
                   process that adopts whatever the command starts. Orders and answers go over a socket; when
                   that closes because polyvold has died, the supervisor ends all of it.
-Invariants        HC1 the caller that started a command ends it or leaves it; HC2 no call waits longer than it
-                  was told to.
+Invariants        HC1 the caller that started a command ends it or leaves it; HC2 no call exceeds its time
+                  limit.
 Owner and locks   A command belongs to one thread at a time.
-Errors            None: what goes wrong is a clause in `Ended`.
+Errors            None: a failure is a clause in `Ended`.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command has ended: `trouble` is a clause, None if all was well; `alone`: nothing is left."""
+    """How a command has ended: `trouble` is a clause, None on success; `alone`: no process of it is left."""
 
     trouble: str | None
     alone: bool
 
 
 class Command:
-    """One command and its supervisor. `said`: what it has written, in one line, when it has ended."""
+    """One command and its supervisor. `said`: its output, in one line, when it has ended."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -81,8 +81,8 @@ class Command:
             self._send(json.dumps(what).encode() + b"\n")
 
     def wait(self, stopping: threading.Event, stopping_s: float) -> Ended:
-        """Wait until it has ended, or its time is over: then nothing is done about it. Once `stopping` is
-        set, it has `stopping_s` seconds left at most."""
+        """Wait until it has ended or its time is over; it is not killed here. Once `stopping` is set, it has
+        at most `stopping_s` seconds left."""
         if self._pid is None:
             return Ended(self._failure, alone=True)
         end = time.monotonic() + self._call.timeout_s
@@ -101,7 +101,7 @@ class Command:
                 return Ended(why, alone=False)
 
     def end(self, timeout_s: float | None) -> bool:
-        """End all that is left of it; False if that did not succeed in time (None: wait for it)."""
+        """End all its processes; False if that did not succeed in time (None: no time limit)."""
         if self._pid is None:
             return True
         with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ class Command:
                 return True
 
     def leave(self) -> None:
-        """Leave what is left of it alone."""
+        """Let its remaining processes run."""
         if self._pid is not None:
             self._send(b"leave\n")
             self._detach()
@@ -140,7 +140,7 @@ class Command:
         self.said = shown(str(said.get("head", "")), str(said.get("tail", ""))) or self.said
 
     def _hear(self, timeout_s: float) -> dict[str, object] | None:
-        """The next answer, {} when the supervisor has gone, None if there is none in time."""
+        """The next answer, {} if the supervisor has ended, None if none arrives in time."""
         until = time.monotonic() + timeout_s
         poll = select.poll()  # not select: there may be more than 1,024 descriptors
         poll.register(self._control, select.POLLIN)
@@ -165,7 +165,7 @@ class Command:
             return  # it has ended, which `_hear` says
 
     def _detach(self) -> None:
-        """Release the supervisor, which ends or has ended."""
+        """Reap the supervisor, which ends or has ended."""
         assert self._pid is not None, "it was started"
         self._control.close()
         _supervisors.discard(self._pid)
@@ -175,14 +175,14 @@ class Command:
 
 
 def is_of_command(pid: int | None) -> bool:
-    """Whether a process is part of a command that runs, or of what one has left in the background."""
+    """Whether a process belongs to a running command, or to what one left in the background."""
     while pid is not None and pid not in _supervisors:
         pid = parent_of(pid)
     return pid is not None
 
 
 def shown(head: str, tail: str) -> str:
-    """What a command has written, for a sentence: its first line, and its last if that is another one."""
+    """A command's output, for a sentence: its first line, and its last if that differs."""
     lines = [line for line in (head + tail).splitlines() if line.strip()]
     if not lines:
         return ""

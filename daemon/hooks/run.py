@@ -7,16 +7,16 @@ How it works      `around` runs the quiesce commands of a schedule and of the vo
                   directly, or by /bin/sh if requested, as polyvold's user, each with its own supervisor
                   (command.py), with few variables in their environment.
 Invariants        HK1 if a quiesce command was started, its thaw command is run, once: after the cut, or when
-                  the quiesce command failed, or at the time-out, whatever is waited for then; twice if it
+                  the quiesce command failed, or at the time-out, whatever the state of the cut; twice if it
                   fails; HK2 a command that fails or exceeds its time-out is killed, with all processes that
-                  it started, before it is thawed; one that cannot be killed because it hangs in the kernel is
-                  thawed at once, and again when it has ended; HK3 `catalog_lock` is never held while a
-                  command is waited for; HK4 hooks of one volume are not run by two snapshots at a time; HK5
+                  it started, before the thaw; if one cannot be killed because it hangs in the kernel, the
+                  thaw is run at once, and again when it has ended; HK3 `catalog_lock` is never held while
+                  waiting for a command; HK4 hooks of one volume are not run by two snapshots at a time; HK5
                   processes that a quiesce command left in the background are ended when its thaw command has
                   ended; those that a successful thaw command left stay: they may be the application.
-Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; waited
-                  for as long as its holder may take, or until polyvold is stopped. `_Hook.lock` over who
-                  thaws.
+Owner and locks   A lock for each volume and schedule with hooks, held from quiesce to the end of thaw; a
+                  waiter waits for the longest time that the holder may take, or until polyvold is stopped.
+                  `_Hook.lock` decides which thread thaws.
 Durability        A thaw is recorded before its quiesce command is started: if polyvold dies in between, all
                   processes of its hooks are ended at once (supervisor.py), and the next start runs the thaw
                   command (`settle`).
@@ -158,8 +158,8 @@ class HookRunner:
     def around(
         self, volumes: Sequence[Volume], name: str | None, group: Group | None, schedule: Schedule | None
     ) -> Iterator[Thaw | None]:
-        """Quiesce what has hooks, and have it thawed when the cut is made, at the latest at the end. None if
-        nothing has hooks."""
+        """Run the quiesce commands, and the thaw commands when the cut is made, at the latest at the end.
+        None if there are no hooks."""
         wanted = self._wanted(volumes, schedule)
         if not wanted:
             yield None
@@ -193,7 +193,7 @@ class HookRunner:
 
     @contextmanager
     def _counted(self, volumes: Sequence[Volume]) -> Iterator[None]:
-        """Count these volumes among those with hooks under way."""
+        """Count these volumes among those with hooks in progress."""
         ids = Counter(volume.id for volume in volumes)
         with self._lock:
             self._under_way += ids
@@ -201,12 +201,12 @@ class HookRunner:
             yield
         finally:
             with self._lock:
-                self._under_way -= ids  # which drops those that have none left
+                self._under_way -= ids  # this drops those at zero
 
     def _wanted(
         self, volumes: Sequence[Volume], schedule: Schedule | None
     ) -> list[tuple[tuple[str, int], str, list[VolumeId], Hooks]]:
-        """Whose hooks are to be run: key, what it is, the volumes that it concerns, and the hooks."""
+        """The owners of hooks to run: key, description, the volumes concerned, and the hooks."""
         table = self._context.catalog.hooks
         found = []
         if schedule is not None and (hooks := table.of_schedule(schedule.id)) is not None:
@@ -262,7 +262,7 @@ class HookRunner:
         self._warn(hook)
 
     def _thaw_all(self, hooks: Sequence[_Hook]) -> dict[int, tuple[Consistency, str | None]]:
-        """Begin to thaw what is quiesced still; what the snapshots of a cut that was just made show."""
+        """Start all thaws that are due; the consistency of the snapshots of a cut that was just made."""
         marks: dict[int, tuple[Consistency, str | None]] = {}
         for hook in reversed(hooks):
             in_time = self._thaw(hook)
@@ -273,7 +273,7 @@ class HookRunner:
         return marks
 
     def _thaw(self, hook: _Hook) -> bool:
-        """Begin to thaw (HK1); whether all was well until now."""
+        """Start the thaw (HK1); whether everything succeeded until now."""
         with hook.lock:
             if hook.thawed:
                 return False
@@ -289,7 +289,7 @@ class HookRunner:
             return hook.trouble is None
 
     def _thaw_in_background(self, hook: _Hook) -> None:
-        """Run the thaw command, then end what the quiesce command has left."""
+        """Run the thaw command, then end the processes that the quiesce command left."""
         done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
         if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # HK2
             threading.Thread(
@@ -310,7 +310,7 @@ class HookRunner:
 
     def _forget(self, owed: int | None) -> None:
         if owed is not None:
-            with contextlib.suppress(PolyvolError):  # else the next start runs it again
+            with contextlib.suppress(PolyvolError):  # otherwise the next start runs it again
                 self._context.catalog.hooks.forget_thaw(owed)
 
     def _run_thaw(self, thaw: Call) -> bool:
@@ -343,8 +343,8 @@ class HookRunner:
         return values
 
     def _execute(self, call: Call, stopping_s: float) -> tuple[str | None, Command | None]:
-        """Run a command to its end or its time-out: what went wrong, or None; and the command if something of
-        it is left, which is all of it that could not be killed (HK2), or what it left in the background."""
+        """Run a command to its end or its time-out: the failure, or None; and the command if processes of it
+        are left, because they could not be killed (HK2) or run in the background."""
         command = Command(call)
         ended = command.wait(self._stopping, stopping_s)
         if ended.trouble is None:

@@ -1,20 +1,19 @@
-"""The supervisor of one hook command: a program of its own that ends all that the command has started.
+"""The supervisor of one hook command: a separate program that ends all processes of the command.
 
 How it works      polyvold runs this file as a script (daemon/hooks/command.py) with one end of a socket
-                  as its standard input. It is a subreaper: whatever loses its parent among the
-                  descendants of the command, also in a session of its own or forked twice, becomes its
-                  child. To end all, it kills its children and waits for them until none is left; their
-                  children become its own. What the command writes is read from a pipe; all but its
-                  beginning and its end is dropped.
+                  as its standard input. It is a subreaper: a descendant of the command that loses its parent
+                  becomes its child, also after setsid or a double fork. To end all, it kills its children and
+                  waits for them until none is left; their children become its own. The command's output is
+                  read from a pipe; only its beginning and its end are stored.
 Protocol          Lines of JSON. polyvold: {"arguments", "environment"}, once; then "end" or "leave", or it
-                  closes the socket, which means "end". Answers: {"failed"}: it could not be started;
-                  {"code", "alone", "head", "tail"}: it has ended, `alone` if nothing of it is left, and then
-                  the supervisor ends too; {"gone", "head", "tail"}: all that was to be ended has ended.
-Invariants        SV1 only children are killed, which are not waited for by anybody else, so that no number of
-                  a process can have become another's; SV2 memory is bounded, whatever the command writes;
-                  SV3 nothing of a command outlives polyvold, but for what a thaw command has left on purpose.
-Owner and locks   One thread. It imports nothing of polyvol: it starts in some 20 ms, with any Python.
-Errors            What cannot be killed (it hangs in the kernel, or has become another user's) is tried again
+                  closes the socket, which means "end". Answers: {"failed"}: it could not be started; {"code",
+                  "alone", "head", "tail"}: it has ended, `alone` if no process of it is left, and then the
+                  supervisor ends too; {"gone", "head", "tail"}: all its processes have ended.
+Invariants        SV1 only children are killed, and only the supervisor reaps them, so that no pid can have
+                  been reused; SV2 memory is bounded, whatever the command writes; SV3 no process of a command
+                  outlives polyvold, except those that a thaw command left on purpose.
+Owner and locks   One thread. It imports nothing of polyvol: it starts in about 20 ms, with any Python.
+Errors            A process that cannot be killed (it hangs in the kernel, or changed its user) is retried
                   until it has ended.
 """
 
@@ -41,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Output:
-    """What the command writes: its beginning and its end."""
+    """The command's output: its beginning and its end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -51,7 +50,7 @@ class Output:
         self.open = True
 
     def read(self) -> bool:
-        """Read once, without waiting; whether there was something."""
+        """Read once, without waiting; whether there was data."""
         try:
             data = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
@@ -68,13 +67,13 @@ class Output:
         return True
 
     def drain(self) -> None:
-        """Read what is there now."""
+        """Read all that is available."""
         until = self.total + _FREE_BYTES
         while self.open and self.total < until and self.read():
             pass
 
     def words(self) -> dict[str, str]:
-        """What is kept."""
+        """The stored output."""
         return {"head": _text(self.head), "tail": _text(self.tail)}
 
 
@@ -93,7 +92,7 @@ class Supervisor:
         self._code: int | None = None
 
     def run(self) -> None:
-        """Until nothing is left to do."""
+        """Run to the end of the command and its processes."""
         line = self._line()
         if not line:
             return
@@ -125,7 +124,7 @@ class Supervisor:
                 return
 
     def _line(self) -> str:
-        """The next line of polyvold; empty if it has closed the socket."""
+        """The next line from polyvold; empty if it has closed the socket."""
         while b"\n" not in self._received:
             data = self._control.recv(_READ_BYTES)
             if not data:
@@ -135,7 +134,7 @@ class Supervisor:
         return line.decode()
 
     def _start(self, arguments: list[str], environment: dict[str, str], output: int) -> str | None:
-        """Start the command; why that failed, or None."""
+        """Start the command; the reason of a failure, or None."""
         parent = os.getpid()
         failing, failed = os.pipe()
         self._main = os.fork()
@@ -155,7 +154,7 @@ class Supervisor:
         return _text(text)
 
     def _wait(self, output: Output) -> str:
-        """Until the command has ended ("ended", once), or there is an order."""
+        """Wait until the command has ended ("ended", once), or an order arrives."""
         if b"\n" in self._received:
             return self._line()
         poll = select.poll()
@@ -175,7 +174,7 @@ class Supervisor:
                     return "ended"
 
     def _reap_main(self) -> bool:
-        """Wait for all that has ended; whether the command has just been among it."""
+        """Reap all ended children; whether the command has just been among them."""
         ended: dict[int, int] = {}
         _reap(ended)
         if self._main not in ended:
@@ -202,7 +201,7 @@ def end_all() -> None:
 
 
 def _reap(ended: dict[int, int] | None) -> bool:
-    """Wait for children that have ended, and note their statuses; whether any are left."""
+    """Reap ended children, and note their statuses; whether any are left."""
     while True:
         try:
             child, status = os.waitpid(-1, os.WNOHANG)
@@ -230,7 +229,7 @@ def _parent(process: Path) -> int | None:
 
 
 def _leave(output: Output) -> None:
-    """Leave what is left alone: it is nobody's child here any more, and can go on writing."""
+    """Let the remaining processes run: they are no longer children here, and can continue to write."""
     output.drain()
     if not output.open or os.fork() != 0:
         return
@@ -242,7 +241,7 @@ def _leave(output: Output) -> None:
 
 
 def _become(arguments: list[str], environment: dict[str, str], output: int, parent: int) -> None:
-    """Be the command: in a session of its own, that ends with its supervisor."""
+    """Become the command: in its own session, killed when the supervisor ends."""
     os.setsid()
     _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -253,7 +252,7 @@ def _become(arguments: list[str], environment: dict[str, str], output: int, pare
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         if int(score.read_text()) < 0:
-            score.write_text("0")  # polyvold is spared where memory runs out, and its hooks are not
+            score.write_text("0")  # the OOM killer spares polyvold, but not its hooks
     null = os.open("/dev/null", os.O_RDONLY)
     for source, fd in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, fd)
@@ -266,7 +265,7 @@ def _text(data: bytes) -> str:
 
 if __name__ == "__main__":
     for stopping in _STOPPING:
-        signal.signal(stopping, signal.SIG_IGN)  # polyvold says when
+        signal.signal(stopping, signal.SIG_IGN)  # polyvold gives the order
     _libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
     _libc.prctl(_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # SV3: the command may have stopped it
     Supervisor(socket.socket(fileno=0)).run()

@@ -1,1 +1,1 @@
-"""What polyvold has of its host: users, who calls it, sockets, signals, standard streams, systemd, memory."""
+"""The host of polyvold: users, callers, sockets, signals, standard streams, systemd, memory."""

@@ -48,7 +48,7 @@ def _peer_of(connection: socket.socket) -> int | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process; None if there is none that can be seen."""
+    """The parent of a process; None if it has none or is not visible."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) or None
     except (OSError, IndexError, ValueError):

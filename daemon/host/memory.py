@@ -1,8 +1,8 @@
-"""memory: has the C library give back what a flood of clients or calls has left free in this process.
+"""memory: makes the C library return memory that is free after a peak of clients or calls.
 
-How it works      By default glibc has an arena for each of many threads, gives back only the end of each, and
-                  only what exceeds a threshold that grows with the largest buffer ever freed, up to 64 MiB.
-                  So a process stays nearly as large as it was at its largest. Fixed values replace that: few
+How it works      By default glibc has an arena for each of many threads, returns only the end of each to the
+                  kernel, and only above a threshold that grows with the largest buffer ever freed, up to 64
+                  MiB. So a process stays nearly as large as its peak. Fixed values replace that: few
                   arenas, a low threshold, and mappings of their own for large buffers
                   (docs/decisions/0039-memory-is-given-back.md has the measurements).
 Errors            none: where the C library is not glibc nothing is done.

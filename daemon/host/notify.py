@@ -1,4 +1,4 @@
-"""systemd: telling it how the daemon is, and logging where its journal can be searched by field.
+"""systemd: notifying it of the daemon's state, and logging to its journal with fields.
 
 How it works      `notify` speaks sd_notify's protocol on $NOTIFY_SOCKET. A `Store` gives systemd file
                   descriptors to keep for the next process ($FDSTORE says how many it takes; systemd before
@@ -6,7 +6,7 @@ How it works      `notify` speaks sd_notify's protocol on $NOTIFY_SOCKET. A `Sto
                   systemd wants a regular sign of life. `log_to_journal` sends log records by the journal's
                   own protocol when our stderr is the journal's ($JOURNAL_STREAM); the keys in capitals that a
                   record was given by `extra` (VOLUME, DEVICE, SNAPSHOT) become fields.
-Errors            None: without systemd nothing happens. Only a `Store` raises OSError.
+Errors            None: without systemd nothing is sent. Only a `Store` raises OSError.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def _address() -> str | None:
 
 
 class Store:
-    """systemd's store of file descriptors: what is put there is passed to the next process of the service."""
+    """systemd's store of file descriptors, which are passed to the next process of the service."""
 
     @classmethod
     def offered(cls) -> "Store | None":
@@ -61,11 +61,11 @@ class Store:
         self._channel.close()
 
     def put(self, name: str, number: int) -> None:
-        """Have a copy of a file descriptor kept, under this name."""
+        """Store a copy of a file descriptor under this name."""
         self._send(f"FDSTORE=1\nFDNAME={name}", number)
 
     def settle(self, timeout_s: float) -> bool:
-        """Wait until systemd has read all that was put; whether it has."""
+        """Wait until systemd has read all that was stored; whether it has."""
         reading, writing = os.pipe()
         try:
             self._send("BARRIER=1", writing)
@@ -84,7 +84,7 @@ class Store:
 
 
 def remove_stored(names: list[str]) -> None:
-    """Have systemd no longer keep what was put under these names. Never raises."""
+    """Remove the descriptors of these names from the store. Never raises."""
     for name in names:
         notify("FDSTOREREMOVE=1", f"FDNAME={name}")
 
@@ -95,7 +95,7 @@ def is_number(text: str) -> bool:
 
 
 def watchdog_interval_s() -> float | None:
-    """How often to send 'WATCHDOG=1', seconds; None if nobody waits for it."""
+    """How often to send 'WATCHDOG=1', seconds; None if there is no watchdog."""
     patience = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not is_number(patience):
         return None

@@ -1,8 +1,8 @@
 """signals: how polyvold receives signals, with either front end.
 
-How it works      The signals that polyvold acts on are blocked in every thread and waited for, so that no
-                  handler interrupts anything. SIGTERM and SIGINT stop it, SIGHUP reloads. SIGUSR1 and SIGUSR2
-                  mean nothing here, and do not end it. SIGALRM ends a wait that is over. Python ignores
+How it works      The signals that polyvold acts on are blocked in every thread and received by waiting, so
+                  that no handler interrupts a call. SIGTERM and SIGINT stop it, SIGHUP reloads. SIGUSR1 and
+                  SIGUSR2 are ignored. SIGALRM ends a wait at its time limit. Python ignores
                   SIGPIPE. All others keep the kernel's action.
 Invariants        SG1 `block` is called before any other thread is started. SG2 A program that is started here
                   gets its mask reset, except nbdkit, whose plugin waits for the same signals.
@@ -20,7 +20,7 @@ _INSTANT_S = 1e-6
 
 
 def block() -> None:
-    """Have the signals wait until `next_signal` takes them (SG1)."""
+    """Block the signals, for `next_signal` to receive them (SG1)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, RELOADING, _TIME_IS_OVER, *_WITHOUT_MEANING})
 
 

@@ -4,9 +4,9 @@ How it works      A unix socket gets its mode 0600 before it is bound (Linux tak
                   that it never has another; a stale one in its place is removed, one that somebody answers on
                   is not. Under systemd the sockets may be there already: socket units hold them, each with a
                   name (FileDescriptorName) that says what it is for, and clients wait in their backlog while
-                  no polyvold runs. A socket without such a name is recognized by its address. What the
-                  process before has handed over (hand_over.py) comes the same way.
-Owner and locks   Who bound a socket removes its path at the end; what was passed stays systemd's.
+                  no polyvold runs. A socket without such a name is recognized by its address. The previous
+                  process's connections (hand_over.py) arrive the same way.
+Owner and locks   A process that bound a socket removes its path at the end; passed sockets stay systemd's.
 Errors            SocketUnusable, BadConfig.
 """
 
@@ -66,7 +66,7 @@ class InheritedSockets:
     """The lock of the state directory, which polyvold has taken for the nbdkit that it has started."""
 
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close the descriptors that nothing uses."""
         for descriptors in (self.handed, self.devices):
             while descriptors:
                 os.close(descriptors.popitem()[1])
@@ -122,7 +122,7 @@ def _named(number: int, name: str) -> socket.socket:
 def _take_unnamed(
     number: int, name: str, by_name: dict[str, list[socket.socket]], control_path: Path | None
 ) -> None:
-    """Find out by its address what a socket is for, or close it."""
+    """Determine by its address what a socket is for, or close it."""
     listener = _listening(number)
     if listener is None:
         os.close(number)

@@ -1,9 +1,9 @@
 """Standard streams: descriptors 0, 1 and 2 are open, however the program was started.
 
 How it works      A descriptor that was closed would become one of our files, and what is printed would go to
-                  it. It is opened on /dev/null so that its use fails: reading the standard input, and
-                  writing the standard output. The standard error takes all and says nothing. What the
-                  encoding of this locale does not have is written as an escape.
+                  it. It is opened on /dev/null so that its use fails: reading the standard input, and writing
+                  the standard output. The standard error discards all. A character that the encoding of this
+                  locale lacks is written as an escape.
 """
 
 import io

@@ -7,7 +7,7 @@ How it works      SIGTERM and SIGINT end the loop, SIGHUP reloads (signals.py), 
                   it again.
 Owner and locks   The main thread, which takes no lock and waits for no device, and one thread for each
                   reload; a SIGHUP while one is under way has another one follow it.
-Errors            A reload that fails is logged; what was set before goes on.
+Errors            A failed reload is logged; the old settings stay in effect.
 """
 
 import logging
@@ -51,7 +51,7 @@ def run(service: Service, read_again: Callable[[], Config]) -> None:
 
 
 def _status(service: Service) -> str | None:
-    """What systemd shows of a service that answers; None if it does not."""
+    """The status line of a service that answers; None if it does not."""
     try:
         if service.probe(PROBE_TIMEOUT_S):
             return f"STATUS={service.summary()}"

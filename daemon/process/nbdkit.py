@@ -1,20 +1,20 @@
-"""The front-end nbdkit: polyvold as the keeper of an nbdkit that runs the service inside its Python plugin.
+"""The front end nbdkit: polyvold as the keeper of an nbdkit that runs the service inside its Python plugin.
 
 How it works      The keeper binds the NBD sockets and hands them to nbdkit by socket activation
                   (LISTEN_FDS), so that they have the right mode from the start and outlive nbdkit: a client
-                  that connects while it is started again waits in the backlog. Sockets that systemd passed
-                  are handed on, the control socket to the plugin. The keeper takes the lock of the state
-                  directory and passes it on too. nbdkit's Python gets its home and its path from
-                  the one that we run on; the PYTHON* variables of the environment do not reach it. `ready` is
-                  said when the control API answers.
+                  that connects during a restart waits in the backlog. Sockets from systemd are passed on, the
+                  control socket to the plugin. The keeper takes the lock of the state directory and passes it
+                  on too. nbdkit's Python gets its home and its path from this process's Python; the PYTHON*
+                  variables of the environment do not reach it. `ready` is reported when the control API
+                  answers.
                   A socket pair connects the keeper with the plugin (nbd_plugin/keeper.py has its messages).
-                  SIGHUP reads the settings again and has the plugin reload; an nbdkit that ends before it has
-                  done so leaves that to the next one. To stop, the keeper closes its end: the plugin has the
-                  clients leave, and ends nbdkit.
+                  SIGHUP reads the settings again and makes the plugin reload; if nbdkit ends before it has
+                  done so, the next one does. To stop, the keeper closes its end: the plugin disconnects the
+                  clients, and ends nbdkit.
 Invariants        FK1 at most one nbdkit runs; FK2 nbdkit is killed when the keeper ends, whenever that is:
                   the kernel does it (PR_SET_PDEATHSIG), asked before nbdkit is executed, and by the plugin
-                  again; FK3 one that dies before it was ever ready is not started again: its own message says
-                  why; FK4 the lock is held while the keeper, nbdkit, or what becomes nbdkit lives.
+                  again; FK3 one that dies before it was ever ready is not restarted: its own message gives
+                  the reason; FK4 the lock is held while the keeper, nbdkit, or what becomes nbdkit lives.
 Errors            StateLocked, SocketUnusable, FrontendFailed. A reload that fails is logged.
 """
 
@@ -111,7 +111,7 @@ def find_plugin() -> Path:
 
 
 class _Keeper:
-    """One nbdkit after the other."""
+    """Runs one nbdkit after the other."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class _Keeper:
         self._heard = b""
 
     def run(self, next_signal: NextSignal, read_again: Callable[[], Config]) -> None:
-        """Until a signal ends it."""
+        """Run until a signal ends it."""
         while not self._told_to_end:
             process, channel = self._start()
             try:
@@ -198,7 +198,7 @@ class _Keeper:
         next_signal: NextSignal,
         read_again: Callable[[], Config],
     ) -> None:
-        """Until nbdkit ends or is to be stopped: report when it is ready, the first time, and that it still
+        """Wait until nbdkit ends or must be stopped; report its first readiness, and that it still
         answers."""
         channel.setblocking(False)
         answers = False
@@ -226,7 +226,7 @@ class _Keeper:
                 ping_at = time.monotonic() + watchdog_s
 
     def _pause(self, next_signal: NextSignal) -> None:
-        """Wait before nbdkit is started again, unless asked to end."""
+        """Wait before restarting nbdkit, unless asked to end."""
         until = time.monotonic() + RESTART_DELAY_S
         while not self._told_to_end and (left := until - time.monotonic()) > 0:
             self._obey(next_signal(left))
@@ -252,11 +252,11 @@ class _Keeper:
         processors, io_timeout_s = read.processors, read.io_timeout_s
         self._config = replace(self._config, processors=processors, io_timeout_s=io_timeout_s)
         line = f"reload {'-' if processors is None else processors} {io_timeout_s}\n"
-        with contextlib.suppress(OSError):  # then it is ending, and the next one reloads
+        with contextlib.suppress(OSError):  # it is ending, and the next one reloads
             channel.sendall(line.encode())
 
     def _hear(self, channel: socket.socket) -> None:
-        """Act on what the plugin says, a line for each; what has no end yet waits for the rest."""
+        """Act on messages of the plugin, one a line; an incomplete line waits for the rest."""
         try:
             self._heard += channel.recv(_MESSAGE_BYTES_MAX)
         except OSError:
@@ -292,7 +292,7 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Wait until nbdkit has stopped, which its plugin sees to; kill it if it does not.
+    """Wait until nbdkit has stopped, as its plugin requests; kill it if it does not.
 
     Killed, it loses nothing that was acknowledged; the next start recovers, which takes a little longer."""
     try:

@@ -6,10 +6,10 @@ How it works      An export with clients cannot end: the engine decides that und
                   new name, or with the old one if the change has failed.
 Invariants        NM1 exports end all together or not at all; NM2 an export shows what its name says by the
                   catalog.
-Owner and locks   The caller holds the locks of the volumes from before the exports end until they are there
+Owner and locks   The caller holds the locks of the volumes from before the exports end until they exist
                   again.
-Errors            What `in_use` makes, if clients are connected; then all exports are as they were. An export
-                  that cannot be made again has its volume taken over by the engine again.
+Errors            The error that `in_use` makes, if clients are connected; then all exports are unchanged. If
+                  an export cannot be made again, the engine loads its volume again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,8 @@ def name_of(each: Exported) -> str:
 def exports_ended(
     context: Context, volumes: Volumes, exported: Sequence[Exported], in_use: Callable[[int], PolyvolError]
 ) -> Iterator[None]:
-    """While the names of these change: they have no exports. `in_use` makes the error of so many clients."""
+    """Within this context, these objects have no exports and can be renamed. `in_use` makes the error for a
+    number of clients."""
     names = [name_of(each) for each in exported]
     clients = context.connections(names)
     if clients:
@@ -50,7 +51,7 @@ def exports_ended(
         for each, name in zip(exported, names, strict=True):
             try:
                 context.engine.unexport(name)
-            except context.engine_error as error:  # a client came in between
+            except context.engine_error as error:  # a client connected in between
                 raise in_use(max(1, context.connections(names))) from error
             ended.append(each)
         yield
@@ -73,7 +74,7 @@ def _export(
         return
     uuids: set[UUID] = {record.uuid for record in ended if record is not None}
     records = [each for each in context.catalog.snapshots.of(volume.id) if each.uuid in uuids]
-    # The volume itself is last: who connects to it may ask what has changed since a snapshot.
+    # The volume itself is last, because its clients may query changes since a snapshot.
     export_snapshots(context, volume, records)
     if None in ended:
         failed: list[str] = []

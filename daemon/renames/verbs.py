@@ -1,13 +1,12 @@
 """Renames: the verbs that give a volume, snapshot, device, group or schedule another name.
 
-How it works      Everything but people, clients and their settings knows objects by id or UUID, so a rename
-                  is one transaction of the catalog. Exports end before it and are made again after it
+How it works      Only users, clients and their settings use names; all else uses ids or UUIDs, so a rename is
+                  one transaction of the catalog. Exports end before it and are made again after it
                   (exports.py), which is refused while clients are connected. A snapshot of a group is renamed
                   as a whole, with its members.
-Invariants        NM3 what can be refused is refused before anything changes; NM4 a name is free in the moment
-                  in which it is given.
-Owner and locks   What a verb may be doing with the object by its old name excludes a rename: of a volume or
-                  snapshot, the volume's lock; of a device, its lock; of a group, its lock and those of the
+Invariants        NM3 all refusals come before any change; NM4 a name is free at the moment when it is given.
+Owner and locks   A rename takes the locks of verbs that may be using the old name: of a volume or snapshot,
+                  the volume's lock; of a device, its lock; of a group, its lock and those of the
                   volumes in it and in its snapshots; of a schedule, the lock of its volume or group, because
                   a snapshot that is being made records the schedule's name. Names are compared and changed
                   under `catalog_lock`.

@@ -1,21 +1,21 @@
-"""Restores: a volume that a backup is written to belongs to that restore alone until it is complete.
+"""Restores: a volume that a backup is written to is exclusive to that restore until it is complete.
 
-How it works      begin: a volume is made for a full backup, or the export of one that has an incremental
-                  backup's base ends; the catalog records the restore; then the volume is exported under a
-                  name that only the answer has, hidden from lists. The client of the restore writes to it
-                  by NBD.
+How it works      begin: for a full backup a volume is made; for an incremental one, the export of the volume
+                  with its base ends. The catalog records the restore; then the volume is exported under a
+                  secret name, which only the answer has, hidden from lists. The restoring client writes to it
+                  over NBD.
                   complete: that export ends, and the coordinator takes the snapshot; the transaction that
                   commits it deletes the restore's record; then the volume is exported by its own name.
-                  abandon: the volume goes back to its base, in the transaction that deletes the
-                  record, or is deleted if it was made for the restore.
+                  abandon: the volume is rolled back to its base, in the transaction that deletes the record,
+                  or is deleted if it was made for the restore.
 Invariants        RS1 a volume with an incomplete restore is exported to that restore alone, also after a
-                  restart; RS2 an incremental restore begins only on a volume that is what its base shows;
-                  RS3 a restore is resumed only with the stream that it began with; RS4 one client of a
-                  restore at a time: the export's name changes each time that it is begun or resumed.
-Owner and locks   The verbs take the volume's lock. `Context.restoring` has the exports, and is changed only
-                  under it.
-Durability        The record is durable before the first write can come. After a kill the next start finds it
-                  and exports only the volume's snapshots.
+                  restart; RS2 an incremental restore begins only on a volume that equals its base; RS3 a
+                  restore is resumed only with the stream that it began with; RS4 a restore has one client at
+                  a time: the export's name changes each time that it is begun or resumed.
+Owner and locks   The verbs take the volume's lock. `Context.restoring` has the exports, and is changed under
+                  it.
+Durability        The record is durable before the first write is possible. After a kill the next start finds
+                  it and exports only the volume's snapshots.
 Errors            Restoring, RestoreRunning, RestoreEnded, NoRestore, CannotResume, NotANewVolume,
                   BaseMissing, ChangedSinceBase, AlreadyRestored, TargetSize, VolumeInUse, before anything
                   changes.
@@ -120,7 +120,7 @@ class Restores:
             if context.restoring.get(volume.id) != request.export:
                 raise RestoreEnded(name=volume_name)
             with context.engine_errors(f"ending the restore to volume {volume_name}"):
-                context.engine.disconnect(request.export)  # what it had to write is flushed
+                context.engine.disconnect(request.export)  # its writes are flushed
             self._end_session(volume)
             self._coordinator.take([volume], restore.snapshot, restored=restore)
             self._volumes.export_again(context.find_volume(volume_name))
@@ -131,7 +131,7 @@ class Restores:
         return view
 
     def abandon(self, volume_name: str) -> RestoreAbandoned:
-        """End a restore that is not complete, and that nobody writes now."""
+        """End an incomplete restore that no client is writing."""
         context = self._context
         with context.holding(volume_name, _WHAT) as volume:
             restore = context.catalog.restores.of(volume.id)
@@ -190,7 +190,7 @@ class Restores:
         if request.dry_run:
             return RestoreView(volume=volume.name, export=None, resumed=False, base=base.name)
         with ended([volume], self._end_export, self._volumes.export_again):
-            self._refuse_changed(request, volume, base)  # RS2: nobody can write any more
+            self._refuse_changed(request, volume, base)  # RS2: no client can write any more
             record = _restore_record(request, stream, context.clock(), volume=volume.id, base=base.epoch)
             context.catalog.restores.begin(record)
         _log.info(
@@ -218,7 +218,7 @@ class Restores:
         return self._begin_session(volume, base, resumed=True)
 
     def _begin_session(self, volume: Volume, base: str | None, *, resumed: bool) -> RestoreView:
-        """Export a volume to the client of its restore, and to nobody else (RS1, RS4)."""
+        """Export a volume to the client of its restore alone (RS1, RS4)."""
         context = self._context
         self._end_session(volume)
         export = f"{volume.name}{HIDDEN}{secrets.token_hex(16)}"
@@ -230,9 +230,8 @@ class Restores:
         return RestoreView(volume=volume.name, export=export, resumed=resumed, base=base)
 
     def _wait_for_end(self, export: str) -> None:
-        """Wait, for a bounded time, until the client that has closed its connection is gone: nbdkit ends a
-        connection after its client has gone on.
-        """
+        """Wait, for a bounded time, until a closed connection has ended: nbdkit ends one after its client has
+        continued."""
         until = time.monotonic() + _END_TIMEOUT_S
         while self._context.connections([export]) and time.monotonic() < until:
             time.sleep(_END_POLL_S)
@@ -246,7 +245,7 @@ class Restores:
             raise VolumeInUse(name=volume.name, **counted_clients(clients))
 
     def _end_session(self, volume: Volume) -> None:
-        """End the export that a restore was given; RestoreRunning if it is being written."""
+        """End the export of a restore; RestoreRunning if a client is writing it."""
         context = self._context
         export = context.restoring.get(volume.id)
         if export is None:
@@ -287,7 +286,7 @@ class Restores:
     def _refuse_changed(self, request: RestoreBegin, volume: Volume, base: SnapshotRecord) -> None:
         with self._context.engine_errors(f"comparing volume {volume.name} with its snapshot {base.name}"):
             changed, _ = self._context.engine.changes(volume.id, base.epoch, None, 0, 1)
-        # What lies behind the base's end is new since the volume has grown, and the stream covers it.
+        # Data after the base's end is new since the volume has grown, and the stream covers it.
         if changed and changed[0][0] < base.size:
             raise ChangedSinceBase(volume=volume.name, base=base.name, name=request.source)
 

@@ -1,20 +1,20 @@
-"""Due times: when each schedule is due, whatever happens to the wall clock meanwhile.
+"""Due times: when each schedule is due, even if the wall clock is set.
 
 How it works      A schedule's due time is planned once and kept in memory, by the wall clock as it stands
                   now. What an earlier process ran is known by the wall clock only (`last_ns` in the catalog,
-                  and the newest snapshot of the schedule); if that time lies in the future, it is not
-                  believed, and the schedule is due at its next regular time. When the clock is set:
+                  and the newest snapshot of the schedule); if that time is in the future, it is ignored, and
+                  the schedule is due at its next regular time. When the clock is set:
                   - a schedule that has not run (nor was made or resumed) in this process is planned again, as
                     at a start;
-                  - an interval goes on by the steady clock: its due time is moved along with the wall clock;
-                  - a cron expression follows the wall clock: what was skipped is made up once, what comes
-                    again is due again.
+                  - an interval continues by the steady clock: its due time moves along with the wall clock;
+                  - a cron expression follows the wall clock: skipped times are made up once, repeated times
+                    are due again.
 Invariants        DU1 the clock being set, however often, makes a schedule run at most one more time for each
                   time, and never later than its next regular time by the clock as it then stands, or, for an
                   interval, one interval later than planned.
                   DU2 every verb moves the plans along with the wall clock before it uses it, so that no plan
                   made after the clock was set is moved because of that.
-Owner and locks   One lock, held for a look or a change; no call is made with it but to the clocks.
+Owner and locks   One lock, held for a read or a change; under it only the clocks are called.
 """
 
 import threading

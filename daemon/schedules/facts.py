@@ -1,6 +1,6 @@
 """Facts of a schedule: what the catalog says of it, and what follows from that.
 
-Owner and locks   None: they read the catalog. Who needs more than one of them of one instant reads within
+Owner and locks   None: they read the catalog. A caller that needs several of them of one instant reads within
                   `context.reading()`.
 """
 
@@ -51,7 +51,7 @@ def done_until(context: Context, schedule: Schedule) -> int:
 
 
 def note_of(context: Context, schedule: Schedule) -> str | None:
-    """What is odd about a schedule's times, as a clause."""
+    """The note about a schedule's times, as a clause."""
     if schedule.last_ns <= context.clock():
         return None
     return f"what it says to have done until {iso(schedule.last_ns)} lies in the future, {WHY_FUTURE}"

@@ -5,10 +5,10 @@ How it works      One thread finds schedules that are due, and workers run them 
                   as done, then deletes what no rule keeps (snapshot/retention.py). Runs missed while polyvold
                   was down, or that failed, are made up once. due_times.py knows when each is due, also when
                   the clock is set.
-Invariants        SD1 a failure of one schedule stops no other; SD2 snapshots made by hand or with holds are
-                  never deleted; SD3 after a kill between a snapshot and its record no second one is taken:
-                  the newest snapshot of a schedule also says until when it is done; SD4 a schedule runs in
-                  one thread at a time; SD5 a run does not delete the snapshot that it has just taken.
+Invariants        SD1 a failure of one schedule does not stop others; SD2 snapshots made by hand or with holds
+                  are never deleted; SD3 after a kill between a snapshot and its record no second one is
+                  taken: the newest snapshot of a schedule also says until when it is done; SD4 a schedule
+                  runs in one thread at a time; SD5 a run does not delete the snapshot that it has just taken.
 Owner and locks   `_looking` over a look at all schedules, `_lock` over failures. A run takes the locks of the
                   volumes that it acts on.
 Errors            A failure is a warning in the log and an event, once for each due time and reason; it is
@@ -68,7 +68,7 @@ _log = logging.getLogger("polyvol")
 
 
 class Schedules:
-    """The verbs of schedules, and who runs them."""
+    """The verbs of schedules, and their runner."""
 
     def __init__(self, context: Context, snapshots: Snapshots, taker: SnapshotTaker) -> None:
         self._context = context
@@ -86,11 +86,11 @@ class Schedules:
         self._thread = threading.Thread(target=self._run, name="polyvol-schedule", daemon=True)
 
     def start(self) -> None:
-        """Begin to run what is due."""
+        """Start running due schedules."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin no more runs, and wait for those under way, but not for ever; idempotent."""
+        """Begin no more runs, and wait for those in progress for a bounded time; idempotent."""
         self._stopping.set()
         self._look.set()
         if self._thread.is_alive():
@@ -259,7 +259,7 @@ class Schedules:
         try:
             self._taker.take_of_schedule(schedule)
         except UnknownSchedule:
-            return  # it was removed meanwhile
+            return  # it was removed in between
         except (PolyvolError, self._context.engine_error) as error:
             reason = error.message if isinstance(error, PolyvolError) else str(error)
             self._failed(schedule, due, reason)
@@ -272,7 +272,7 @@ class Schedules:
         self._retain(schedule)
 
     def _failed(self, schedule: Schedule, due: int, reason: str) -> int:
-        """Say that a run has failed, once for each due time and reason; when to try again."""
+        """Report a failed run, once for each due time and reason; when to retry."""
         now = self._context.clock()
         again = min(now + RETRY_NS, timing_of(schedule).after(now) or now + RETRY_NS)
         with self._lock:
@@ -281,7 +281,8 @@ class Schedules:
         return again
 
     def _tell(self, schedule: Schedule, due: int, why: str, reason: str | None = None) -> None:
-        """Say why there is no snapshot of a due time, once for each; `reason`: as the schedule has it."""
+        """Report why there is no snapshot of a due time, once for each; `reason`: as the schedule stores
+        it."""
         reason = reason or why
         with self._lock:
             told_due, reasons = self._told.get(schedule.id, (due, set()))
@@ -334,7 +335,7 @@ class Schedules:
                 fields = {"VOLUME": volume.name, "SNAPSHOT": each.name, "SCHEDULE": schedule.name}
                 _log.info("snapshot %s was deleted: no rule keeps it", export, extra=fields)
 
-    # What is known of a schedule
+    # Views of schedules
 
     def _find(self, name: str) -> Schedule:
         schedule = self._context.catalog.schedules.find(name)
@@ -343,7 +344,7 @@ class Schedules:
         return schedule
 
     def _checked(self, request: ScheduleAdd) -> Schedule:
-        """The schedule that is asked for, or why it cannot be."""
+        """The requested schedule, or the error that refuses it."""
         catalog = self._context.catalog
         volume, group = self._resolve(request.target)
         wrong = request.keep.wrong()

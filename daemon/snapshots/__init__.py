@@ -1,1 +1,1 @@
-"""Snapshots: how they are taken, what changed between them, and deletions."""
+"""Snapshots: taking, comparing and deleting them."""

@@ -3,11 +3,12 @@
 How it works      begin ends the exports of all that may be deleted, and removes them from the catalog in one
                   transaction. Workers (workers.py), one for each volume, then have the engine drop them, a
                   few at a time, with one sync each time, and pause for as long as they have worked, so that
-                  hosts have the disks for the other half. They also remove rollbacks that nothing needs any
-                  more; a thread finds these.
+                  hosts can use the disks for half of the time. They also remove rollbacks that nothing needs
+                  any more; a thread finds these.
 Invariants        DE1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
-                  follows, is kept and named; DE2 no lock is held while the engine drops snapshots or writes
-                  checkpoints; DE3 what clones were made from is not dropped but kept for them.
+                  follows, is not deleted, and the answer names it; DE2 no lock is held while the engine drops
+                  snapshots or writes checkpoints; DE3 the sources of clones are not dropped but pinned for
+                  them.
 Why DE2 is safe    The catalog does not have the snapshots that are being dropped, and every verb looks for
                   snapshots in the catalog, under the volume's lock. So no clone, rollback, hold or export of
                   one can begin, and epochs are never reused. The engine refuses to drop what has an export,
@@ -77,12 +78,11 @@ class Deletions:
         self._thread = threading.Thread(target=self._run, name="polyvol-rollbacks", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after what is being dropped, but do not wait for ever; the next start drops the rest.
-        Idempotent."""
+        """End after the drop in progress, with a bounded wait; the next start drops the rest. Idempotent."""
         self._stopping.set()
         self._work.set()
         if self._thread.is_alive():
@@ -121,7 +121,7 @@ class Deletions:
         return view
 
     def show(self, volume_name: str) -> DeletionView:
-        """How far the deletions of a volume's snapshots are."""
+        """The progress of the deletions of a volume's snapshots."""
         volume = self._context.find_volume(volume_name)
         with self._lock:
             return _view(volume, self._jobs.get(volume.id) or _Job(volume), [])
@@ -129,7 +129,7 @@ class Deletions:
     def _end_exports(
         self, volume: Volume, records: list[SnapshotRecord]
     ) -> tuple[list[SnapshotRecord], list[SkippedSnapshotView]]:
-        """Those whose exports have ended, and those that are kept (DE1)."""
+        """The snapshots whose exports have ended, and those that are not deleted (DE1)."""
         context = self._context
         clients = context.clients()
         restore = context.catalog.restores.of(volume.id)
@@ -159,7 +159,7 @@ class Deletions:
             looking = True
             with isolate(self._context, "looking for rollbacks"):
                 looking = self._look_for_rollbacks()
-            # Snapshots are deleted in other ways too; only who has gone back has to look for that.
+            # Snapshots are deleted in other ways too; only volumes with a rollback need this check.
             self._work.wait(LOOK_S if looking else None)
             self._work.clear()
 
@@ -173,7 +173,7 @@ class Deletions:
         return bool(rolled_back)
 
     def _work_on(self, identity: VolumeId) -> None:
-        """Drop what is to be dropped of a volume, then forget its rollbacks."""
+        """Drop the deleted snapshots of a volume, then forget its rollbacks."""
         while not self._stopping.is_set():
             began = time.monotonic()
             if not self._drop_some(identity):

@@ -1,13 +1,13 @@
-"""Snapshot taker: the one path of every request for a snapshot: hooks, then the cut, then the record.
+"""Snapshot taker: the only path of a request for a snapshot: hooks, then the cut, then the record.
 
-How it works      What the snapshot is taken of is resolved before the first hook: from then on the volumes,
-                  the group and the schedule are records, known by ids and UUIDs that are never reused. A
-                  volume that another verb has locked is waited for first, so that no application is quiesced
-                  for nothing. Hooks run without a lock and end as soon as the cut is made: a command that
-                  hangs delays only the caller of this snapshot. Under the volumes' locks, what was resolved
-                  is compared with what is there now; then snapshots/verbs.py takes the cut.
-Invariants        TK1 what can be refused is refused before the first hook; TK2 a cut is made only of what was
-                  resolved: if that changed while hooks ran, the request is refused and thawed.
+How it works      The volumes of a snapshot are resolved before the first hook: from then on the volumes,
+                  the group and the schedule are records, known by ids and UUIDs that are never reused. If
+                  another verb has locked a volume, the taker waits for it first, so that no application is
+                  quiesced for nothing. Hooks run without a lock and end as soon as the cut is made: a command
+                  that hangs delays only the caller of this snapshot. Under the volumes' locks, the resolved
+                  records are compared with the present ones; then snapshots/verbs.py takes the cut.
+Invariants        TK1 all refusals that need no cut come before the first hook; TK2 a cut is made only of the
+                  resolved volumes: if they changed while hooks ran, the request is refused and thawed.
 Owner and locks   The volumes' locks, and the group's for a group snapshot, from the cut's plan to its record.
 Errors            Those of snapshots/verbs.py, RepeatedDevice; UnknownVolume, UnknownGroup, UnknownSchedule,
                   GroupChanged, VolumeChanged for changes while hooks ran; HooksFailed if hooks are required:
@@ -79,7 +79,7 @@ class SnapshotTaker:
     def take_of_group(
         self, group: Group, request: SnapshotWanted, schedule: Schedule | None = None
     ) -> list[SnapshotView]:
-        """Take one cut of all volumes that a group has now, for a schedule if so."""
+        """Take one cut of all volumes that a group has now, for a schedule if one is given."""
         if not group.volumes:
             raise GroupEmpty(name=group.name)
         by_id = self._volumes()
@@ -137,7 +137,7 @@ class SnapshotTaker:
                 except CutFailed as failed:
                     if not isinstance(failed.cause, CatalogConflict) or failed.undo_failed_on:
                         raise
-                    self._as_now(volumes, rewritten, group, schedule)  # which says what has changed
+                    self._as_now(volumes, rewritten, group, schedule)  # reports what has changed
                     raise failed.cause from failed
         for view in views:
             fields = {"VOLUME": view.volume, "SNAPSHOT": view.name}

@@ -1,12 +1,12 @@
 """The verbs of snapshots: create, delete, list, show.
 
-How it works      create checks the names, makes a change log on the device named for it where the volume has
-                  none there (catalog first, then engine), and lets the coordinator take the cut. delete ends
-                  the export, takes the snapshot out of the catalog, and has the engine free what only it
-                  could see. The snapshots of a group's cut are deleted as a whole.
-Durability        A kill between these last two is settled at the next start: the engine drops what the
-                  catalog does not know.
-Owner and locks   The callers of what changes something hold the locks of all volumes concerned.
+How it works      create checks the names, makes a change log on the device named for it if the volume has
+                  none there (catalog first, then engine), and calls the coordinator to take the cut. delete
+                  ends the export, removes the snapshot from the catalog, and has the engine free the blocks
+                  that only the snapshot referred to. The snapshots of a group's cut are deleted as a whole.
+Durability        After a kill between these last two steps, the next start drops the snapshots that the
+                  catalog does not have.
+Owner and locks   Callers of functions that change a snapshot hold the locks of all its volumes.
 Errors            UnknownVolume, UnknownSnapshot, NameInUse, SnapshotInUse, SnapshotHeld, SnapshotInGroup,
                   VolumeNotServed, Restoring, CutFailed and others.
 """
@@ -64,7 +64,7 @@ class Snapshots:
 
     @reads
     def check(self, volumes: Sequence[Volume], request: SnapshotWanted, group: Group | None = None) -> None:
-        """Refuse what can be refused before the hooks of these volumes are run."""
+        """Do all checks that are possible before the hooks of these volumes are run."""
         if request.name is not None:
             check_name("snapshot", request.name)
         if request.prefix is not None:
@@ -85,7 +85,7 @@ class Snapshots:
         thaw: Thaw | None = None,
         lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotView]:
-        """Take one cut over these volumes, of a group if so, for a schedule if so. `thaw`, `lent`: see the
+        """Take one cut over these volumes, of a group or for a schedule if given. `thaw`, `lent`: see the
         coordinator."""
         context = self._context
         self.check(volumes, request, group)
@@ -109,7 +109,7 @@ class Snapshots:
         if request.scheduled:
             for volume in volumes:
                 with contextlib.suppress(EngineFailed):  # the watch over the change logs does it as well
-                    context.ask_when_full(volume)  # there is something to drop again
+                    context.ask_when_full(volume)  # the new snapshot can be dropped
         names, clients = context.device_names(), context.clients()
         return [
             self._view(volume, record, names, clients, {})  # to measure it takes longer than the cut
@@ -139,10 +139,9 @@ class Snapshots:
         return self._delete(members, lambda: catalog.snapshots.forget_cut(first.cut))
 
     def drop(self, volume: Volume, members: Sequence[tuple[Volume, SnapshotRecord]]) -> int:
-        """Delete a snapshot so that writes to a volume go on, and remember that; bytes freed in the volume.
-        The caller has `room` in the volumes.
-        `members`: what is deleted together with it; space of other volumes comes back in the background,
-        because their devices may hang."""
+        """Delete a snapshot so that writes to a volume continue, and record that; bytes freed in the volume.
+        The caller has `room` in the volumes. `members`: the snapshots that are deleted together; space of
+        other volumes is freed in the background, because their devices may hang."""
         catalog = self._context.catalog
         members = sorted(members, key=lambda member: member[0].id != volume.id)
         self._refuse_needed(members)
@@ -160,7 +159,7 @@ class Snapshots:
 
     @reads
     def members(self, record: SnapshotRecord) -> list[tuple[Volume, SnapshotRecord]]:
-        """What is deleted together with a snapshot, itself included: those of a group's cut."""
+        """The snapshots that are deleted together with one, itself included: those of a group's cut."""
         catalog = self._context.catalog
         by_id = {volume.id: volume for volume in catalog.volumes.all()}
         if catalog.groups.of_cut(record.cut) is None:
@@ -191,9 +190,9 @@ class Snapshots:
         *,
         first: Volume | None = None,
     ) -> int:
-        """End the exports of all members, `forget` them, free what only they could see: bytes freed. Those of
-        volumes that are not served have neither: the engine drops them when it takes the volume over. What
-        clones were made from is kept for them. `first`: nothing is waited for but this volume."""
+        """End the exports of all members, `forget` them, and free the blocks that only they referred to:
+        bytes freed. The engine drops those of volumes that are not served when it loads the volume. Sources
+        of clones are pinned. `first`: wait for this volume only."""
         context = self._context
         kept = context.catalog.clones.by_snapshot()
         served = [member for member in members if context.is_served(member[0])]
@@ -215,7 +214,7 @@ class Snapshots:
         return freed
 
     def _give_back(self, volume: Volume, record: SnapshotRecord) -> int:
-        """Free what only a snapshot could see that the catalog has forgotten: bytes freed."""
+        """Free the blocks that only a snapshot without a catalog record referred to: bytes freed."""
         export = export_name(volume.name, record.name)
         with self._context.engine_errors(f"giving back the space of snapshot {export}, which is deleted,"):
             return self._context.engine.drop_snapshot(volume.id, record.epoch)

@@ -1,1 +1,1 @@
-"""Space: of change logs and of the state directory, warnings, and what happens when there is no more."""
+"""Space of change logs and of the state directory: warnings, and the actions when it is exhausted."""

@@ -5,8 +5,8 @@ How it works      One thread waits for the engine's events, and samples every vo
                   Workers (workers.py) free space, one for each volume.
                   When the engine reports that a volume's logs are full, its writes wait. With 'keep-writing'
                   the oldest scheduled snapshot without a hold is dropped, and the writes are retried, until
-                  they fit or nothing is left to drop. Then the engine is told to fail them with ENOSPC, and
-                  to report no more until there is something to drop again.
+                  they fit or nothing is left to drop. Then the engine fails them with ENOSPC, and sends no
+                  more events until there is a snapshot to drop again.
 Invariants        CW1 every event is answered: the writes are retried, or fail; CW2 snapshots made by hand,
                   with holds or with clients are never dropped; CW3 nothing is dropped for writes that no
                   longer wait.
@@ -59,8 +59,8 @@ _log = logging.getLogger("polyvol.space")
 
 
 class SpaceMonitor:
-    """The watch over the change logs. `state_space` is told of journals without room for their next segment,
-    and tries again what waited for a device that hung. `also`: what else is looked at as often."""
+    """The watch over the change logs. `state_space` handles journals without space for their next segment,
+    and retries actions that waited for a device that hung. `also`: other checks with the same period."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class SpaceMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after what is being done, but do not wait for ever; idempotent."""
+        """End after the work in progress, with a bounded wait; idempotent."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._context.engine.end_events()
@@ -217,14 +217,14 @@ class SpaceMonitor:
         for record in self._droppable(volume):  # CW2
             members = self._snapshots.members(record)
             concerned = {each.id: each.name for each, _ in members}
-            # Another member of a group may be busy for ever: then the next snapshot goes.
+            # Another member of a group may stay busy: then the next snapshot is dropped.
             wait_s = None if len(members) == 1 else MEMBERS_WAIT_S
             try:
                 with self._context.locks.room(concerned, _WHAT, wait_s=wait_s):
                     if self._policy(volume) != "keep-writing":
                         return False
                     if all(each.uuid != record.uuid for each in self._droppable(volume)):
-                        continue  # it was held or deleted meanwhile
+                        continue  # it was held or deleted in between
                     with contextlib.suppress(SnapshotInUse, SnapshotHeld, Restoring):
                         self._drop(volume, record)
                         return True
@@ -235,7 +235,7 @@ class SpaceMonitor:
         return False
 
     def _policy(self, volume: Volume) -> str | None:
-        """What gives way when a volume's logs are full; None if it is no more."""
+        """The policy of a volume for full logs; None if the volume is deleted."""
         now = self._context.catalog.volumes.get(volume.id)
         return None if now is None else now.when_full
 
@@ -269,7 +269,8 @@ class SpaceMonitor:
             self._warn(volume, crossed, used, size)
 
     def _ask_again(self, identity: VolumeId) -> None:
-        """Have the engine ask again if there is something to drop again. Under the volume's `room`."""
+        """Have the engine send events again if there is a snapshot to drop again. Under the volume's
+        `room`."""
         context = self._context
         volume = context.catalog.volumes.get(identity)
         if volume is not None and context.is_served(volume) and self._may_drop(volume):
@@ -277,7 +278,7 @@ class SpaceMonitor:
 
     @reads
     def _may_drop(self, volume: Volume) -> bool:
-        """Whether the engine was told to report no more, and could report again."""
+        """Whether the engine sends no events, but could send them again."""
         if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
             return False
         records = self._droppable(volume)

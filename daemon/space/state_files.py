@@ -1,12 +1,12 @@
-"""Files of the state directory that somebody else removes, moves, replaces or truncates while polyvold runs.
+"""Files of the state directory that another program removes, moves, replaces or truncates while polyvold
+runs.
 
-How it works      The engine looks at the files of each volume's journals before a flush succeeds, and writes
-                  what one of them held again (docs/decisions/0040). Here it is asked to look every two
-                  seconds, also where nobody flushes, and what it has found is reported: an event for a file
-                  that was written again, `context.file_trouble` for one that could not be. A volume's
-                  directory that is gone is made again first, but only while the state directory itself is
-                  where it was: one that was moved away is not made again in its old place, so that it can be
-                  moved back.
+How it works      The engine checks the files of each volume's journals before a flush succeeds, and rewrites
+                  a damaged one (docs/decisions/0040). This module requests the check every two seconds, also
+                  without flushes, and reports the result: an event for a file that was rewritten,
+                  `context.file_trouble` for one that could not be. A missing directory of a volume is made
+                  again first, but only while the state directory itself is at its path: one that was moved
+                  away is not made again there, so that it can be moved back.
 Owner and locks   `look` is called by one thread.
 Errors            None.
 """
@@ -43,16 +43,16 @@ class StateFiles:
         )
 
     def look(self) -> None:
-        """Have the engine look, and tell what it has found."""
+        """Have the engine check the files, and report the result."""
         context, before = self._context, self._gone
         self._gone = {}
         moved = self.is_moved()
         volumes = {volume.id: volume for volume in context.catalog.volumes.all()}
         for volume in volumes.values():
             if not moved:
-                with contextlib.suppress(OSError):  # then what needs it fails, and says so
+                with contextlib.suppress(OSError):  # later writes there fail, and report it
                     self._make_directories(volume)
-            with contextlib.suppress(context.engine_error):  # it is not served, or deleted meanwhile
+            with contextlib.suppress(context.engine_error):  # it is not served, or was deleted in between
                 gone, replaced = context.engine.renew_missing_files(volume.id)
                 for path in replaced:
                     text = f"{path} {HOW}; what it held was written again, and nothing is lost"

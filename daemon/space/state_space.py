@@ -39,7 +39,7 @@ from polyvol.mapping.sizes import format_size
 
 _log = logging.getLogger("polyvol.space")
 SEGMENT_BYTES = 8 << 20
-"""A journal segment: each processor of each volume needs one now and then."""
+"""A journal segment: each processor of each volume needs one from time to time."""
 LOW_BYTES = 256 << 20
 """With less than this, or a twentieth of the file system where that is less, a warning is due."""
 LOW_LEAST = 32 << 20
@@ -52,7 +52,7 @@ SEGMENTS_KEPT = 2
 
 
 class StateSpaceMonitor:
-    """The watch over the state directory. `again`: what to do when there is room after there was none."""
+    """The watch over the state directory. `again`: called when there is space after there was none."""
 
     def __init__(self, context: Context, reserve: Reserve, again: Callable[[], None]) -> None:
         self._files = StateFiles(context)
@@ -69,18 +69,18 @@ class StateSpaceMonitor:
         self._pause_s = 0.0
         self._next_s = 0.0
         self._count = 0
-        for left in self._directory.glob(PROBES):  # by a killed process
+        for left in self._directory.glob(PROBES):  # left by a killed process
             with contextlib.suppress(OSError):
                 left.unlink()
 
     def look(self) -> None:
-        """See how much room there is, and whether files are gone, and say so where that has changed."""
+        """Check the free space and the files, and report changes."""
         moved = self._files.is_moved()
         if not moved:
             self._reserve.make()
         context, before = self._context, self._was
         free = free_bytes(self._directory)
-        low = free < self._low_bytes() * (2 if self._low else 1)  # or one would be told again and again
+        low = free < self._low_bytes() * (2 if self._low else 1)  # hysteresis, to report it once
         unusual = moved or low or few_files_left(self._directory) or _is_read_only(self._directory)
         now = self.refresh(always=unusual or bool(self._full))
         if now is not None:
@@ -100,13 +100,13 @@ class StateSpaceMonitor:
         self._files.look()
 
     def journal_full(self, volume: int) -> None:
-        """A journal of this volume has no room for its next segment."""
+        """Handle a journal of this volume that has no space for its next segment."""
         self._full.add(volume)
         if not self._failed or time.monotonic() >= self._next_s:  # else it was tried a moment ago
             self._relieve(little=True)
 
     def refresh(self, *, always: bool = False) -> str | None:
-        """Look again, `always` or if something was wrong; what is wrong now. Any thread may call."""
+        """Check again, `always` or if there was a problem; the present problem. Any thread may call."""
         with self._looking:
             if always or self._context.state_trouble is not None:
                 self._context.state_trouble = self._trouble()
@@ -214,7 +214,7 @@ class StateSpaceMonitor:
         )
 
     def _needed(self) -> str:
-        """What is to be freed, so that all goes on."""
+        """The advice what to free."""
         more = self._reserve.size() + self._reserve.journals_size() + SEGMENT_BYTES
         return format_size(max(NEEDED_BYTES, round_up(more, _NEEDED_STEP)))
 

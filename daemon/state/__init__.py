@@ -1,1 +1,1 @@
-"""The state directory: who owns it, who can write to it, and the room that is kept there."""
+"""The state directory: its owner, its permissions, and the space that is reserved there."""

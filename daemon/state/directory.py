@@ -149,7 +149,7 @@ def _own_inodes(state_dir: Path) -> Iterator[tuple[int, int] | None]:
     for pattern in OWN:
         for path in matching(state_dir, pattern):
             yield _inode(path)
-            for directory, names, files in os.walk(path):  # which passes over what goes meanwhile
+            for directory, names, files in os.walk(path):  # it skips what disappears
                 yield from (_inode(Path(directory, name)) for name in (*names, *files))
 
 
@@ -166,7 +166,7 @@ def boot_id() -> str:
 
 
 class StateLock:
-    """The hold on a state directory; StateLocked if another process has it.
+    """The lock of a state directory; StateLocked if another process has it.
 
     `held`: a descriptor of the lock that another process has taken and passed on; the lock ends when both
     have released it. A holder that is ending, as after SIGKILL, is waited for."""

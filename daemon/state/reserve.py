@@ -1,22 +1,21 @@
-"""The reserve: room in the state directory that is kept for what gives room back.
+"""The reserve: space in the state directory for operations that free space.
 
-How it works      `reserve` is a file that only takes room. What deletes something, a start and a stop give it
-                  up first where the file system has little room, and make it again when they have ended. Its
-                  size is what deleting the largest volume and renewing the catalog after a kill were measured
-                  to take, twice the catalog with its log and 2 MiB, and what the first segments of all
-                  journals take at a start (docs/decisions/0032). Unless there are many, a journal segment is
-                  larger, so that hosts that write do not take it meanwhile. A file system can also have no
-                  room for more files: `reserve.0` and so on are empty files that keep some, for the copies,
-                  journals and sockets of a start. Where a file system has no limit of files of its own, as
-                  btrfs, they have attributes that take room of its metadata: what makes or removes a file
-                  needs that.
-                  `reserve.journals` keeps room for one processor's checkpoint and a small journal segment.
-                  It is given up while journals are replaced by checkpoints (state_space.py), and at a stop,
-                  but not for deletes or a start, so that neither takes what the other needs.
-Invariants        RV1 it is given up only by who holds the state directory's lock; RV2 nothing depends on it:
-                  where it cannot be made, or others take its room, what needed it fails as it would without.
-Owner and locks   Any thread; one lock. A file is made again by the last of those that have given it up.
-Errors            None: what cannot be made is tried again later (state_space.py).
+How it works      `reserve` is a file that only occupies space. A delete, a start and a stop first release it
+                  if the file system has little space, and make it again when they have ended. Its size is the
+                  measured need of deleting the largest volume and of rewriting the catalog after a kill,
+                  which is twice the catalog with its log and 2 MiB, plus the first segments of all journals
+                  at a start (docs/decisions/0032). Unless there are many, a journal segment is larger, so
+                  that writing hosts do not use the released space. A file system can also run out of inodes:
+                  `reserve.0` and so on are empty files that reserve some, for the copies, journals and
+                  sockets of a start. On a file system without a limit of inodes, such as btrfs, they have
+                  attributes that occupy space of its metadata, which making or removing a file needs.
+                  `reserve.journals` reserves space for one processor's checkpoint and a small journal
+                  segment. It is released while checkpoints replace journals (state_space.py), and at a stop,
+                  but not for deletes or a start, so that neither uses the space of the other.
+Invariants        RV1 only a holder of the state directory's lock releases it; RV2 nothing depends on it: if
+                  it cannot be made, or others use its space, operations fail as without it.
+Owner and locks   Any thread; one lock. The last of the callers that released a file makes it again.
+Errors            None: a file that cannot be made is retried later (state_space.py).
 """
 
 import contextlib
@@ -64,7 +63,7 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up(self) -> Iterator[None]:
-        """Have the room of `reserve` and `reserve.N` free until the end of this, if there is little else."""
+        """Within this context, the space of `reserve` and `reserve.N` is free, if there is little else."""
         self.begin()
         try:
             yield
@@ -73,7 +72,7 @@ class Reserve:
 
     @contextlib.contextmanager
     def given_up_for_journals(self) -> Iterator[None]:
-        """Have the room that is kept for journals free until the end of this."""
+        """Within this context, the space reserved for journals is free."""
         with self._lock:
             self._relieving += 1
             with contextlib.suppress(OSError):

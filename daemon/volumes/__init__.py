@@ -1,1 +1,1 @@
-"""Volumes: their verbs, change logs, growth, scrubs, and what is removed."""
+"""Volumes: their verbs, change logs, growth, scrubs, and removal."""

@@ -1,4 +1,4 @@
-"""The verbs of change logs: add, and what is known of their use.
+"""The verbs of change logs: add, and queries of their use.
 
 How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
                   the logs in the catalog; hand them to the engine, which uses them at once.
@@ -43,7 +43,7 @@ class ChangeLogs:
         self._settle({volume.id: volume})
 
     def settle_all(self) -> None:
-        """At start: the same for all volumes that are there to stay."""
+        """At start: the same for all volumes that are not being removed."""
         volumes = self._context.catalog.volumes.all()
         self._settle({volume.id: volume for volume in volumes if volume.state == "ready"})
 
@@ -110,13 +110,13 @@ class ChangeLogs:
         """Each log of a volume; its use, while it is served."""
         use: dict[int, tuple[int, int]] = {}
         if serving:
-            with contextlib.suppress(self._context.engine_error):  # it may be deleted meanwhile
+            with contextlib.suppress(self._context.engine_error):  # it may be deleted by now
                 stats = self._context.engine.volume_stats(volume.id)
                 use = {log["number"]: (log["used_bytes"], log["claimed_bytes"]) for log in stats["logs"]}
         return [log_view(log, names, use) for log in self._context.catalog.change_logs.of(volume.id)]
 
     def space(self, volume: Volume) -> SpaceView | None:
-        """The use of all logs of a volume; None if it is deleted meanwhile."""
+        """The use of all logs of a volume; None if the volume was deleted."""
         with contextlib.suppress(self._context.engine_error):
             found = self._context.engine.space(volume.id)
             fill_level = self._context.fill_levels.get(volume.id) or FillLevel()

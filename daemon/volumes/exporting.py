@@ -1,4 +1,5 @@
-"""Exports of volumes and their snapshots: made, so that one that fails keeps no other from being made; ended.
+"""Exports of volumes and their snapshots: making them, so that one failure does not affect others; ending
+them.
 
 How it works      A volume that cannot be exported is not served (verbs.py). A snapshot that cannot be is an
                   event, and is tried again at the next reload. An export with clients does not end; what

@@ -87,7 +87,7 @@ class VolumeRemoval:
                     context.holding_all([volume], "volume delete", wait_s=0.0),
                 ):
                     now = context.catalog.volumes.get(volume.id)
-                    if now is not None and now.state != "ready":  # else its creation has ended meanwhile
+                    if now is not None and now.state != "ready":  # otherwise its creation has ended
                         self.remove(now)
 
     def made_for(self, volume: Volume) -> list[Device]:

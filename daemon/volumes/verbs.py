@@ -1,17 +1,16 @@
-"""The verbs of volumes: create, clone, delete, list, show, and what happens with them at start.
+"""The verbs of volumes: create, clone, delete, list, show, and their loading at a start.
 
 How it works      create: plan (pure); record as 'creating'; make the devices that the plan asks for; hand
                   the volume to the engine; record as 'ready'; export it. delete: end its exports; record as
-                  'deleting'; the rest is in removal.py. A volume that clones were made from is kept
-                  for them instead (clone_pins.py). A clone comes after its source in all that goes by id: so
-                  sources are served first.
-Durability        A kill in the middle of either is settled at the next start: what is 'creating' or
-                  'deleting' is cleared, removed and forgotten. Once create returned, the volume is there
-                  after any crash.
-Owner and locks   Each verb takes the volume's lock (daemon/locks.py). A name and the extents are taken under
-                  `catalog_lock`, by recording the volume as 'creating'.
-Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. At start
-                  nothing raises: `volume_trouble` has the findings, and the other volumes are served.
+                  'deleting'; the rest is in removal.py. A volume that clones were made from is pinned for
+                  them instead (clone_pins.py). A clone has a higher id than its source, so loops in the order
+                  of ids serve sources first.
+Durability        After a kill during either, the next start clears, removes and forgets volumes that are
+                  'creating' or 'deleting'. Once create has returned, the volume exists after any crash.
+Owner and locks   Each verb takes the volume's lock (daemon/locks.py). Recording the volume as 'creating',
+                  under `catalog_lock`, reserves its name and extents.
+Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinished, EngineFailed. None at a
+                  start: `volume_trouble` has the findings, and the other volumes are served.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,7 +84,7 @@ class Volumes:
         self._pins = ClonePins(context, self._removal.remove)
 
     def start(self) -> None:
-        """Settle what is half done, then serve every volume, as far as its devices are right."""
+        """Settle incomplete verbs, then serve every volume, as far as its devices allow."""
         context = self._context
         manifest_digests.begin(context)
         self.change_logs.settle_all()
@@ -103,23 +102,23 @@ class Volumes:
         self._pins.release()
 
     def serve(self, volume: Volume) -> None:
-        """Hand a volume to the engine and export it, or note why it cannot be."""
+        """Load a volume into the engine and export it, or note why that failed."""
         self._context.volume_trouble.pop(volume.id, None)
         with isolate(self._context, f"serving volume {volume.name}", partial(self.not_served, volume)):
-            if self._close(volume):  # an error before may have left it there
+            if self._close(volume):  # an earlier error may have left it loaded
                 self._hand_over(volume)
             else:
                 self._catch_up(volume)
             self._export(volume)
 
     def settle(self, volume: Volume) -> None:
-        """Try again to remove what is half made or half deleted. The caller holds its lock."""
+        """Retry the removal of a partly created or deleted volume. The caller holds its lock."""
         with isolate(self._context, f"removing volume {volume.shown_name}", volume=volume.shown_name):
             self._removal.remove(volume)
 
     def serve_again(self, volume: Volume, reason: str) -> None:
-        """Take a volume out of the engine and in again, after an error that has left it half done there: what
-        the catalog says of it is done then. It has no clients; the caller holds its lock."""
+        """Unload a volume from the engine and load it again, after an error left an incomplete change there:
+        the load applies the catalog's state. It has no clients; the caller holds its lock."""
         self.not_served(volume, reason)
         self.serve(self._context.find_volume(volume.name))
 
@@ -130,8 +129,8 @@ class Volumes:
             export_live(self._context, volume)
 
     def finish(self, volume: Volume) -> None:
-        """Do what an earlier error has left undone of a volume that is served: its exports, its growth in the
-        engine, files that were half made. The caller holds its lock."""
+        """Complete what an earlier error left undone of a served volume: its exports, its growth in the
+        engine, partly made files. The caller holds its lock."""
         context = self._context
         self.change_logs.settle(volume)
         there = {export["name"]: export["size"] for export in context.engine.exports()}
@@ -145,7 +144,7 @@ class Volumes:
             export_snapshots(context, volume, missing)
 
     def not_served(self, volume: Volume, reason: str) -> None:
-        """Have nothing of a volume be served, and say why. The caller holds its lock."""
+        """Stop serving a volume and its snapshots, and record the reason. The caller holds its lock."""
         context = self._context
         context.volume_trouble[volume.id] = reason
         text = f"volume {volume.shown_name} is not served: {reason}"
@@ -166,7 +165,7 @@ class Volumes:
         return True
 
     def _catch_up(self, volume: Volume) -> None:
-        """Have the engine do the rollbacks of a volume that it has not done, where it cannot close it."""
+        """Have the engine execute the outstanding rollbacks of a volume that it cannot close."""
         context = self._context
         with context.engine_errors(f"rolling back volume {volume.name}"):
             epoch = context.engine.volume_stats(volume.id)["epoch"]
@@ -207,7 +206,7 @@ class Volumes:
             planned = plan()
             context.grow_processors(max(planned.processors) + 1)
             volume = context.catalog.volumes.create(planned)
-        # Those who find it before have its lock for a look; they must not be why it stays 'creating'.
+        # Verbs that find it before hold its lock briefly; this must not fail and leave it 'creating'.
         with context.holding_all([volume], "volume create", wait_s=context.locks.wait_s, making=True):
             self._make_planned(volume, restore)
 
@@ -240,7 +239,7 @@ class Volumes:
         context, name = self._context, volume.name
         snapshots = context.catalog.snapshots.of(volume.id)
         if volume.state != "ready":
-            self._removal.remove(volume)  # it could not be finished before
+            self._removal.remove(volume)  # an earlier removal was incomplete
             return VolumeDeleted(name=name, snapshots=len(snapshots))
         refuse(volume)
         exports: list[SnapshotRecord | None] = [None, *snapshots]
@@ -262,7 +261,7 @@ class Volumes:
         return VolumeDeleted(name=name, snapshots=len(snapshots))
 
     def change(self, name: str, request: VolumeSet) -> VolumeView:
-        """Change what can be changed of a volume."""
+        """Change a volume's settings."""
         with self._context.holding(name, "volume set") as volume:
             self._change(volume, request)
             return self.show(name, partitions=False)
@@ -282,7 +281,7 @@ class Volumes:
     def _change(self, volume: Volume, request: VolumeSet) -> None:
         context, name = self._context, volume.name
         if request.hooks is not None:
-            checked_hooks(request.hooks)  # what is refused is refused before anything changes
+            checked_hooks(request.hooks)  # refuse before anything changes
         try:
             if request.when_full is not None:
                 self._set_when_full(replace(volume, when_full=request.when_full))
@@ -295,7 +294,7 @@ class Volumes:
             raise
 
     def _set_when_full(self, volume: Volume) -> None:
-        """Record a volume's policy, and have the engine do so."""
+        """Record a volume's policy, and set it in the engine."""
         self._context.catalog.volumes.set_when_full(volume.id, volume.when_full)
         if self._context.is_served(volume):
             self._context.ask_when_full(volume)

@@ -47,8 +47,8 @@ class ChangeLogs:
         default: bool = False,
         made: int | None = None,
     ) -> ChangeLog:
-        """Record one more change log of a volume, for all that is redirected (`default`) or to be named; with
-        it, that the device `made` for it is ready."""
+        """Record one more change log of a volume, for all redirected writes (`default`) or for use by name;
+        also record that the device `made` for it is ready."""
         with self._database.transaction() as connection:
             row = connection.execute("SELECT next_log FROM volume WHERE id = ?", (volume.id,)).fetchone()
             if row["next_log"] > LOG_NUMBER_MAX:
@@ -61,7 +61,7 @@ class ChangeLogs:
         return log
 
     def forget(self, volume: VolumeId, number: int) -> None:
-        """Take out a change log that nothing refers to; its number is not used again."""
+        """Remove a change log that nothing refers to; its number is not used again."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM change_log_extent WHERE volume = ? AND log = ?", (volume, number))
             connection.execute("DELETE FROM change_log WHERE volume = ? AND number = ?", (volume, number))

@@ -1,10 +1,10 @@
-"""Clones in the catalog, and what is kept for them.
+"""Clones in the catalog, and the deleted snapshots and volumes that are kept for them.
 
 How it works      A snapshot that a clone was made from is kept when it is deleted: marked, under a name that
-                  nobody can give, for nobody but the engine. So is a volume with such snapshots. When the
-                  last clone has gone, what was kept for it goes: the `unneeded` ones are those.
+                  users cannot give, visible to the engine alone. So is a volume with such snapshots. When the
+                  last clone is deleted, the `unneeded` snapshots and volumes are removed.
 Invariants        RM1 a snapshot that a clone was made from exists (a foreign key ensures it); RM2 a volume
-                  that is kept has such a snapshot, or is about to go.
+                  that is kept has such a snapshot, or is about to be removed.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -36,8 +36,8 @@ class Clones:
         return found
 
     def keep_volume(self, volume: Volume) -> list[Epoch]:
-        """A volume with snapshots that clones were made from is deleted: from here on it exists for them
-        alone. The epochs of the snapshots that are gone."""
+        """Mark a volume with snapshots that clones were made from as deleted: it exists for them alone. The
+        epochs of the removed snapshots."""
         with self._database.transaction(frees=True) as connection:
             rows = connection.execute(
                 f"SELECT epoch FROM snapshot WHERE volume = ? AND NOT {_PINNED}", (volume.id,)
@@ -59,7 +59,7 @@ class Clones:
         return found
 
     def forget_kept(self, volume: VolumeId, epochs: Iterable[Epoch]) -> None:
-        """Take out snapshots that were kept for clones that are gone."""
+        """Remove snapshots that were kept for deleted clones."""
         with self._database.transaction(frees=True) as connection:
             connection.executemany(
                 "DELETE FROM snapshot WHERE kept AND volume = ? AND epoch = ?",
@@ -76,8 +76,7 @@ class Clones:
 
 
 def take_out_or_keep(connection: sqlite3.Connection, which: str, value: str | int) -> None:
-    """Take out the snapshots of a condition, or keep them for their clones; in a transaction that is under
-    way."""
+    """Remove the snapshots of a condition, or keep them for their clones; within a transaction."""
     connection.execute(
         "DELETE FROM snapshot_hold WHERE snapshot IN"
         f" (SELECT id FROM snapshot WHERE {which} AND NOT kept AND {_PINNED})",

@@ -1,15 +1,16 @@
-"""Copies of the catalog: one for a backup, and the one that is kept before an upgrade.
+"""Copies of the catalog: for a backup, and before an upgrade.
 
-How it works      SQLite gives the pages of one state as bytes, with what is in its log: that is a complete
-                  file by itself. Before a start changes the format of a catalog, the file is copied to
+How it works      SQLite returns the pages of one state as bytes, including its log: that is a complete file.
+                  Before a start changes the format of a catalog, the file is copied to
                   `catalog.db.before-vN`, N being the new format; nothing has the catalog open then, and its
-                  log is empty. One such copy is kept: that of the latest upgrade.
+                  log is empty. Only the copy of the latest upgrade is kept.
 Invariants        CY1 the format is not changed before the copy is durable and was examined; CY2 an older copy
-                  is removed only then; CY3 where an upgrade over several formats was interrupted, the copy
-                  stays what it was before the first step.
+                  is removed only then; CY3 if an upgrade over several formats was interrupted, the copy stays
+                  that from before the first step.
 Owner and locks   `whole` may be called by any thread; `keep_before_upgrade` by the start, before the
                   catalog is opened.
-Errors            CatalogUnreadable, CatalogDamaged, StateFull: the copy has no room, and nothing is changed.
+Errors            CatalogUnreadable, CatalogDamaged, StateFull (the copy does not fit); then nothing is
+                  changed.
 """
 
 import logging

@@ -1,20 +1,20 @@
 """The catalog's file: opening it, its format version, and transactions.
 
 How it works      SQLite in WAL mode with synchronous=FULL. One connection writes, used by one thread at a
-                  time under a lock; each thread that reads borrows a connection of its own (readers.py), so
-                  that it never waits for a transaction. `user_version` is the format version: a new file gets
+                  time under a lock; each reading thread borrows its own connection (readers.py), so that it
+                  never waits for a transaction. `user_version` is the format version: a new file gets
                   schema.sql, an older one its migrations, each with its version in one transaction; before
-                  that a copy is kept (copies.py). What a file holds is examined (examine.py) before it is
-                  used; `catalog.mark` says after each commit how many there were (mark.py).
-Invariants        DB1 a file of an unknown version, of another program, damaged, or older than its mark is
-                  left as it is; DB2 nobody sees the middle of a transaction; DB3 each transaction advances
+                  that a copy is made (copies.py). A file is examined (examine.py) before it is used;
+                  `catalog.mark` has the number of commits after each one (mark.py).
+Invariants        DB1 a file of an unknown version, of another program, damaged, or older than its mark is not
+                  changed; DB2 transactions are atomic for readers; DB3 each transaction advances
                   `catalog.commits` by one and leaves the sums of all rows right (sums.py); DB4 all queries
-                  within one `reading` see one state, that of its begin, and nothing is changed within it;
-                  DB5 nothing of it is mapped where a store to a mapped page can lack room: SQLite keeps its
-                  index of the log in memory then, and nobody else can open the file. So a full file system
-                  is an error, and no SIGBUS; DB6 readings that overlap do not keep the log from being taken
-                  in: a transaction that finds it twice as long as it should be waits for those that are in
-                  the way, up to a bound; DB7 nothing is committed to a file that is not at its path.
+                  within one `reading` see one state, that of its begin, and nothing is changed within it; DB5
+                  no file is mapped on a file system where a store to a mapped page may need new space: SQLite
+                  keeps its index of the log in memory then, and no other process can open the file. So a full
+                  file system is an error, not a SIGBUS; DB6 overlapping readers do not prevent a checkpoint:
+                  a transaction that finds the log twice as long as its limit waits for the readers that block
+                  it, up to a bound; DB7 nothing is committed to a file that is not at its path.
 Durability        When `transaction` has ended without an error, its changes survive power loss, also where
                   a sync of an earlier process has failed (rewrite.py).
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked,
@@ -61,8 +61,8 @@ def mark_of(path: Path) -> Path:
 
 class Database:
     """An open catalog file. `accept_older`: it is used although its mark says that there was a newer one, or
-    cannot say so. `alone`: as in readers.py, also where the file system may want it. `room` is around
-    transactions that give room back."""
+    cannot say so. `alone`: as in readers.py, also if the file system needs it. `room` is entered around
+    transactions that free space."""
 
     def __init__(
         self,
@@ -112,8 +112,7 @@ class Database:
 
     @contextmanager
     def transaction(self, *, frees: bool = False) -> Iterator[sqlite3.Connection]:
-        """All or nothing of what is done within. `frees`: it gives room back, so it has what is kept for
-        that."""
+        """An atomic transaction. `frees`: it frees space, so it may use the reserve."""
         with (
             self.room() if frees else nullcontext(),
             self._lock,
@@ -143,7 +142,7 @@ class Database:
             self._marked = False
             with suppress(OSError):  # it is committed; the next transaction begins with the mark
                 self._write_mark()
-            with suppress(OSError, sqlite3.DatabaseError):  # it is tried again when the log is longer
+            with suppress(OSError, sqlite3.DatabaseError):  # retried when the log is longer
                 self._take_in_log()
 
     @contextmanager
@@ -168,7 +167,7 @@ class Database:
             raise failure(self._path, error, reading=True) from error
 
     def _refuse_replaced(self) -> None:
-        """CatalogFailed if the file is not at its path any more: what is committed to it would be lost."""
+        """CatalogFailed if the file is not at its path any more: a commit to it would be lost."""
         try:
             replaced = _inode(self._path) != self._inode
         except FileNotFoundError:
@@ -177,9 +176,9 @@ class Database:
             raise CatalogFailed(path=self._path, why="it was removed or replaced while polyvold had it open")
 
     def _take_in_log(self) -> None:
-        """Have the log begin again if it is much longer than it should be (DB6), and after each transaction
-        if somebody has removed or replaced it: the next start will not find it. New readings do not wait
-        meanwhile: they use the file alone as soon as it has everything."""
+        """Restart the log if it is much longer than its limit (DB6), and after each transaction if it was
+        removed or replaced, because the next start would not find it. New readers do not wait for this: they
+        use the file alone as soon as it is complete."""
         try:
             status = self._log.stat()
             self._log_inode = self._log_inode or status.st_ino
@@ -235,7 +234,7 @@ class Database:
             raise
 
     def _open_mark(self) -> None:
-        """Have a mark that says what the catalog says; it was examined before, or does not count."""
+        """Make a mark with the catalog's count; the old mark was examined before, or does not count."""
         row = self._connection.execute("SELECT uuid, commits FROM catalog").fetchone()
         self.uuid, self._commits = UUID(row["uuid"]), int(row["commits"])
         marked = Marked(self.uuid, self._commits)

@@ -1,7 +1,7 @@
 """Devices in the catalog.
 
 How it works      A device is 'adding' while it is made and 'removing' while it is removed; the daemon
-                  undoes or finishes that at its next start or before. What a device holds is told by the
+                  undoes or finishes that at its next start or before. The contents of a device are the
                   extents of partitions and change logs on it. Its generation and runs: generations.py.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
@@ -45,17 +45,17 @@ class Devices:
             return replace(device, id=insert_device(connection, device))
 
     def set_state(self, device: int, state: DeviceState) -> None:
-        """Say how far a device is made or removed."""
+        """Record the state of a device's add or remove."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE device SET state = ? WHERE id = ?", (state, device))
 
     def set_path(self, device: int, path: str) -> None:
-        """Say where a device is now."""
+        """Record a device's new path."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE device SET path = ? WHERE id = ?", (path, device))
 
     def forget(self, device: int) -> None:
-        """Take a device out; nothing may use it."""
+        """Remove a device that nothing uses."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM device WHERE id = ?", (device,))
 

@@ -1,10 +1,10 @@
 """Examining a catalog's file before it is used: whether it is complete, correct and the newest.
 
-How it works      The file is opened as one that nobody changes (SQLite's `immutable`), so that nothing is
-                  written, not even SQLite's own files beside it. Its version, its structure (integrity_check)
+How it works      The file is opened with SQLite's `immutable`, so that nothing is written, not even SQLite's
+                  own files next to it. Its version, its structure (integrity_check)
                   and the sums of its rows (sums.py) are checked, and its count of commits is compared with
-                  the mark's. An empty or missing one is new only if nothing beside it shows that there was
-                  one.
+                  the mark's. An empty or missing one is new only if no other file shows that a catalog
+                  existed.
 Invariants        EX1 nothing is changed; EX2 a file that passes has exactly the rows that its last
                   transaction left, and no later one was committed.
 Errors            CatalogVersion, CatalogDamaged, CatalogMissing, CatalogOlder, CatalogUnmarked, OSError.
@@ -41,8 +41,8 @@ class Examiner:
         self._mark = mark
 
     def examine(self, file: Path) -> bool:
-        """Examine this file, which is the catalog or is to become it. Returns whether there is one: False
-        where one is to be made."""
+        """Examine this file, which is the catalog or will become it. Returns whether one exists; False: one
+        must be made."""
         if not file.exists() or file.stat().st_size == 0:
             self._refuse_if_used("missing" if not file.exists() else "empty")
             return False
@@ -62,7 +62,7 @@ class Examiner:
             return version > 0
 
     def _refuse_if_used(self, how: str) -> None:
-        """CatalogMissing if anything beside it was made under a catalog."""
+        """CatalogMissing if other files show that a catalog existed."""
         directory = self._path.parent
         files = [self._path.with_suffix(".mark"), Path(f"{self._path}-wal")]
         traces = [file for file in files if file.exists() and file.stat().st_size]
@@ -113,13 +113,13 @@ def content_problems(file: Path, connection: sqlite3.Connection, version: int) -
 
 
 def reference_problems(connection: sqlite3.Connection) -> Iterator[str]:
-    """Rows that refer to rows that are not there, which takes a change that a sum would tell."""
+    """Rows that refer to missing rows, which only a change that a sum detects can cause."""
     for table, row, parent, _ in connection.execute("PRAGMA foreign_key_check"):
         yield f"row {row} of table {table} refers to a {parent} that is not there"
 
 
 def _text_problems(connection: sqlite3.Connection) -> Iterator[str]:
-    """Texts that cannot be what they have to be, which a catalog without sums may have."""
+    """Invalid texts, which a catalog without sums may have."""
     columns = {
         (row[0], row[1])
         for row in connection.execute(

@@ -1,12 +1,12 @@
-"""Failures: which of a user's errors one of SQLite's, or of a call on the catalog's files, is.
+"""Failures: maps errors of SQLite, and of calls on the catalog's files, to user errors.
 
 How it works      There are three moments: a file is opened, is read while it is in use, or is written. SQLite
-                  hides the number of some of the system's errors; then a small file is made in the same
-                  directory, whose error is the answer. What SQLite says about a file's content is damage if
-                  the file is being opened. Of a file in use it is not, because a disk that fails looks the
-                  same. What SQLite or the system says about the file system is never damage: no room,
-                  read-only, a disk that does not answer. Users read our own words for SQLite's.
-Errors            None is raised: they are returned.
+                  hides the errno of some system errors; then a small file is made in the same directory,
+                  whose error is the answer. An error of SQLite about a file's content is damage if the file
+                  is being opened. For a file in use it is not, because a failing disk looks the same. Errors
+                  about the file system are never damage: no space, read-only, a disk that does not answer.
+                  Users read polyvol's own words, not SQLite's.
+Errors            None: errors are returned, not raised.
 """
 
 import errno

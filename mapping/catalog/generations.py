@@ -1,4 +1,4 @@
-"""Generations: which run of polyvold has used the catalog last, and each device.
+"""Generations: which run of polyvold last used the catalog and each device.
 
 How it works      Each start and each clean stop begins a generation, which has a number and a random run id,
                   and writes both into the label of each device that is there. A device's `runs` are the run
@@ -54,7 +54,7 @@ class Generations:
             )
 
     def accept(self, device: int, generation: int, identity: str | None) -> int:
-        """A device is accepted although it is of another time: generations go on above its own. Returns the
+        """Accept a device although it is of another time: generations continue above its own. Returns the
         number of the present one."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE catalog SET generation = max(generation, ?)", (generation,))

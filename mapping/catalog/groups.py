@@ -1,7 +1,8 @@
 """Groups in the catalog: sets of volumes, and their snapshots.
 
 How it works      A group's snapshot is a row that names a cut, written in the transaction that records the
-                  cut's snapshots and deleted in the one that deletes them: it is there whole, or not at all.
+                  cut's snapshots and deleted in the one that deletes them: it exists completely or not at
+                  all.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -64,13 +65,13 @@ class Groups:
         return replace(new, id=identity)
 
     def forget(self, group: int) -> None:
-        """Take a group out, with its schedules; it has no snapshots."""
+        """Remove a group without snapshots, and its schedules."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM volume_group WHERE id = ?", (group,))
 
     def change(self, group: Group, join: Collection[VolumeId], leave: Collection[VolumeId]) -> Group:
-        """Have some volumes in the group, where they may be already, then others no more; all or nothing. The
-        group as it is then; the caller holds `catalog_lock` since it was read."""
+        """Add some volumes to the group, if they are not in it, then remove others; all or nothing. The new
+        group; the caller has held `catalog_lock` since it was read."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "INSERT OR IGNORE INTO volume_group_member (volume_group, volume) VALUES (?, ?)",

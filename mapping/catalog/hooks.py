@@ -1,7 +1,7 @@
 """Hooks in the catalog: of volumes and of schedules, and the thaws that are owed.
 
-How it works      A thaw that is owed is recorded before its quiesce command is begun, so that the next start
-                  runs it if this run does not come to it.
+How it works      An owed thaw is recorded before its quiesce command starts, so that the next start runs it
+                  if this run does not.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -49,7 +49,7 @@ class HookTable:
         return {row["id"]: json.loads(row["call"]) for row in rows}
 
     def forget_thaw(self, identity: int) -> None:
-        """A thaw is not owed any more."""
+        """Remove a thaw that is not owed any more."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM thaw_owed WHERE id = ?", (identity,))
 

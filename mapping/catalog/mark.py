@@ -1,4 +1,4 @@
-"""The mark: a small file beside the catalog that says how many transactions the catalog has committed.
+"""The mark: a small file next to the catalog with the number of its committed transactions.
 
 How it works      `catalog.mark` has two records in two sectors; docs/formats-labels.md gives every byte.
                   After each commit the older one is overwritten with the catalog's new count.
@@ -7,7 +7,7 @@ Invariants        CM1 the mark never says more than the catalog on the disk has:
                   its log; CM3 a catalog that has committed more than its making has a mark.
 Durability        The file and its name are durable before the second commit. What is written later is not
                   synced: after a power loss it may be older, which CM1 allows.
-Errors            OSError. `read` tells a damaged record by leaving it out.
+Errors            OSError. `read` leaves damaged records out.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class Mark:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
 
     def write(self, marked: Marked) -> None:
-        """Say that this commit is durable (CM1); in a new file if somebody has removed or replaced it."""
+        """Record that this commit is durable (CM1), in a new file if the mark was removed or replaced."""
         if os.fstat(self._fd).st_nlink == 0:
             self.make(marked)
             os.close(self._fd)

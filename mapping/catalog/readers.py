@@ -1,11 +1,10 @@
-"""Readers: connections that read the catalog beside the one that writes it.
+"""Readers: connections that read the catalog while another one writes it.
 
 How it works      A thread that reads borrows an idle connection, or opens one. In WAL mode a read never waits
-                  for a transaction, nor for its sync. `one_state` keeps a connection, with one read
-                  transaction, for the whole of what a thread does within it. A thread that is in a
-                  transaction of its own reads through that.
-Invariants        RD1 a thread in `one_state` begins no transaction: it would decide by what was; RD2 when
-                  `close` has returned, no connection is opened any more.
+                  for a transaction, nor for its sync. Within `one_state` a thread keeps one connection with
+                  one read transaction. A thread in a write transaction reads through that.
+Invariants        RD1 a thread in `one_state` begins no transaction, because it would decide by an old state;
+                  RD2 when `close` has returned, no connection is opened any more.
 Owner and locks   Any thread may call; `_lock` over the idle connections, held for a look.
 Errors            sqlite3.DatabaseError.
 """
@@ -57,7 +56,7 @@ class Readers:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """What this thread reads through."""
+        """This thread's connection for reading."""
         mine = self._mine.connection
         if mine is not None:
             yield mine
@@ -70,7 +69,7 @@ class Readers:
 
     @contextmanager
     def one_state(self) -> Iterator[None]:
-        """Have this thread see the state of now until the end; within another one: of then."""
+        """Within this context, this thread sees the state of its begin; if nested, that of the outer one."""
         if self._mine.connection is not None:
             yield
             return

@@ -2,15 +2,14 @@
 
 How it works      A process that was killed leaves SQLite's write-ahead file (`-wal`) beside the catalog. If
                   one of its syncs had failed, the kernel may treat pages of the two files as clean that the
-                  disk does not have: SQLite would trust them, and lose with them what it commits after them.
+                  disk does not have: SQLite would trust them, and lose later commits with them.
                   So both are copied; the copy, checkpointed and synced, is renamed to `.renewed`: from then
-                  on it is the catalog. A process that finds one removes the old `-wal` and renames it over
-                  the old file.
+                  on it is the catalog. A process that finds a `.renewed` removes the old `-wal` and renames
+                  it over the old file.
 Invariants        RW1 the old files stay as they are until `.renewed` is durable; RW2 the old `-wal` is
                   removed, durably, before the new file has the catalog's name, so that no other file replays
                   it; RW3 what becomes the catalog was examined: damage is refused, not copied.
-Errors            OSError, sqlite3.DatabaseError, and what the examination raises; then the catalog is what
-                  it was.
+Errors            OSError, sqlite3.DatabaseError, and those of the examination; then the catalog is unchanged.
 """
 
 import contextlib
@@ -22,9 +21,8 @@ from polyvol.mapping.durable import sync_directory, sync_file
 
 
 def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
-    """Write a new file of the catalog if an earlier process has left a log; `examine` raises if what it
-    is given is not to be used, and says whether there is a catalog in it. Returns what it said; None: there
-    was nothing to renew."""
+    """Rewrite the catalog's file if an earlier process left a log; `examine` raises for an unusable file, and
+    returns whether it has a catalog. Returns that result; None: there was nothing to rewrite."""
     log = Path(f"{path}-wal")
     renewed = path.with_name(f"{path.name}.renewed")
     if renewed.exists():
@@ -54,7 +52,7 @@ def rewrite(path: Path, examine: Callable[[Path], bool]) -> bool | None:
 
 
 def put_new(path: Path, make: Callable[[sqlite3.Connection], None]) -> None:
-    """Put a new catalog in its place, which `make` fills: it is there complete and durable, or not at all."""
+    """Make a new catalog, which `make` fills: it gets its name complete and durable, or not at all."""
     copy = path.with_name(f"{path.name}.renewing")
     _remove(copy)
     copy.touch(mode=0o600)  # SQLite gives its other files the mode of this one

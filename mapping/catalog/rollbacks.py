@@ -1,8 +1,9 @@
 """Rollbacks in the catalog: what each volume was rolled back to, and when.
 
-How it works      A rollback is recorded in the transaction that records the snapshot of what was left: from
-                  then on the engine, told of it, shows what the volume was rolled back to. Rows that make no
-                  difference any more are taken out, one by one, as the engine says (decision 0014).
+How it works      A rollback is recorded in the transaction that records the snapshot of the old contents:
+                  from then on the engine, which gets the row, shows the state that the volume was rolled back
+                  to. Rows that have no effect any more are removed, one by one, when the engine reports them
+                  (decision 0014).
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -32,7 +33,7 @@ class Rollbacks:
         return [row["volume"] for row in self._database.rows("SELECT DISTINCT volume FROM rollback")]
 
     def forget(self, volume: VolumeId, at: Epoch) -> None:
-        """Take one out that makes no difference any more."""
+        """Remove one that has no effect any more."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rollback WHERE volume = ? AND at = ?", (volume, at))
 

@@ -1,6 +1,6 @@
 """Schedules in the catalog.
 
-How it works      A schedule goes with its volume or group, and its hooks (hooks.py) with it.
+How it works      A schedule is removed with its volume or group, and its hooks (hooks.py) with it.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -63,12 +63,12 @@ class Schedules:
         return replace(schedule, id=identity)
 
     def forget(self, schedule: int) -> None:
-        """Take a schedule out, with its hooks; its snapshots stay."""
+        """Remove a schedule and its hooks; its snapshots stay."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM schedule WHERE id = ?", (schedule,))
 
     def set_paused(self, schedule: int, paused: bool, last_ns: int) -> None:
-        """Pause a schedule, or resume it as of `last_ns`: what was due meanwhile is not made up."""
+        """Pause a schedule, or resume it as of `last_ns`: runs missed in the pause are not made up."""
         with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE schedule SET paused = ?, last_ns = ? WHERE id = ?",

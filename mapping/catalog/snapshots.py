@@ -135,14 +135,14 @@ class Snapshots:
             )
 
     def forget(self, snapshots: Iterable[UUID]) -> None:
-        """Take snapshots out, all or none. From here on they do not exist."""
+        """Remove snapshots, all or none. From here on they do not exist."""
         with self._database.transaction(frees=True) as connection:
             for snapshot in snapshots:
                 take_out_or_keep(connection, "uuid = ?", str(snapshot))
 
     def forget_cut(self, cut: UUID, unrestored: RestoreRecord | None = None) -> None:
-        """Take out every snapshot of a cut, and that of a group; none being there is fine. `unrestored`: the
-        restore that the cut was to complete is incomplete again."""
+        """Remove every snapshot of a cut, and that of a group, if there are any. `unrestored`: the restore
+        that the cut would have completed is incomplete again."""
         with self._database.transaction(frees=True) as connection:
             take_out_or_keep(connection, "cut = ?", str(cut))
             if unrestored is not None:
@@ -151,8 +151,7 @@ class Snapshots:
             connection.execute("DELETE FROM group_snapshot WHERE cut = ?", (str(cut),))
 
     def drop(self, snapshots: Sequence[SnapshotRecord]) -> list[int]:
-        """Take the snapshots of a cut out to make room for writes, and remember that; the ids of what is
-        remembered."""
+        """Remove the snapshots of a cut to free space for writes, and record that; the ids of the records."""
         remembered: list[int] = []
         with self._database.transaction(frees=True) as connection:
             for snapshot in snapshots:

@@ -1,15 +1,15 @@
-"""The catalog of one state directory: its tables, and what covers all of them.
+"""The catalog of one state directory: its tables, and the operations on all of them.
 
 How it works      Each noun has a file of its own with its tables: devices.py, volumes.py, change_logs.py,
                   snapshots.py, clones.py, groups.py, schedules.py, hooks.py, restores.py, rollbacks.py,
                   scrubs.py, generations.py, settings.py. Each of their verbs is one query or one
                   transaction, and takes and returns the records of mapping/records/. A verb that changes
                   tables of other nouns calls their functions for a transaction that is under way.
-Invariants        ST1 ids of devices and volumes, and numbers of change logs, are never used again; ST2 what
-                  is half made or half deleted says so in its `state`, and the daemon settles it at its next
+Invariants        ST1 ids of devices and volumes, and numbers of change logs, are never used again; ST2 a
+                  partly made or deleted object has that in its `state`, and the daemon settles it at its next
                   start or before.
-Owner and locks   Any thread may call. What changes something is called under the daemon's locks of what it
-                  changes (daemon/locks.py), so that a plan still holds when it is recorded.
+Owner and locks   Any thread may call. A verb that changes an object is called under the daemon's locks of
+                  that object (daemon/locks.py), so that a plan is still valid when it is recorded.
 Durability        When a verb returns, its change survives power loss.
 """
 
@@ -68,5 +68,5 @@ class Catalog:
         return self._database.whole()
 
     def keep_room(self, room: Callable[[], AbstractContextManager[None]]) -> None:
-        """Have transactions that give room back run with this around them."""
+        """Set the context that is entered around transactions that free space."""
         self._database.room = room

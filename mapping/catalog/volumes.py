@@ -2,9 +2,9 @@
 
 How it works      A volume is 'creating' while it is made and 'deleting' while it is removed; the daemon
                   finishes or undoes that at its next start or before. Growth is recorded in one transaction:
-                  the size, the new partitions and extents, and the devices made for them as ready. That is
-                  before the engine knows it, so that what hosts write to what is new is never without its
-                  place; `undo_growth` takes it back while nobody has seen it.
+                  the size, the new partitions and extents, and the devices made for them as ready. It is
+                  recorded before the engine grows, so that data that hosts write there always has a recorded
+                  place; `undo_growth` reverts it while the new size is not visible.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -121,7 +121,7 @@ class Volumes:
         return _volume(row)
 
     def set_state(self, volume: VolumeId, state: VolumeState) -> None:
-        """Say how far a volume is made or deleted; 'ready' covers the devices made for it."""
+        """Record the state of a volume; 'ready' includes the devices made for it."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET state = ? WHERE id = ?", (state, volume))
             if state == "ready":
@@ -140,7 +140,7 @@ class Volumes:
             )
 
     def set_when_full(self, volume: VolumeId, when_full: WhenFull) -> None:
-        """Say what gives way when a volume's change logs are full."""
+        """Record a volume's policy for full change logs."""
         with self._database.transaction() as connection:
             connection.execute("UPDATE volume SET when_full = ? WHERE id = ?", (when_full, volume))
 
@@ -162,7 +162,7 @@ class Volumes:
             )
 
     def undo_growth(self, volume: Volume, before: Iterable[Partition], ids: Mapping[int, int]) -> None:
-        """The volume did not grow: it is what it was, with these partitions; the devices are 'adding'."""
+        """Revert a growth: the volume has its old size and these partitions; the devices are 'adding'."""
         old = list(before)
         last = old[-1]
         with self._database.transaction() as connection:
@@ -180,7 +180,7 @@ class Volumes:
             )
 
     def forget(self, volume: VolumeId) -> None:
-        """Take a volume out, with its snapshots and the devices made for it."""
+        """Remove a volume, its snapshots and the devices made for it."""
         with self._database.transaction() as connection:
             for statement in (
                 "DELETE FROM restore WHERE volume = ?",

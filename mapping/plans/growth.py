@@ -2,7 +2,7 @@
 
 How it works      The last partition, if it is short, gets more extents behind those that it has; then come
                   new partitions. They go to the volume's processors, those with the fewest of its partitions
-                  first; where each of these has just one, to others too, as a larger volume would have been
+                  first; if each of these has just one, to others too, because a larger volume would have been
                   made with more. Extents are on the devices named, or on sparse files to be made, one for
                   each processor. What is new of a clone is in its change logs alone.
 Invariants        GW1 what the volume has stays where it is: partitions keep their numbers, processors and

@@ -78,7 +78,7 @@ class SpaceAllocator:
         return device.id
 
     def new_each(self, volume: str, suffix: str, rooms: Sequence[int]) -> list[int]:
-        """A sparse file device for each processor, as two that write to one file wait for each other."""
+        """A sparse file device for each processor, because two that write to one file wait for each other."""
         if len(rooms) == 1:
             return [self._new(volume, suffix, rooms[0])]
         return [self._new(volume, f"{suffix}-{number}", room) for number, room in enumerate(rooms)]

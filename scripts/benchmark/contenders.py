@@ -50,7 +50,7 @@ class Contender(Protocol):
 @dataclass
 class Standing:
     """A server that runs all the time. `client`: take a snapshot before each turn, delete it afterwards.
-    `writes`: an export that is written to meanwhile."""
+    `writes`: an export that is written to during the turn."""
 
     pid: int
     export: Export

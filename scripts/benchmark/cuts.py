@@ -1,7 +1,7 @@
 """cuts: how long a cut of a large volume under load keeps writes waiting.
 
 How it works      A volume of 1 TiB on sparse devices, 64 MiB partitions, gets 4k random writes over all of it
-                  at depth 32. Meanwhile snapshots are taken, one after the other. The engine reports each
+                  at depth 32, while snapshots are taken, one after the other. The engine reports each
                   cut's stall; the generator lists every write of SLOW_US or more with the time of its end, by
                   the same clock as the cuts' instants. A write counts as one around a cut if it was under way
                   within AROUND_NS of the instant; the rest of the time that a snapshot takes to become
@@ -47,7 +47,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Cuts:
-    """All cuts, and the writes meanwhile; `otherwise_ms` is the longest write outside of any call."""
+    """All cuts, and the writes during them; `otherwise_ms` is the longest write outside of any call."""
 
     cuts: list[Cut]
     iops: float

@@ -5,7 +5,7 @@ How it works      Everything that takes part gets the same higher priority: by n
                   kernel groups processes by session (sched_autogroup). Only root may; for others nothing
                   changes. And a virtual machine's free memory may be with its host, and getting it back would
                   be what is measured: so it is touched before, and kept from going back, also by telling the
-                  kernel to report no free memory to the host meanwhile. (What sockets buffer is memory of
+                  kernel to report no free memory to the host. (What sockets buffer is memory of
                   another kind, which nothing that a program holds keeps there.)
 """
 

@@ -31,7 +31,7 @@ class GroupEmpty(PolyvolError):
 
 
 class GroupChanged(PolyvolError):
-    """A group whose volumes are others than before the hooks of its snapshot ran."""
+    """A group whose volumes changed while the hooks of its snapshot ran."""
 
     code = "group-changed"
     kind = "busy"
@@ -40,7 +40,7 @@ class GroupChanged(PolyvolError):
 
 
 class GroupHasSnapshots(PolyvolError):
-    """A group that cannot be deleted, as it has snapshots."""
+    """A group that cannot be deleted because it has snapshots."""
 
     code = "group-has-snapshots"
     kind = "busy"
@@ -49,7 +49,7 @@ class GroupHasSnapshots(PolyvolError):
 
 
 class NotInGroup(PolyvolError):
-    """A volume that is to leave a group that it is not in."""
+    """A request to remove a volume from a group that it is not in."""
 
     code = "not-in-group"
     kind = "not-found"
@@ -58,7 +58,7 @@ class NotInGroup(PolyvolError):
 
 
 class VolumeInGroup(PolyvolError):
-    """A volume that cannot be deleted, as a group, or a group's snapshot, has it."""
+    """A volume that cannot be deleted because a group, or a group's snapshot, has it."""
 
     code = "volume-in-group"
     kind = "busy"

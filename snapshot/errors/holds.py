@@ -13,7 +13,7 @@ class SnapshotHeld(PolyvolError):
 
 
 class VolumeHeld(PolyvolError):
-    """A volume that may not be deleted, as a snapshot of it is held."""
+    """A volume that may not be deleted because a snapshot of it is held."""
 
     code = "volume-held"
     kind = "busy"
@@ -22,7 +22,7 @@ class VolumeHeld(PolyvolError):
 
 
 class NotHeld(PolyvolError):
-    """A hold that is to end, and is not there."""
+    """A request to end a hold that does not exist."""
 
     code = "not-held"
     kind = "not-found"

@@ -4,7 +4,7 @@ from polyvol.mapping.errors import PolyvolError
 
 
 class BadHooks(PolyvolError):
-    """Hooks that make no sense."""
+    """Invalid hooks."""
 
     code = "bad-hooks"
     kind = "invalid"
@@ -13,7 +13,7 @@ class BadHooks(PolyvolError):
 
 
 class HooksFailed(PolyvolError):
-    """Hooks that had to succeed for a snapshot, and did not."""
+    """Required hooks of a snapshot failed."""
 
     code = "hooks-failed"
     kind = "busy"
@@ -22,7 +22,7 @@ class HooksFailed(PolyvolError):
 
 
 class SnapshotFromHook(PolyvolError):
-    """A hook command asks for a snapshot of a volume that has hooks, or has hooks under way."""
+    """A hook command requests a snapshot of a volume that has hooks, or has hooks in progress."""
 
     code = "snapshot-from-hook"
     kind = "invalid"
@@ -31,7 +31,7 @@ class SnapshotFromHook(PolyvolError):
 
 
 class HooksBusy(PolyvolError):
-    """Too many snapshots that are at their hooks."""
+    """Too many snapshots are running hooks."""
 
     code = "hooks-busy"
     kind = "busy"
@@ -40,7 +40,7 @@ class HooksBusy(PolyvolError):
 
 
 class VolumeChanged(PolyvolError):
-    """A volume that is not the same any more as before the hooks of its snapshot ran."""
+    """A volume that changed while the hooks of its snapshot ran."""
 
     code = "volume-changed"
     kind = "busy"

@@ -22,7 +22,7 @@ class ScheduleHasNamesake(PolyvolError):
 
 
 class BadSchedule(PolyvolError):
-    """A schedule that makes no sense."""
+    """An invalid schedule."""
 
     code = "bad-schedule"
     kind = "invalid"

@@ -4,7 +4,7 @@ from polyvol.mapping.errors import PolyvolError
 
 
 class StreamBroken(PolyvolError):
-    """A backup stream that is not what it should be."""
+    """An invalid backup stream."""
 
     code = "stream-broken"
     kind = "corrupt"

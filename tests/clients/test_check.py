@@ -247,7 +247,7 @@ def test_what_a_crash_leaves_is_a_note_and_stays(used: Daemon) -> None:
 
 
 def test_a_volume_that_is_half_deleted_is_no_problem(daemon: Daemon) -> None:
-    """A kill in the midst of it leaves the volume's devices in the catalog without their files."""
+    """A kill during it leaves the volume's devices in the catalog without their files."""
     daemon.ok("volume", "create", "half", "--size", "2M")
     daemon.kill()
     change(daemon.state_dir / "catalog.db", "UPDATE volume SET state = 'deleting'")

@@ -1,4 +1,4 @@
-"""Readers beside writers: whatever is made and deleted meanwhile, each answer is right by itself."""
+"""Readers concurrent with writers: each answer is consistent, whatever is made and deleted."""
 
 import pytest
 

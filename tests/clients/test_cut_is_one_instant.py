@@ -4,7 +4,7 @@ How it works      Clients in processes of their own write numbered blocks round-
                   each write after the last was acknowledged (support/round_robin.py), while snapshots are
                   taken as fast as they can be. Every snapshot must hold a prefix of each client's numbers,
                   with at least what was acknowledged before the cut began and at most what was issued
-                  before it ended. Meanwhile one reader keeps the processors busy, one after the other, so
+                  before it ended. One reader keeps the processors busy, one after the other, so
                   that they come to a cut at different times: a processor that would not stop writes is found
                   out within a hundred cuts.
 """

@@ -1,4 +1,4 @@
-"""test_deletions: many snapshots are deleted in the background, whatever happens meanwhile.
+"""test_deletions: many snapshots are deleted in the background, whatever else happens.
 
 How it works      Snapshots with blocks of their own are deleted; the daemon is killed in the middle.
                   Afterwards what is left is as it was, and the change logs hold what the volume itself sees.

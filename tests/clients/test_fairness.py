@@ -1,7 +1,7 @@
 """fairness: whatever some clients ask for, and however much, another one's small requests are answered soon.
 
 How it works      Clients send one kind of flood over several connections: small requests for large work, as
-                  many as the server takes. Meanwhile a `WaitingClient`, a process of its own, reads, writes
+                  many as the server takes. A `WaitingClient`, a separate process, reads, writes
                   and connects, on another volume or the same one. The first blocks of the volume under attack
                   are in many pieces: every other one is a hole in its file, so that looking at them and
                   clearing them is much work. Other floods and victims use snapshots, and a volume that is a
@@ -65,7 +65,7 @@ def status(number: int) -> bytes:
 
 
 def trim(number: int) -> bytes:
-    """TRIM of partitions, and now and then of everything."""
+    """TRIM of partitions, and sometimes of everything."""
     return request(TRIM, number % 16 * 64 * MIB, 64 * MIB if number % 8 else (SIZE_MIB - 960) * MIB)
 
 

@@ -1,7 +1,7 @@
 """test_fio: verified load while snapshots come and go, and how long a cut keeps writes waiting.
 
 How it works      fio writes blocks that carry a checksum of themselves and verifies them at the end;
-                  meanwhile snapshots are taken, read and deleted. The stall is taken from what the engine
+                  snapshots are taken, read and deleted during that. The stall is taken from what the engine
                   reports and, for a client, from writes of its own that each wait for the one before.
 """
 

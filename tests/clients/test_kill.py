@@ -1,4 +1,4 @@
-"""test_kill: SIGKILL under load, in the midst of cuts, loses nothing that was acknowledged or reported.
+"""test_kill: SIGKILL under load, during cuts, loses nothing that was acknowledged or reported.
 
 How it works      Clients write numbered blocks over two volumes (support/round_robin.py) while snapshots of
                   both are taken and deleted; the daemon is killed at some moment and started again. Then each

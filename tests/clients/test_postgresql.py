@@ -1,7 +1,7 @@
 """PostgreSQL on a mounted file system: every snapshot under load, mounted as a clone, is a whole database.
 
 How it works      A cluster of Debian's PostgreSQL on ext4 on a volume (nbdfuse, a loop device), pgbench at
-                  it, and snapshots without hooks meanwhile. Each is cloned, mounted read-write, started and
+                  it, and snapshots without hooks during that. Each is cloned, mounted read-write, started and
                   so recovered, then read by pg_amcheck, and asked for what pgbench keeps true: that all its
                   sums agree, and that what an older snapshot had committed is there. The server listens on
                   a unix socket only.

@@ -190,7 +190,7 @@ def target(other: Daemon, begun: Any) -> str:
 
 
 def complete(other: Daemon, begun: Any) -> None:
-    """Say that all is written; the daemon may be killed meanwhile."""
+    """Complete the restore; the daemon may be killed during it."""
     with suppress(ApiError, PolyvolError):
         other.api.post("volumes", "w", "restore", "completion", body={"export": begun["export"]})
 

@@ -205,5 +205,5 @@ def test_a_catalog_without_a_rollback_that_the_journal_has_is_not_served(daemon:
     change(catalog, f"INSERT INTO rollback VALUES {row}")
     daemon.start()
     assert [first(daemon, name) for name in ("v", "v@s", "v@before-s")] == [1, 1, 2]
-    daemon.stop()  # where polyvold has the catalog for itself alone, nobody else reads it meanwhile
+    daemon.stop()  # where polyvold has the catalog for itself alone, no other process reads it
     assert rollbacks(daemon) == kept

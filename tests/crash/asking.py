@@ -1,11 +1,11 @@
-"""asking: verbs asked of a polyvold, with a ledger of what they do to volumes and snapshots.
+"""asking: sends verbs to a polyvold, and records their effects on volumes and snapshots in a ledger.
 
-How it works      Each method asks for one verb by the control API. Before it asks, the ledger is told of all
-                  possible results; after the answer, of the actual one. A refusal has changed nothing. Where
+How it works      Each method requests one verb by the control API. Before the request it records all possible
+                  results in the ledger; after the answer, the actual one. A refusal has changed nothing. If
                   there is no answer, because the daemon was killed, the ledger keeps both possibilities.
 Owner and locks   Any number of threads, each verb in its own; the ledger has the lock.
-Errors            Gone when nobody answers; Lost for a refusal that nothing in the ledger explains. A method
-                  returns False when it was refused, or when there is nothing to ask for.
+Errors            Gone without an answer; Lost for a refusal that the ledger does not explain. A method
+                  returns False when it was refused, or when there is no object for it.
 """
 
 import fnmatch
@@ -136,7 +136,7 @@ class Asking:
         return end
 
     def delete_volume(self, volume: str) -> bool:
-        """A volume goes, with its snapshots, once its clients have left it."""
+        """Delete a volume with its snapshots, once its clients have disconnected."""
         with self.ledger.lock:
             if (live := self.ledger.volumes.get(volume)) is None or live.quiet:
                 return False
@@ -156,7 +156,7 @@ class Asking:
         return self._do(end, "delete", "volumes", volume)
 
     def grow(self, volume: str, blocks: int) -> bool:
-        """A volume becomes larger by so many blocks."""
+        """Grow a volume by so many blocks."""
         with self.ledger.lock:
             live = self.ledger.volumes.get(volume)
             if live is None or live.changing:
@@ -212,11 +212,11 @@ class Asking:
         return end
 
     def delete(self, volume: str, snapshot: str) -> bool:
-        """A snapshot goes, unless it is held or part of a group's."""
+        """Delete a snapshot, unless it is held or part of a group's."""
         return self._delete([(volume, snapshot)], "delete", "volumes", volume, "snapshots", snapshot)
 
     def delete_whole(self, group: str, snapshot: str) -> bool:
-        """A group's snapshot goes, unless it is held."""
+        """Delete a group's snapshot, unless it is held."""
         members = [(volume, snapshot) for volume in list(self.ledger.volumes)]
         return self._delete(members, "delete", "groups", group, "snapshots", snapshot)
 
@@ -239,7 +239,7 @@ class Asking:
         return bool(found) and self._do(end, method, *path)
 
     def delete_some(self, volume: str, decade: str) -> bool:
-        """All of a volume's snapshots go whose names begin so and have one digit more, in the background."""
+        """Delete a volume's snapshots with this prefix and one digit, in the background."""
         pattern = f"{decade}?"
         with self.ledger.lock:
             if (live := self.ledger.volumes.get(volume)) is None:
@@ -281,13 +281,13 @@ class Asking:
     # Rollbacks
 
     def roll_back(self, volume: str, snapshot: str, *, safety: bool, name: str | None = None) -> bool:
-        """A volume becomes what its snapshot shows. `name`: of the safety snapshot."""
+        """Roll a volume back to its snapshot. `name`: of the safety snapshot."""
         path = ("volumes", volume, "snapshots", snapshot, "rollback")
         kept = (name or self.name("s")) if safety else None
         return self._roll_back([volume], snapshot, None, path, kept)
 
     def roll_back_whole(self, group: str, snapshot: str, *, safety: bool) -> bool:
-        """All volumes of a group's snapshot become what it shows."""
+        """Roll all volumes of a group's snapshot back to it."""
         whole = f"@{group}@{snapshot}"
         with self.ledger.lock:
             volumes = [
@@ -334,7 +334,7 @@ class Asking:
         return self._do(end, "post", "groups", name=name, volumes=members)
 
     def delete_group(self, group: str) -> bool:
-        """A group goes, unless it has snapshots."""
+        """Delete a group, unless it has snapshots."""
         members = self.ledger.groups.pop(group, None)
 
         def end(done: bool) -> None:

@@ -1,14 +1,14 @@
-"""atomicity: power losses of a polyvold that takes snapshots of a group, deletes them, and has a volume grow.
+"""atomicity: power losses of a polyvold that takes snapshots of a group, deletes them, and grows a volume.
 
 How it works      `record` runs the load on a recorded polyvold: two volumes in a group; each turn writes its
-                  number into both, flushes, and takes a snapshot of the group; now and then one is deleted,
-                  and the first volume grows. `python -m tests.crash.atomicity RECORDING --seed S --count N`,
+                  number into both, flushes, and takes a snapshot of the group; sometimes it deletes one and
+                  grows the first volume. `python -m tests.crash.atomicity RECORDING --seed S --count N`,
                   a program with the recorder preloaded, makes after-crash images of drawn moments, starts a
                   service on each, and compares.
-What must hold    A group's snapshot is there whole, with its volumes at one turn and of the size that they
-                  had, or not at all; from when it was reported until its deletion is asked for it is there. A
-                  volume has the last size that was reported, or one that was asked for after; what was
-                  flushed into what is new is there. Then both go on: a snapshot is taken, the volume grows
+What must hold    A group's snapshot exists completely, with its volumes at one turn and of the size that they
+                  had, or not at all; it exists from when it was reported until its deletion is requested. A
+                  volume has the last size that was reported, or one that was requested later; flushed data in
+                  the new part exists. Then both continue to work: a snapshot is taken, the volume grows
                   again, the check finds nothing.
 Errors            Exit code 1 and a sentence.
 """
@@ -47,7 +47,7 @@ class Whole:
 
 @dataclass
 class Story:
-    """What was asked for and told."""
+    """Requests and their answers."""
 
     made: int = NEVER
     wholes: list[Whole] = field(default_factory=list)

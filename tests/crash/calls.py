@@ -1,13 +1,13 @@
 """calls: a script of verbs on a real polyvold, which is killed before the K-th call of each of its steps.
 
-How it works      The script's steps are asked for one after the other, while the daemon's own threads do what
-                  they do. recorder.c counts the calls that change files, all threads together, and kills the
-                  daemon before the K-th one from the beginning of a step, where there are so many. Then
-                  the state is checked as it is, the daemon is started (now and then killed in the midst of
-                  that too), everything is compared whole with the ledger, and the step is asked for once
-                  more, so that the script goes on. That is one pass, WAY:K. In some ways a kind of call
-                  begins later than it would, so that the next step comes in between. All passes together
-                  kill the daemon before every call; of steps that only write, before each CALLS_WRITING-th.
+How it works      The script requests its steps in order, while the daemon's own threads run. recorder.c
+                  counts the calls that change files, all threads together, and kills the daemon before the
+                  K-th call of a step, if there are that many. Then the stopped state is checked, the daemon
+                  is started (and sometimes killed during that too), everything is compared completely with
+                  the ledger, and the step is requested again, so that the script continues. That is one pass,
+                  WAY:K. Some ways delay a kind of call, so that the next step overlaps with it. All passes
+                  together kill the daemon before every call; of steps that only write, before each
+                  CALLS_WRITING-th.
 What must hold    What settling.py compares, after each kill and at the end, after a clean stop and a start.
 Errors            Lost, with the first difference. The directory then has the state and the logs.
 """
@@ -67,7 +67,7 @@ class Pass:
 
 @dataclass
 class Tried:
-    """What was tried: passes, kills in steps and in starts; what was compared after them."""
+    """Counts of passes, kills in steps and in starts, and of compared objects."""
 
     passes: int = 0
     kills: int = 0

@@ -1,10 +1,10 @@
-"""check: a service on an after-crash image, and whether all that was promised is there.
+"""check: runs a service on an after-crash image, and checks that all promised data is there.
 
 How it works      The image's files are laid out below a directory, the host's boot id becomes another, and a
                   `polyvol.daemon.service.Service` is started on them in this process (which has the recorder
-                  preloaded). Its volume and snapshots are compared with the history. Then it has to work: it
-                  is written, flushed, cut, read back, stopped and started again; now and then `polyvol check`
-                  looks it through, and everything is deleted and trimmed, and no slot may remain in use.
+                  preloaded). Its volume and snapshots are compared with the history. Then it must work: the
+                  check writes, flushes, cuts, reads back, stops and starts it again; sometimes it runs
+                  `polyvol check`, deletes and trims everything, and no slot may remain in use.
 Errors            Lost with what is missing; whatever a start or a stop raises.
 """
 

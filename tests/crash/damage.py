@@ -1,4 +1,4 @@
-"""damage: one thing in a state directory damaged, missing, older or swapped, and what polyvold makes of it.
+"""damage: one file in a state directory is damaged, missing, older or swapped; checks polyvold's reaction.
 
 How it works      `python -m tests.crash.damage --seed S --count N` builds a state (state_images.py) and has
                   four images of it: after an earlier run, earlier in the last run, as a kill leaves the last
@@ -7,10 +7,10 @@ How it works      `python -m tests.crash.damage --seed S --count N` builds a sta
                   a service on it and reads everything, stops it, and checks again. `--images FILE` keeps the
                   images when a trial fails, or uses those that are there; `--trial N` makes that trial alone,
                   `--kind ACTION CLASS` draws that kind alone, `--go-on` does not end at a failure.
-What must hold    Every export has the data it had, or EIO, or its volume is not served and says why, or the
-                  start is refused with a sentence. No volume and no snapshot of a served volume is missing,
-                  unless the whole state directory is older than they are. If anything is not served or
-                  missing, the check says so before the start and after it; the check changes nothing.
+What must hold    Every export returns its data or EIO, or its volume is not served and shows the reason, or
+                  the start is refused with a sentence. No volume and no snapshot of a served volume is
+                  missing, unless the whole state directory is older than they are. If anything is not served
+                  or missing, the check says so before the start and after it; the check changes nothing.
                   Nothing but PolyvolError is raised, in any thread.
 Errors            Exit code 1 when a trial fails; the last line of the output is a result in JSON.
 """

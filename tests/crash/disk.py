@@ -1,4 +1,4 @@
-"""disk: what may be on the disk after a power loss, from what a process wrote and synced.
+"""disk: the possible disk contents after a power loss, derived from a process's writes and syncs.
 
 How it works      `Disk.apply` takes the records of recorder.c one by one. For each file it keeps what is
                   durable, and each newer version of every 512-byte sector; for each directory the changes of
@@ -6,10 +6,10 @@ How it works      `Disk.apply` takes the records of recorder.c one by one. For e
 What is legal     A sector holds its durable content or any later version, whatever others hold. A file has
                   its durable size or any later one; what lies beyond is gone, what was never written reads as
                   zeroes. The changes of names of one directory are kept up to any one of them, in their
-                  order, whatever other directories keep. A sync that has ended made durable what had been
-                  done to its file (or directory) when it began; one that has failed did not, and what it was
-                  for may be lost whatever later syncs say, until it is written again. This is what ext4
-                  (data=ordered), XFS and btrfs all keep, and weaker than each.
+                  order, whatever other directories keep. A successful sync made all changes of its file (or
+                  directory) durable that were made before it began; a failed one did not, and its changes may
+                  be lost whatever later syncs report, until they are written again. This is weaker than the
+                  guarantees of ext4 (data=ordered), XFS and btrfs.
 Invariants        I1 a policy that keeps everything gives the tree as the process saw it.
 """
 

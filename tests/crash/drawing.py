@@ -1,7 +1,7 @@
-"""drawing: which verb is asked for next, drawn from a seed, of all that a polyvold can be asked for.
+"""drawing: draws the next verb, by a seed, of all verbs of polyvold.
 
-How it works      A verb is drawn by its weight, and what it is asked for by what the ledger has; where there
-                  are too many volumes or snapshots, some are deleted instead.
+How it works      Verbs are drawn by weight, and their objects from the ledger; if there are too many volumes
+                  or snapshots, some are deleted instead.
 Errors            Those of asking.py.
 """
 

@@ -1,15 +1,15 @@
-"""faults: one failing system call at a time, through all that the daemon does.
+"""faults: one failing system call at a time, in all operations of the daemon.
 
 How it works      A scenario, always the same, on a service in this process: it starts on a volume that was
-                  not stopped (recovery; now and then as after a power loss), writes in place and redirected,
+                  not stopped (recovery; sometimes as after a power loss), writes in place and redirected,
                   flushes, cuts, deletes, zeroes, trims, writes until the journal rolls and a checkpoint is
                   made, and stops. `python -m tests.crash.faults --count N --seed S` draws N faults: the K-th
                   call of a kind on some of the files fails, once or from then on. Every other time the
                   service is started again afterwards, on the same machine, and used a little. A fault has
                   a name, KIND:PART:K:ERRNO:ONCE-OR-EVER:SEED, and `--fault NAME` tries that one alone.
-What must hold    Nothing panics; what fails says so, in one sentence; what was acknowledged is there after a
-                  start without the fault; and what a flush was acknowledged for is there after a power loss,
-                  in which what a failed sync was for may be lost (disk.py).
+What must hold    Nothing panics; each failure is reported, in one sentence; acknowledged data exists after a
+                  start without the fault; and data of an acknowledged flush exists after a power loss, which
+                  may lose the data of a failed sync (disk.py).
 Errors            Exit code 1, and the result (JSON, the last line) says which fault and what was wrong.
 """
 

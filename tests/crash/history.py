@@ -1,4 +1,4 @@
-"""history: what hosts asked for and were told, and what a volume may hold after a power loss at some moment.
+"""history: requests of hosts and their answers, and the possible contents of a volume after a power loss.
 
 How it works      Every sector is written by one thread at a time, so its contents follow each other; a
                   content is a tag (the operation that wrote it) or zeroes. An operation notes two clocks when
@@ -7,9 +7,9 @@ How it works      Every sector is written by one thread at a time, so its conten
                   log.
 Invariants        HI1 at a moment, a sector holds the newest content that a flush acknowledged by then covers
                   (one issued after the write was acknowledged), or that was written with FUA and acknowledged
-                  by then, or any later content issued by then; HI2 a snapshot is there from the moment it was
-                  reported until its deletion is issued, gone once that was acknowledged, and always holds the
-                  same bytes.
+                  by then, or any later content issued by then; HI2 a snapshot exists from when it was
+                  reported until its deletion is issued, does not exist once that was acknowledged, and always
+                  holds the same bytes.
 Errors            Lost: a sentence that says what is wrong.
 """
 
@@ -28,7 +28,7 @@ ZEROES = bytes(SECTOR)
 
 
 class Lost(AssertionError):
-    """Something that was promised is not there."""
+    """A promise was broken: data or an object is missing or wrong."""
 
 
 @dataclass(slots=True)

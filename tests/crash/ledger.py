@@ -1,4 +1,4 @@
-"""ledger: what each volume and snapshot may hold, while threads write and verbs change volumes at one time.
+"""ledger: the possible contents of each volume and snapshot, under concurrent writes and verbs.
 
 How it works      What an export may hold is one or more images. An image has, for each sector, the contents
                   that are certain, and for some sectors others that are possible too: those of writes that
@@ -9,10 +9,10 @@ How it works      What an export may hold is one or more images. An image has, f
                   have the images before it and the images after it. A kill leaves all this as it is:
                   `compare` then reads the whole export, finds the image that it is, and makes what it found
                   certain.
-Invariants        G1 a sector is written by one client at a time; G2 one verb at a time has a volume be
-                  another (rolls it back, makes it larger); any number of others run beside it; G3 names of
+Invariants        G1 a sector is written by one client at a time; G2 one verb at a time replaces a volume's
+                  contents or size (rollback, growth); any number of others run concurrently; G3 names of
                   volumes and snapshots are not used twice.
-Owner and locks   `lock` over everything here; nobody waits for a daemon while holding it.
+Owner and locks   `lock` over everything here; no thread waits for a daemon while holding it.
 Errors            Lost, with the first difference.
 """
 
@@ -167,7 +167,7 @@ class Ledger:
             return number, live.changes
 
     def done(self, live: Live, ticket: tuple[int, int], first: int, data: bytes) -> None:
-        """A write was acknowledged. Where a verb began or ended meanwhile, nobody knows which was first."""
+        """A write was acknowledged. If a verb began or ended during it, their order is unknown."""
         number, changes = ticket
         with self.lock:
             live.in_flight.pop(number, None)
@@ -189,7 +189,7 @@ class Ledger:
             if done:
                 live.snapshots[name] = held
 
-    # Verbs that have a volume be another
+    # Verbs that replace a volume's contents
 
     def begin_change(self, live: Live, after: Iterable[Image], verb: int) -> None:
         """A verb is about to be asked for, after which the volume has one of these images (G2)."""

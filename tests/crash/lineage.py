@@ -1,15 +1,15 @@
 """lineage: kills and power losses of a polyvold that rolls back, clones, renames and deletes.
 
-How it works      `record` asks a recorded polyvold for one thing after another: a few blocks written and
-                  flushed, a snapshot, a rollback, a clone, a snapshot or a volume renamed or deleted; what
-                  everything holds before and after is known. In the midst of some of these it is killed and
-                  started again. `python -m tests.crash.lineage RECORDING --seed S --count N --root D`, a
-                  program with the recorder preloaded, makes after-crash images of drawn moments, starts a
-                  service on each, and compares.
-What must hold    All that was reported has happened, whole; what was asked for and not reported has happened
-                  whole or not at all; a block that was not flushed is old or new. What is kept for clones has
-                  some. Then everything goes on: all is written and read back, `polyvol check` finds nothing,
-                  and when all volumes are deleted no device is left.
+How it works      `record` sends a recorded polyvold one request after another: a few blocks written and
+                  flushed, a snapshot, a rollback, a clone, a snapshot or a volume renamed or deleted; all
+                  contents before and after are known. During some of these it is killed and started again.
+                  `python -m tests.crash.lineage RECORDING --seed S --count N --root D`, a program with the
+                  recorder preloaded, makes after-crash images of drawn moments, starts a service on each, and
+                  compares.
+What must hold    All reported requests were completed; each other request was completed or not done at all; a
+                  block that was not flushed is old or new. Objects kept for clones have clones. Then
+                  everything works: all is written and read back, `polyvol check` finds nothing, and when all
+                  volumes are deleted no device is left.
 Errors            Exit code 1 and a sentence.
 """
 

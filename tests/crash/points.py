@@ -1,10 +1,10 @@
-"""points: the statements of a service that change something, counted, and killed or failed at one of them.
+"""points: counts the statements of a service that change something, and kills it or fails at one of them.
 
-How it works      `install` replaces what the catalog (SQLite), the engine's border and the operating system
-                  are asked by, for this process. Each call that changes something is a point; while `POINTS`
+How it works      `install` wraps the interfaces to the catalog (SQLite), the engine and the operating system,
+                  for this process. Each call that changes something is a point; while `POINTS`
                   is armed, the points of the thread that armed it, and of the background threads that are
-                  named in THREADS, are counted from 1. At the one that was asked for the process ends at
-                  once, as by SIGKILL, or the call fails with an error of its kind, and is not made.
+                  named in THREADS, are counted from 1. At the requested one the process ends at once, as by
+                  SIGKILL, or the call is not made and fails with an error of its kind.
 Limits            What the engine does within a call is not seen: recorder.c counts its system calls.
 """
 

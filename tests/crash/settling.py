@@ -1,9 +1,9 @@
-"""settling: after a restart, everything that a polyvold serves, compared whole with the ledger.
+"""settling: after a restart, compares everything that a polyvold serves with the ledger.
 
 How it works      The lists of the API say which of the verbs that were in flight have happened; nothing else
-                  may have appeared or gone. Then every byte of every volume and snapshot is read over NBD.
-                  A group's snapshot is there with all members or with none, and a group's rollback has
-                  happened to all or to none.
+                  may have appeared or disappeared. Then every byte of every volume and snapshot is read over
+                  NBD. A group's snapshot has all members or none, and a group's rollback applied to all or to
+                  none.
 Errors            Lost, with the first difference.
 """
 
@@ -116,8 +116,8 @@ def _may_be_gone(live: Live, name: str, held: Held) -> None:
 
 
 def _compare_snapshots(asking: Asking, live: Live) -> int:
-    """Compare all snapshots of a volume; how many there are. What is dropped for room or by a schedule may go
-    meanwhile."""
+    """Compare all snapshots of a volume; how many there are. Snapshots that are dropped for space or by a
+    schedule may disappear during this."""
     compared = 0
     for name, held in list(live.snapshots.items()):
         what = f"snapshot {name} of volume {live.name}"

@@ -1,15 +1,16 @@
-"""soak: a polyvold under everything that users and its own threads do at one time, killed again and again.
+"""soak: a polyvold under all concurrent work of users and of its own threads, killed repeatedly.
 
 How it works      In each turn, WRITERS clients write, zero, trim and flush sectors of their own on all
-                  volumes, and ASKERS threads ask for verbs of all kinds, while schedules of a second take
-                  snapshots and drop them, deletions go on in the background, and small change logs fill up.
+                  volumes, and ASKERS threads request verbs of all kinds, while schedules with an interval of
+                  a second take snapshots and drop them, deletions continue in the background, and small
+                  change logs fill up.
                   After a drawn time the daemon is killed; some of the next starts are killed too. Segments
                   and checkpoints are small, and in half of the turns the naming of checkpoints, and other
                   calls, take longer than they would, so that verbs come in between. After each kill the state
                   is checked as it is, and after the start everything is compared whole (settling.py).
                   What was found is the base of the next turn.
-What must hold    Acknowledged writes are there, those in flight are old or new; every snapshot that was
-                  reported is there and has the same bytes; a verb in flight has happened or not; all
+What must hold    Acknowledged writes are preserved, blocks of those in flight are old or new; every reported
+                  snapshot exists and has the same bytes; a verb in flight was completed or not done; all
                   volumes are served; `check` finds nothing.
 Errors            Lost, with the first difference. The directory then has the state, polyvold's log, and the
                   log of verbs.
@@ -229,7 +230,7 @@ class Load:
                     time.sleep(draw.uniform(0, 0.004))
 
     def _change(self, handle: Any, live: Live, first: int, length: int, draw: random.Random) -> None:
-        """A write, or now and then zeros or a trim."""
+        """A write, or sometimes zeros or a trim."""
         ledger, kind = self._asking.ledger, draw.choices(("write", "zero", "trim"), (8, 1, 1))[0]
         fua = nbd.FUA if draw.random() < 0.1 else 0
         tag = next(ledger.numbers) if kind == "write" else 0

@@ -1,9 +1,9 @@
 """statement_verbs: a state with some of everything, every verb on it, and what can be seen of it.
 
 How it works      `build` makes the state on files below a root; state_images.py keeps it. `VERBS` has each
-                  verb as a function of a service that runs on it. `look` gives all that a user can see, and
-                  what lies on the files; what differs each time, such as UUIDs, is left out. Two looks at the
-                  same state are equal.
+                  verb as a function of a service that runs on it. `look` returns all that a user can see, and
+                  the contents of the files, without what differs each time, such as UUIDs. Two results for
+                  the same state are equal.
 """
 
 import hashlib

@@ -1,16 +1,16 @@
-"""statements: each verb killed before, or failed at, each statement that it makes, and what is left of it.
+"""statements: kills each verb before, or fails it at, each of its statements, and checks the result.
 
 How it works      `python -m tests.crash.statements` makes a state (statement_verbs.py) once. A trial,
                   VERB WAY N, lays it out, starts a service on it, and asks for the verb, in which the N-th
                   statement kills the process or fails (points.py). Each trial has processes of its own,
                   forked from one that has everything loaded. `--trial VERB/WAY/N` makes one trial
                   alone; `--verb` and `--way` make those alone; `--part I/M` makes every M-th one.
-What must hold    kill: `polyvol check` finds nothing; a start succeeds, also after another kill in it; all
-                  that can be seen is as before the verb or as after it, files and labels too; what was not
-                  done can be done now. error: the verb fails, and everything is as before or after it, in the
-                  service that goes on, at the latest after a reload, and after a restart; what was not done
-                  can be done. errors: the same where all statements from the N-th on fail. defect: the same
-                  with an exception that nobody expects.
+What must hold    kill: `polyvol check` finds nothing; a start succeeds, also after another kill in it; the
+                  visible state is that before the verb or after it, files and labels too; a verb that was not
+                  done succeeds now. error: the verb fails, and everything is as before or after it, in the
+                  running service, at the latest after a reload, and after a restart; a verb that was not done
+                  succeeds now. errors: the same if all statements from the N-th on fail. defect: the same
+                  with an unexpected exception.
 Errors            Exit code 1 when a trial fails; the last line of the output is a result in JSON.
 """
 

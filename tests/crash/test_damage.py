@@ -1,7 +1,6 @@
-"""test_damage: one thing damaged, missing, older or swapped in a state directory is told, not served.
+"""test_damage: a damaged, missing, older or swapped file in a state directory is reported, not served.
 
-How it works      damage.py makes states and trials. `scripts/torture --only damage` does the same for as
-                  long as one likes.
+How it works      damage.py makes states and trials. `scripts/torture --only damage` does the same for longer.
 """
 
 import random

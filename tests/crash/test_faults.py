@@ -1,4 +1,4 @@
-"""test_faults: system calls that fail are answered as failed, and lose nothing that was promised.
+"""test_faults: failed system calls are reported as failures, and break no promise.
 
 How it works      faults.py fails one call at a time of a fixed scenario and judges what is left; a polyvold
                   is started with a failing call too, to see what it says. `scripts/torture --only faults`

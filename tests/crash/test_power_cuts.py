@@ -1,8 +1,7 @@
 """test_power_cuts: a loss of power at any moment loses nothing that a flush covered, and no snapshot.
 
 How it works      A real polyvold is recorded under load; from the recording many after-crash images are made
-                  and checked (power_cuts.py). `scripts/torture --only power-cuts` does the same for as long
-                  as one likes.
+                  and checked (power_cuts.py). `scripts/torture --only power-cuts` does the same for longer.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""test_recorder: the recording is complete, and what may follow from it is what a disk may hold.
+"""test_recorder: the recording is complete, and the images made of it are possible contents of a disk.
 
-How it works      A whole log, replayed, gives the tree that the daemon has left, byte for byte: so no call
-                  that changes anything is missed. The rules of `Disk` are tried on logs made by hand.
+How it works      A complete log, replayed, gives the tree that the daemon left, byte for byte: so no changing
+                  call is missed. The rules of `Disk` are tried on logs made by hand.
 """
 
 import random

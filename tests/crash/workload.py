@@ -1,10 +1,10 @@
-"""workload: load on a recorded polyvold, with everything that a flush, a cut or a deletion promises noted.
+"""workload: load on a recorded polyvold, which notes the promises of flushes, cuts and deletions.
 
 How it works      One volume of 2 MiB on two devices and a change log, in a state directory that is recorded
                   from its first file on. WRITERS threads write, zero and trim sectors of their own, each over
                   its own connection: in the first half of the volume whole regions, in the second half of
                   each block, so that they meet in blocks. One thread flushes, one takes snapshots, reads them
-                  back and deletes them. The daemon is killed at the end, so that nothing tidies up.
+                  back and deletes them. The daemon is killed at the end, so that there is no cleanup.
 Errors            AssertionError when the daemon answers with an error other than ENOSPC.
 """
 

@@ -3,8 +3,8 @@
 How it works      HABITS has each word with what to write instead. Every line of each file that a person
                   writes is searched, without regard to case. This file has the words, and docs/glossary.md
                   has those of other systems, so both are left out; CHANGELOG.md is history, and SQLite
-                  keeps the text of *.sql in catalogs that exist. In pages (*.md)
-                  the habits of PAGES are searched for, too.
+                  keeps the text of *.sql in catalogs that exist. In *.py the
+                  habits of PYTHON are searched for too, in *.md those of PAGES.
 Errors            A complaint names file and line, the word, and what to write instead.
 """
 
@@ -39,6 +39,12 @@ HABITS = {
     r"sees? to it": "'ensures'",
     r"(comes?|came) to the disk": "'reaches the disk'",
     r"hears? of|heard of": "'is notified of', 'gets an event'",
+}
+# In Python, also these. ('changed-meanwhile' is an error's code, which programs know.)
+PYTHON = HABITS | {
+    r"(?<!-)meanwhile(?!:)": "'during ...', 'in between' or 'by then'",
+    r"in the midst": "'during'",
+    r"now and then": "'sometimes'",
 }
 # In pages, which are read from top to bottom, also these.
 PAGES = HABITS | {
@@ -77,7 +83,7 @@ def habits(name: str, text: str, words: dict[str, str] = HABITS) -> list[str]:
 
 def _flat(word: str) -> str:
     """A pattern whose groups do not count."""
-    return word.replace("(", "(?:")
+    return re.sub(r"\((?!\?)", "(?:", word)
 
 
 def test_texts_have_no_refused_words() -> None:
@@ -86,7 +92,7 @@ def test_texts_have_no_refused_words() -> None:
     assert len(paths) > 100
     complaints = []
     for path, text in texts(path for path in paths if path.suffix != ".sql"):
-        complaints += habits(where(path), text, PAGES if path.suffix == ".md" else HABITS)
+        complaints += habits(where(path), text, {".md": PAGES, ".py": PYTHON}.get(path.suffix, HABITS))
     assert complaints == []
 
 
@@ -113,3 +119,11 @@ def test_a_habit_is_noticed(bad: str) -> None:
 def test_a_habit_of_pages_is_noticed(bad: str) -> None:
     assert len(habits("a.md", f"one\n{bad}\n", PAGES)) == 1
     assert habits("a.md", bad) == []
+
+
+@pytest.mark.parametrize(
+    "bad", ["it was closed meanwhile", "now and then it fails", "a kill in the midst of it"]
+)
+def test_a_habit_of_python_is_noticed(bad: str) -> None:
+    assert len(habits("a.py", f"one\n{bad}\n", PYTHON)) == 1
+    assert habits("a.py", 'code = "changed-meanwhile"', PYTHON) == []

@@ -1,9 +1,8 @@
-"""churn: threads that make, change and delete all sorts of things, while others read and compare.
+"""churn: threads that make, change and delete objects of all kinds, while others read and compare.
 
-How it works      Each writer repeats one story with names of its own, so that none is refused because of
-                  another. Readers ask for everything that can be asked for, and check that each answer is
-                  right by itself: what it names is in it, members of a cut are all there, numbers are the
-                  sums of what they count.
+How it works      Each writer repeats one script with its own names, so that none is refused because of
+                  another. Readers make all kinds of requests, and check that each answer is consistent: it
+                  contains the objects that it names and all members of a cut, and its totals are correct.
 Errors            `Churn.wrong` has what was wrong, each once, with how often.
 """
 

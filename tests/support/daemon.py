@@ -1,4 +1,4 @@
-"""daemon: a real polyvold on a state directory of its own, and the CLI to talk to it.
+"""daemon: a real polyvold on its own state directory, and the CLI for it.
 
 How it works      A Daemon starts the installed `polyvold` in its own process and waits until its control
                   socket answers. The state directory is short and under /tmp, because a unix socket's path

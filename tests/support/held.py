@@ -1,6 +1,6 @@
-"""held: a `polyvol` that stops at a point until it is told to go on, so that a test can act there.
+"""held: a `polyvol` that stops at a point until the test resumes it, so that the test can act there.
 
-How it works      `Held` starts this file by the test's Python, with the point and how often it is passed
+How it works      `Held` starts this file by the test's Python, with the point and how often to pass it
                   before. There the command makes the file `held` and waits for the file `go`. Points: the
                   first NBD connection ("connect"), a read or write of an export ("pread", "pwrite"), a
                   request to the daemon ("restores", "completion": the last word of its path), what was

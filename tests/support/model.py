@@ -140,7 +140,7 @@ class Grow:
 
 @dataclass(frozen=True)
 class Burst:
-    """Writes at once, with or without a cut in the midst."""
+    """Writes at once, with or without a cut during them."""
 
     writes: tuple[Write, ...]
     cut: bool

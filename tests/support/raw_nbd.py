@@ -1,4 +1,4 @@
-"""raw_nbd: a peer that says to an NBD server just what a test wants, byte by byte.
+"""raw_nbd: a peer that sends an NBD server exactly the bytes of a test.
 
 How it works      Functions make options and requests, which may lie; `Peer` is a socket that sends and takes.
 Errors            AssertionError where the server says something else than the protocol does.

@@ -32,7 +32,7 @@ class CallCampaign:
         return _try(chosen, time.monotonic() + seconds, directory)
 
     def again(self, facts: dict[str, str], directory: Path) -> Outcome:
-        """That pass, some times: what threads do meanwhile differs."""
+        """That pass, several times, because its threads are timed differently."""
         return _try([Pass.parse(facts["pass"])] * 5, 1e18, directory)
 
 

@@ -1,11 +1,11 @@
 """Block devices of this host as the kernel shows them: whose they are, how large, and links to them.
 
 How it works      sysfs is read each time. The kernel's NBD devices say in
-                  /sys/block/nbdN/backend what they are: we have it say polyvol/NAME, from which the udev rule
-                  60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is known by
-                  its file.
-Errors            Nothing raises where a device has gone in the meantime: it is then as if it had never been.
-                  Only `written_out` does, which says that data is safe.
+                  /sys/block/nbdN/backend what they are: attaching sets it to polyvol/NAME, from which the
+                  udev rule 60-polyvol.rules makes the link /dev/polyvol/NAME. A loop device over nbdfuse is
+                  identified by its file.
+Errors            A device that disappeared in between is treated as one that never existed. Only
+                  `written_out` raises then, because its return means that data is safe.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ def read(device: str, attribute: str) -> str | None:
 
 
 def load_nbd() -> bool:
-    """Have the kernel load its NBD client, if it is a module; whether there is one."""
+    """Have the kernel load its NBD client if that is a module; whether the kernel has one."""
     if NBD_MODULE.is_dir():
         return True
     with contextlib.suppress(NotRun):
@@ -57,7 +57,7 @@ def load_nbd() -> bool:
 
 
 def size_of(device: str) -> int:
-    """Its size in bytes; 0 if it is not there or not connected."""
+    """Its size in bytes; 0 if it does not exist or is not connected."""
     return int(read(device, "size") or 0) * SECTOR_BYTES
 
 
@@ -67,7 +67,7 @@ def read_only(device: str) -> bool:
 
 
 def connected(device: str) -> bool:
-    """Whether an NBD device is in use by anybody."""
+    """Whether an NBD device is in use."""
     return (SYSFS / device / "pid").exists()
 
 
@@ -88,10 +88,10 @@ def mounted_at(path: Path) -> bool:
 
 @contextlib.contextmanager
 def written_out(name: str, device: str, *, flush: bool = True) -> Iterator[None]:
-    """Everything that was written to a block device is on its volume, and until the end of this nobody can
-    mount it or take it for itself. AttachedInUse if somebody has; NotWritten if it could not be written.
-    Without `flush`, for a device that does no I/O any more: only what the kernel still has is written, and
-    NotWritten says that this, or an earlier write, has failed. The kernel tells of an earlier one once."""
+    """Within this context all writes to a block device are on its volume, and it cannot be mounted or opened
+    exclusively. AttachedInUse if it is; NotWritten if the data could not be written. Without `flush`, for a
+    device that does no I/O any more, only the kernel's dirty pages are written, and NotWritten means that
+    this, or an earlier write, failed. The kernel reports an earlier failure once."""
     try:
         descriptor = os.open(DEV / device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL)
     except OSError as error:
@@ -113,7 +113,7 @@ def written_out(name: str, device: str, *, flush: bool = True) -> Iterator[None]
 
 
 def _write_pages(descriptor: int) -> None:
-    """Have the kernel write what it has of a device in memory; OSError if that fails, or has failed."""
+    """Have the kernel write its dirty pages of a device; OSError if that fails, or failed before."""
     ask = ctypes.CDLL(None, use_errno=True).sync_file_range
     ask.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
     if ask(descriptor, 0, 0, SYNC_ALL) < 0:
@@ -122,7 +122,7 @@ def _write_pages(descriptor: int) -> None:
 
 
 class UdevWaiter:
-    """Waits for what block devices do. Made before it is to happen; use it as a context manager."""
+    """Waits for events of block devices. Make it before they can happen; use it as a context manager."""
 
     def __init__(self) -> None:
         self.with_udev = UDEV_CONTROL.exists()
@@ -131,18 +131,18 @@ class UdevWaiter:
         self._monitor.start()
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Until a condition holds, checked again at each of udev's events; False if it did not in time."""
+        """Wait until a condition holds, checked again at each udev event; False if it did not in time."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() >= deadline:
                 return False
-            # The end of an event may come before what it tells of can be seen: so never for long.
+            # An event may end before its effect is visible: so never wait long.
             self._monitor.poll(EVENT_WAIT_S)
         return True
 
     def link(self, device: str, link: Path, timeout_s: float = LINK_WAIT_S) -> Path:
-        """The link to a device that udev's rule makes; without udev it is made here. If there is none in
-        time (the rule is not installed), the device itself."""
+        """The link to a device that the udev rule makes; without udev it is made here. The device itself if
+        no link appears in time (the rule is not installed)."""
         node = DEV / device
         if not self.with_udev:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class UdevWaiter:
 
 
 def path_of(places: Places, now: Attached) -> Path:
-    """The link to a device that is attached, or, where there is none, the device."""
+    """The link to an attached device, or the device itself if it has none."""
     link, node = places.link(now.name), DEV / now.device
     return link if leads_to(link, node) else node
 

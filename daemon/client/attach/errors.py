@@ -31,7 +31,7 @@ class ServerUnreachable(PolyvolError):
 
 
 class ExportRefused(PolyvolError):
-    """An NBD server that does not serve what was asked for."""
+    """An NBD server that does not serve the requested export."""
 
     code = "export-refused"
     kind = "not-found"
@@ -40,7 +40,7 @@ class ExportRefused(PolyvolError):
 
 
 class NotNbd(PolyvolError):
-    """A server that does not keep to the protocol."""
+    """A server that violates the protocol."""
 
     code = "not-nbd"
     kind = "io"
@@ -49,7 +49,7 @@ class NotNbd(PolyvolError):
 
 
 class AnotherExport(PolyvolError):
-    """An export that is not the one that a block device was made of."""
+    """An export that differs from the one that a block device was made of."""
 
     code = "another-export"
     kind = "invalid"
@@ -58,7 +58,7 @@ class AnotherExport(PolyvolError):
 
 
 class NeedsRoot(PolyvolError):
-    """Attaching and detaching by somebody else than root."""
+    """Attaching or detaching without being root."""
 
     code = "needs-root"
     kind = "invalid"
@@ -76,7 +76,7 @@ class NoNbdModule(PolyvolError):
 
 
 class KernelRefused(PolyvolError):
-    """The kernel's NBD client said no."""
+    """The kernel's NBD client refused a request."""
 
     code = "kernel-refused"
     kind = "io"
@@ -94,7 +94,7 @@ class ProgramFailed(PolyvolError):
 
 
 class AlreadyAttached(PolyvolError):
-    """A volume or snapshot that is attached, or a name that is taken."""
+    """A volume or snapshot that is attached, or a name that is in use."""
 
     code = "already-attached"
     kind = "exists"
@@ -103,7 +103,7 @@ class AlreadyAttached(PolyvolError):
 
 
 class AttachBusy(PolyvolError):
-    """Another command that attaches or detaches the same volume or snapshot, and does not end."""
+    """Another command is attaching or detaching the same volume or snapshot, and does not end."""
 
     code = "attach-busy"
     kind = "busy"
@@ -112,7 +112,7 @@ class AttachBusy(PolyvolError):
 
 
 class DeviceDead(PolyvolError):
-    """A block device that does no I/O any more, and that somebody still uses."""
+    """A block device that does no I/O any more, and is still in use."""
 
     code = "device-dead"
     kind = "busy"
@@ -148,7 +148,7 @@ class NotWritten(PolyvolError):
 
 
 class AttachFailed(PolyvolError):
-    """A block device that did not come, by the unit's words."""
+    """A block device that did not appear, with the unit's reason."""
 
     code = "attach-failed"
     kind = "io"
@@ -157,7 +157,7 @@ class AttachFailed(PolyvolError):
 
 
 class RecordUnusable(PolyvolError):
-    """What is remembered of an attached volume cannot be read or written."""
+    """The record of an attached volume cannot be read or written."""
 
     code = "record-unusable"
     kind = "io"

@@ -1,13 +1,12 @@
 """Attaching without the kernel's NBD client: nbdfuse shows the export as a file; that gets a loop device.
 
-How it works      The programs nbdfuse and losetup do it. What is attached is what there is: the loop devices
-                  over the name's file, and the nbdfuse processes that show it. The record only
-                  adds to that, so what a killed command has left is found and ended by the next one.
-                  nbdfuse does not connect again: when the daemon ends, the device is dead, with I/O errors.
-                  Its size is that of the export when nbdfuse was started. It is for hosts whose kernel has no
-                  NBD.
+How it works      The programs nbdfuse and losetup do it. What is attached is derived from the host: the loop
+                  devices over the name's file, and the nbdfuse processes that show it. The record only adds
+                  to that, so the next command finds and ends what a killed command left. nbdfuse does not
+                  reconnect: when the daemon ends, the device is dead, with I/O errors. Its size is that of
+                  the export when nbdfuse was started. It is for hosts whose kernel has no NBD.
 Owner and locks   The caller holds the device's lock (records.py).
-Errors            errors.py. What was begun by an attach that fails is undone.
+Errors            errors.py. A failed attach is undone.
 """
 
 import contextlib
@@ -53,7 +52,7 @@ def find(places: Places, name: str) -> Attached | None:
 
 
 def trouble(places: Places, now: Attached) -> str | None:
-    """Why a device over nbdfuse does no I/O any more, as a clause; None if it should, and for any other
+    """Why a device over nbdfuse does no I/O any more, as a clause; None if it works, and for any other
     device."""
     if now.kind != "fuse":
         return None
@@ -73,7 +72,7 @@ def uri_of(places: Places, name: str) -> str | None:
 
 
 def left(places: Places, name: str) -> bool:
-    """Whether there is anything of a device that is not there: a killed command has left it."""
+    """Whether parts of an incomplete device exist: a killed command left them."""
     record = places.now(name)
     file = places.fuse_file(name)
     recorded = record is not None and record.kind == "fuse"
@@ -81,7 +80,7 @@ def left(places: Places, name: str) -> bool:
 
 
 def attach(places: Places, wanted: Wanted) -> tuple[Attached, Path]:
-    """Make the block device; what it is, and its path. nbdfuse goes on when this process ends."""
+    """Make the block device; what it is, and its path. nbdfuse outlives this process."""
     if os.geteuid() != 0:
         raise NeedsRoot(what="attaching")
     address = parse_uri(wanted.uri, wanted.name)
@@ -114,16 +113,16 @@ def attach(places: Places, wanted: Wanted) -> tuple[Attached, Path]:
 def detach(places: Places, now: Attached, *, force: bool) -> None:
     """Write what is not written yet, and end the device; AttachedInUse or NotWritten if that cannot be.
     With `force`, what is not written is lost; a device that is in use stays until its users close it, and
-    all its I/O fails. The caller has looked who uses it."""
+    all its I/O fails. The caller has checked its users."""
     dead = trouble(places, now) is not None
     if not force:
         for device in _loops(places, now.name):
-            # Held by us, or by others, it ends when the last one has closed it.
+            # If it is open here or elsewhere, it ends at the last close.
             with disks.written_out(now.name, device, flush=not dead):
                 _run("losetup", "--detach", f"/dev/{device}")
         _wait(lambda: not _loops(places, now.name), f"the end of /dev/{now.device}")
     elif not dead and not _server_answers(places, now.name):
-        # losetup would wait for the server with what is not written yet.
+        # losetup would wait for the server because of unwritten data.
         for pid in _nbdfuses(places, now.name):
             _kill(pid)
     clean(places, now.name)
@@ -136,29 +135,29 @@ def _server_answers(places: Places, name: str) -> bool:
             handshake.look(parse_uri(uri, name), handshake.LOOK_S)
     except ServerUnreachable:
         return False
-    except PolyvolError:  # it says no, which is an answer
+    except PolyvolError:  # a refusal is an answer too
         return True
     return True
 
 
 def clean(places: Places, name: str) -> None:
-    """End whatever there is of this name, without writing anything. A loop device that is in use ends when
-    its last user has closed it; its I/O fails until then."""
+    """End all processes and devices of this name without writing anything. A loop device that is in use ends
+    when its last user closes it; its I/O fails until then."""
     devices = _loops(places, name)
     for device in devices:
         _run("losetup", "--detach", f"/dev/{device}")
-    if devices:  # or what still uses them would go on
+    if devices:  # or their users would continue
         for pid in _nbdfuses(places, name):
             _kill(pid)
     _end_nbdfuses(places, name)
-    if not disks.UDEV_CONTROL.exists():  # else udev removes it
+    if not disks.UDEV_CONTROL.exists():  # otherwise udev removes it
         places.link(name).unlink(missing_ok=True)
     places.log(name).unlink(missing_ok=True)
     places.forget(Attached, name)
 
 
 def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.Export) -> int:
-    """nbdfuse, in a session of its own, once it shows the file; its process id."""
+    """Start nbdfuse in its own session, and wait until it shows the file; its process id."""
     file, log = places.fuse_file(wanted.name), places.log(wanted.name)
     options = ["--readonly"] if export.read_only else []
     connections = wanted.connections if export.multi_conn else 1
@@ -183,9 +182,9 @@ def _start_nbdfuse(places: Places, wanted: Wanted, uri: str, export: handshake.E
 
 
 def _end_nbdfuses(places: Places, name: str) -> None:
-    """Unmount, which ends nbdfuse; if it does not end, it is killed."""
+    """Unmount, which ends nbdfuse; kill it if it does not end."""
     file = places.fuse_file(name)
-    while disks.mounted_at(file):  # there may be several, one on the other
+    while disks.mounted_at(file):  # several may be stacked
         _run("umount", "--lazy", str(file))
     with contextlib.suppress(ProgramFailed):
         _wait(lambda: not _nbdfuses(places, name), "the end of nbdfuse")
@@ -202,12 +201,12 @@ def _kill(pid: int) -> None:
 
 
 def _loops(places: Places, name: str) -> list[str]:
-    """The loop devices over a name's file, but for those that end when their last user closes them."""
+    """The loop devices over a name's file, except those that end at the last close."""
     file, record = str(places.fuse_file(name)), places.now(name)
     found = []
     for device in (path.name for path in sorted(disks.SYSFS.glob("loop*"))):
         backing = (disks.read(device, "loop/backing_file") or "").removesuffix(" (deleted)")
-        # A file that somebody has unmounted is "/" to the kernel.
+        # The kernel shows a file whose file system was unmounted as "/".
         ours = backing == file or (backing == "/" and record is not None and record.device == device)
         if ours and disks.read(device, "loop/autoclear") != "1":
             found.append(device)
@@ -228,8 +227,8 @@ def _nbdfuses(places: Places, name: str) -> list[int]:
 
 
 def _connected(pid: int) -> bool:
-    """Whether a process has sockets, and the other end of each is there. libnbd closes one whose end it has
-    noticed, which it does at the next I/O. True where the kernel does not let us look."""
+    """Whether a process has sockets, and each is connected. libnbd closes one when it notices the end, at the
+    next I/O. True if the kernel denies the query."""
     found = False
     with contextlib.suppress(OSError), _closing(os.pidfd_open(pid)) as process:
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
@@ -243,7 +242,7 @@ def _connected(pid: int) -> bool:
 
 
 def _hung_up(process: int, number: int) -> bool:
-    """Whether the other end of a socket of another process is gone; OSError if that cannot be known."""
+    """Whether the peer of another process's socket is gone; OSError if that is unknown."""
     ours = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_GETFD, process, number, 0)
     if ours < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
@@ -262,7 +261,7 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there and has not ended; a child of ours that has ended is reaped."""
+    """Whether a process exists and has not ended; an ended child of this process is reaped."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     status = _status(pid)

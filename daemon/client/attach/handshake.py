@@ -2,8 +2,8 @@
 
 How it works      Fixed newstyle; OPT_GO (or OPT_INFO, to look only) with the export's name, asking for its
                   block sizes and description. Structured replies are not asked for: the kernel does not know
-                  them. When GO is acknowledged, the next byte on the socket is the transmission phase's, and
-                  exactly as much was read as was sent.
+                  them. When GO is acknowledged, exactly the bytes of the handshake were read, and the next
+                  byte on the socket belongs to the transmission phase.
 Invariants        AH1 every length that the server gives is bounded before it is read; AH2 the whole handshake
                   is bounded in time.
 Errors            ServerUnreachable, ExportRefused, NotNbd.
@@ -24,7 +24,7 @@ from polyvol.mapping.os_errors import reason
 from polyvol.mapping.sizes import exact_size
 from polyvol.snapshot.snapshot import described_uuid
 
-# As in engine/src/nbd/wire.rs, where the server has them.
+# The same as the server's in engine/src/nbd/wire.rs.
 MAGIC = 0x4E42444D41474943
 OPTION_MAGIC = 0x49484156454F5054
 OPTION_REPLY_MAGIC = 0x0003E889045565A9
@@ -62,8 +62,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What a server says of an export. Sizes in bytes; `flags` are NBD's transmission flags; `uuid` tells
-    which volume or snapshot it is, where the server says so in the description."""
+    """A server's information about an export. Sizes in bytes; `flags` are NBD's transmission flags; `uuid` is
+    that of the volume or snapshot, if the server gives it in the description."""
 
     size: int
     flags: int
@@ -94,7 +94,7 @@ def open_export(address: Address, timeout_s: float) -> tuple[socket.socket, Expo
 
 
 def look(address: Address, timeout_s: float) -> Export:
-    """What the server says of the export, without opening it."""
+    """The server's information about the export, without opening it."""
     with _connect(address, timeout_s) as channel:
         export = _guarded(address, lambda: _negotiate(address, channel, OPT_INFO, timeout_s))
         with contextlib.suppress(OSError):
@@ -125,7 +125,7 @@ def _connect(address: Address, timeout_s: float) -> socket.socket:
 
 
 def _guarded(address: Address, action: Callable[[], _T]) -> _T:
-    """The action's result, its OSErrors as ServerUnreachable."""
+    """The action's result; its OSErrors become ServerUnreachable."""
     try:
         return action()
     except TimeoutError as error:

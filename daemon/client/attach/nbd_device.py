@@ -3,8 +3,8 @@
 How it works      Connections are opened and negotiated here (handshake.py) and handed to the kernel
                   (netlink.py), which keeps them when this process ends. While a device has no connection its
                   requests wait, up to the dead-connection time-out, for `reconnect`.
-Invariants        AK1 a connection is handed over only if its export is the one that was attached: by its UUID
-                  where both are known, no smaller, and read-only or not as before.
+Invariants        AK1 the kernel gets a connection only if its export is the one that was attached: the same
+                  UUID where both are known, not smaller, and the same read-only flag.
 Owner and locks   One process at a time supervises a name: its unit, or else a command by hand.
 Errors            errors.py.
 """
@@ -27,7 +27,7 @@ from polyvol.daemon.client.attach.records import Attached, Places, Wanted
 from polyvol.daemon.client.attach.settings import Settings
 from polyvol.mapping.sizes import exact_size
 
-if TYPE_CHECKING:  # the library is loaded only by who talks to the kernel
+if TYPE_CHECKING:  # only code that uses netlink loads the library
     from polyvol.daemon.client.attach.netlink import Kernel
 
 HANDSHAKE_S = 10.0
@@ -50,7 +50,7 @@ def find(places: Places, name: str) -> Attached | None:
     if record is not None and record.kind != "nbd":
         record = None
     if device is None:
-        # A kernel before 5.14 does not say what a device is; then only the record tells.
+        # A kernel before 5.14 does not identify a device; then only the record does.
         known = record is not None and disks.read(record.device, "backend") is None
         return record if record is not None and known and disks.connected(record.device) else None
     if record is not None and record.device == device:
@@ -87,9 +87,9 @@ def attach(kernel: "Kernel", places: Places, wanted: Wanted) -> tuple[Attached, 
 
 
 def reconnect(kernel: "Kernel", wanted: Wanted, now: Attached) -> Attached:
-    """Give the device new connections in the place of dead ones, and the export's size if that has grown.
+    """Replace the device's dead connections, and set the export's size if that has grown.
 
-    AnotherExport if what is served there is not what was attached (AK1): then nothing has changed."""
+    AnotherExport if the served export is not the attached one (AK1): then nothing has changed."""
     address = parse_uri(wanted.uri, wanted.name)
     with _connections(address, wanted.connections) as (sockets, export):
         grown = same_export(address, now, export)
@@ -98,7 +98,7 @@ def reconnect(kernel: "Kernel", wanted: Wanted, now: Attached) -> Attached:
 
 
 def grow(kernel: "Kernel", wanted: Wanted, now: Attached) -> Attached:
-    """Look at the export; if it has grown, so does the device."""
+    """Query the export; if it has grown, grow the device."""
     address = parse_uri(wanted.uri, wanted.name)
     export = handshake.look(address, HANDSHAKE_S)
     grown = same_export(address, now, export)
@@ -141,8 +141,8 @@ def detach(kernel: "Kernel", places: Places, now: Attached, *, force: bool) -> N
 
 @contextlib.contextmanager
 def _connections(address: Address, count: int) -> Iterator[tuple[list[socket.socket], Export]]:
-    """Connections to an export, at least one: as many as are wanted and as the server allows. They are
-    closed at the end, which is nothing to the kernel if it was given them."""
+    """Connections to an export, at least one: as many as are wanted and the server allows. They are closed at
+    the end; the kernel keeps its own references."""
     with ExitStack() as stack:
         first, export = handshake.open_export(address, HANDSHAKE_S)
         stack.callback(first.close)

@@ -1,8 +1,8 @@
 """The kernel's NBD client, controlled over generic netlink.
 
 How it works      Requests and answers by pyroute2; the kernel's notices (a link of a device is dead) come on
-                  a socket of their own that a loop can wait on. The kernel keeps the sockets that it is
-                  given: the caller closes its own descriptors afterwards.
+                  a separate socket that a loop can wait on. The kernel keeps references to the sockets that
+                  it gets: the caller closes its own descriptors afterwards.
 Owner and locks   A `Kernel` and a `Notices` belong to one thread.
 Errors            NoNbdModule, NeedsRoot, KernelRefused.
 """
@@ -89,8 +89,8 @@ def connect_message(settings: Settings, sockets: Sequence[int], index: int | Non
 def reconfigure_message(
     index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
 ) -> NbdMessage:
-    """Replace connections that are dead by these; grow to the size. `backend_known`: by the kernel, which
-    then wants to be told it."""
+    """Replace dead connections by these, and grow to the size. `backend_known`: the kernel knows the backend,
+    and then requires it here."""
     attributes: list[tuple[str, object]] = [
         ("NBD_ATTR_INDEX", index),
         ("NBD_ATTR_SIZE_BYTES", settings.size),
@@ -143,7 +143,7 @@ class Kernel:
     def reconfigure(
         self, index: int, settings: Settings, sockets: Sequence[int], *, backend_known: bool
     ) -> None:
-        """Give a block device new connections in the place of dead ones, and its size."""
+        """Replace a block device's dead connections, and set its size."""
         message = reconfigure_message(index, settings, sockets, backend_known=backend_known)
         self._ask(message, f"new connections for /dev/nbd{index}")
 
@@ -199,7 +199,7 @@ class Notices:
                 data = self._socket.recv(NOTICE_BYTES_MAX)
             except BlockingIOError:
                 return found
-            except OSError:  # ENOBUFS: some did not fit
+            except OSError:  # ENOBUFS: notices were lost
                 found = True
                 continue
             found = found or index in dead_links(data)

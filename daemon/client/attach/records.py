@@ -1,15 +1,14 @@
-"""What is remembered of attached volumes: what the administrator wants, and what this boot has made of it.
+"""Records of attached volumes: what the administrator wants, and the result at this boot.
 
-How it works      One JSON file for each, by name: /etc/polyvol/attached/NAME.json is how it is to be
-                  attached, at every boot, until it is detached; /run/polyvol/attached/NAME.json is which
-                  device it is now. Both are root's: the daemon, which may be another machine's, has no
-                  part in them.
+How it works      One JSON file for each, by name: /etc/polyvol/attached/NAME.json says how it is to be
+                  attached, at every boot, until it is detached; /run/polyvol/attached/NAME.json says which
+                  device it is now. Both belong to root; the daemon, which may run on another machine, does
+                  not use them.
 Owner and locks   A command that attaches or detaches a name holds /run/polyvol/attached/NAME.command.lock
-                  from its look at what there is until the end of what it does about it. The unit's process
-                  acts while the command waits for it: so who makes or ends the device holds
-                  NAME.device.lock. Programs that are run meanwhile inherit the locks, which so outlive a
-                  command that is killed.
-Durability        A record is written beside its place and renamed, synced.
+                  from before its first check until its end. The unit's process acts while the command waits
+                  for it, so the process that makes or ends the device holds NAME.device.lock. Programs that
+                  are run under the locks inherit them, so the locks outlive a killed command.
+Durability        A record is written to a temporary file, synced, and renamed.
 Errors            RecordUnusable.
 """
 
@@ -60,9 +59,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: which volume or snapshot it is,
-    if the server said so; `uri`: where its export is; `lost`: why writes to it have failed, if the kernel has
-    said so, which it does once."""
+    """What is attached: `device` such as 'nbd0'; `pid`: of nbdfuse; `uuid`: that of the volume or snapshot,
+    if the server gave it; `uri`: where its export is; `lost`: why writes to it failed, if the kernel has
+    reported that, which it does once."""
 
     name: str
     device: str
@@ -106,7 +105,7 @@ class Places:
         return _read(self._path(Wanted, name), Wanted)
 
     def now(self, name: str) -> Attached | None:
-        """What is attached by this name, as it was when that was written, or None."""
+        """What was attached by this name when the record was written, or None."""
         return _read(self._path(Attached, name), Attached)
 
     def names(self) -> list[str]:
@@ -118,7 +117,7 @@ class Places:
 
     @contextlib.contextmanager
     def lock(self, name: str, what: Literal["command", "device"]) -> Iterator[None]:
-        """Hold a lock of a name; AttachBusy if somebody else has it for LOCK_S seconds."""
+        """Hold a lock of a name; AttachBusy if another process keeps it for LOCK_S seconds."""
         path = self.root / "run/polyvol/attached" / f"{name}.{what}.lock"
         deadline = time.monotonic() + LOCK_S
         while (descriptor := _locked(path)) is None:
@@ -129,12 +128,12 @@ class Places:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is held: who waits for it looks again
+            path.unlink(missing_ok=True)  # while it is held: a waiter then retries
             _held.remove(descriptor)
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Remove the locks that commands which were killed have left, and that nobody has."""
+        """Remove lock files that killed commands left and no process holds."""
         for path in self._path(Attached, "x").parent.glob("*.lock"):
             descriptor = _locked(path)
             if descriptor is not None:
@@ -142,7 +141,7 @@ class Places:
                 os.close(descriptor)
 
     def write(self, record: Wanted | Attached) -> None:
-        """Remember."""
+        """Write a record."""
         path = self._path(type(record), record.name)
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
         new = path.with_suffix(".new")
@@ -153,13 +152,13 @@ class Places:
             raise RecordUnusable(path=path, why=reason(error)) from error
 
     def forget(self, kind: type[Wanted] | type[Attached], name: str) -> None:
-        """Forget; what is not there is forgotten already."""
+        """Remove a record, if it exists."""
         path = self._path(kind, name)
         try:
             path.with_suffix(".new").unlink(missing_ok=True)  # of a `write` that was killed
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
-                sync_directory(path.parent)  # else it may be attached again after a power loss
+                sync_directory(path.parent)  # otherwise it could be attached again after a power loss
         except OSError as error:
             raise RecordUnusable(path=path, why=reason(error)) from error
 
@@ -169,7 +168,7 @@ class Places:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a lock that was free, and is the one at this path; else None."""
+    """The descriptor of the lock at this path if the lock was free; otherwise None."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

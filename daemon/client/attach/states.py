@@ -1,11 +1,12 @@
-"""The state of what is attached: is its device there, does it do I/O, and is its export still what it was.
+"""The state of an attachment: does its device exist, does it do I/O, and is its export still the same.
 
-How it works      What this host knows comes first: a device over nbdfuse whose process has ended, or whose
+How it works      The state of this host comes first: a device over nbdfuse whose process has ended, or whose
                   connections the server has closed, is dead. Then the server is asked for the export, as a
-                  new connection would: the kernel does not tell whether its own NBD client has a connection.
-                  States: attached; no server (nobody answers there, or not in time); no export (the server
+                  new connection would ask: the kernel does not report whether its own NBD client has a
+                  connection.
+                  States: attached; no server (no answer, or not in time); no export (the server
                   does not serve it, or serves another one by that name); dead; not attached.
-Errors            RecordUnusable. What a server does not answer is shown as the trouble.
+Errors            RecordUnusable. A missing answer of a server is shown as the trouble.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ def state_of(places: Places, name: str, now: Attached | None, *, ask: bool = Tru
 
 
 def _asked(uri: str, now: Attached, wanted: Wanted | None) -> State:
-    """The state of a device that does I/O, as far as its server answers for its export."""
+    """The state of a device that does I/O, by its server's answer about its export."""
     try:
         address = parse_uri(uri, now.name)
         size = nbd_device.same_export(address, now, handshake.look(address, LIST_LOOK_S)).size
@@ -66,7 +67,7 @@ def _asked(uri: str, now: Attached, wanted: Wanted | None) -> State:
 
 
 def _left_alone(name: str, now: Attached, wanted: Wanted | None) -> str | None:
-    """That a device has a unit to connect it again, which does not run."""
+    """The note that a device has a unit to reconnect it, which does not run."""
     if now.kind == "fuse" or wanted is None:
         return None
     with contextlib.suppress(PolyvolError):

@@ -30,20 +30,20 @@ def available() -> bool:
 
 
 def active(name: str) -> bool:
-    """Whether the unit of this name runs, or begins to."""
+    """Whether the unit of this name runs or is starting."""
     state = _systemctl("show", "--property=ActiveState", "--value", unit(name), timeout_s=QUERY_S).stdout
     return state.strip() in ("active", "activating", "reloading")
 
 
 def shutting_down() -> bool:
-    """Whether systemd is ending everything."""
+    """Whether systemd is shutting down."""
     return Path("/run/systemd/system").is_dir() and (
         _systemctl("is-system-running", timeout_s=QUERY_S).stdout.strip() == "stopping"
     )
 
 
 def start(name: str) -> None:
-    """Have it attached now and at every boot; AttachFailed, in the unit's words, if it does not come up."""
+    """Attach it now and at every boot; AttachFailed, with the unit's reason, if that fails."""
     _systemctl("reset-failed", unit(name), timeout_s=QUERY_S)
     done = _systemctl("enable", "--now", "--quiet", unit(name), timeout_s=START_S)
     if done.returncode != 0:
@@ -55,7 +55,7 @@ def start(name: str) -> None:
 
 
 def stop(name: str) -> None:
-    """Have it ended, and not started at the next boot."""
+    """Stop it, and do not start it at the next boot."""
     done = _systemctl("disable", "--now", "--quiet", unit(name), timeout_s=STOP_S)
     if done.returncode != 0:
         raise ProgramFailed(program="systemctl", why=done.stderr.strip() or f"status {done.returncode}")

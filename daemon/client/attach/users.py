@@ -1,10 +1,10 @@
 """Who uses a block device of this host: mounts, swap, what is built on it, and programs that have it open.
 
-How it works      /proc and sysfs are read each time. Mounts are looked for in the mount namespaces of all
-                  processes that this one may see, so that one in a container or in a service's private
-                  namespace counts. A program that opens the device for a moment, as udev does, is looked at
-                  again for OPEN_S before it counts.
-Errors            Nothing raises where a process or a device has gone in the meantime.
+How it works      /proc and sysfs are read each time. The mount namespaces of all visible processes are
+                  searched, so that a mount in a container or in a service's private namespace counts. A
+                  program that opens the device briefly, as udev does, is checked again for OPEN_S before it
+                  counts.
+Errors            None if a process or a device disappears in between.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def users_of(device: str, *, patience_s: float = OPEN_S) -> list[str]:
 
 
 def release(device: str) -> None:
-    """Unmount a device wherever it is mounted in this mount namespace, and end its use as swap; what fails,
-    because it is in use itself, is left."""
+    """Unmount a device from all mount points in this mount namespace, and end its use as swap; what is busy
+    stays."""
     parts = _parts(device)
     numbers = _numbers(parts)
     with contextlib.suppress(OSError):
@@ -142,7 +142,7 @@ def _has_open(process: Path, parts: dict[int, Path]) -> bool:
     with contextlib.suppress(OSError):
         for file in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
-                # Only what can be a device is looked at more closely: a file on a dead server would hang.
+                # Only possible devices are opened for a stat: a file on a dead server would hang.
                 if "/dev/" in str(file.readlink()) and _number(file) in parts:
                     return True
     return False
@@ -158,7 +158,7 @@ def _number(path: Path) -> int | None:
 
 
 def _unknown(path: Path, error: OSError) -> str:
-    """That it is not known who uses a device: what cannot be looked at is no proof that nobody does."""
+    """The clause that a device's users are unknown: unreadable data does not prove that it has none."""
     return f"perhaps in use, because {path} cannot be read ({reason(error)})"
 
 

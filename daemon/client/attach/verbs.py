@@ -1,9 +1,9 @@
 """The verbs: attach, detach, list, as the command line gives them.
 
-How it works      Where systemd runs and has the unit, attaching means to remember how, and to start and
-                  enable the unit, which does it (watch.py). Elsewhere it is done here, once: nothing then
-                  connects it again or brings it back at boot.
-Errors            errors.py; nothing that an attach that fails had begun is left.
+How it works      Where systemd runs and has the unit, attaching writes a record, then starts and enables the
+                  unit, which attaches (watch.py). On other hosts it is done here, once: nothing then
+                  reconnects it or attaches it at boot.
+Errors            errors.py; a failed attach leaves nothing behind.
 """
 
 import logging
@@ -38,8 +38,8 @@ _log = logging.getLogger("polyvol.attach")
 @dataclass(frozen=True, kw_only=True)
 class AttachedView:
     """What is or should be attached. `device`: None when it is not; `size` in bytes; `boot`: whether it is
-    attached again at the next boot; `use`: who uses it, as a clause. `state`, and `trouble`, which is what is
-    wrong and what to do about it as a sentence: states.py has them."""
+    attached again at the next boot; `use`: who uses it, as a clause. `state` is one of states.py; `trouble`
+    is a sentence that says what is wrong and what to do."""
 
     name: str
     device: str | None
@@ -140,8 +140,8 @@ def _detach(places: Places, name: str, *, force: bool) -> Detached:
 
 
 def _refuse_unwritten(places: Places, now: Attached, *, dead: bool) -> None:
-    """NotWritten if something that was written to a device is not on its volume. The kernel tells of a write
-    that has failed once: so that is recorded, and every later command says it too."""
+    """NotWritten if data written to a device is not on its volume. The kernel reports a failed write once, so
+    it is recorded, and every later command reports it too."""
     if now.lost is not None:
         raise NotWritten(name=now.name, device=f"/dev/{now.device}", why=now.lost)
     try:
@@ -175,7 +175,7 @@ def _end_device(places: Places, name: str, *, force: bool, looked_after: bool) -
     if now.kind == "fuse":
         fuse.detach(places, now, force=force)
         return
-    from polyvol.daemon.client.attach.netlink import Kernel  # its library takes its time to load
+    from polyvol.daemon.client.attach.netlink import Kernel  # its library is slow to load
 
     with Kernel() as channel:
         nbd_device.detach(channel, places, now, force=force)

@@ -1,15 +1,15 @@
-"""Looking after one attached volume in the foreground: what polyvol-attach@NAME.service runs.
+"""Supervising one attached volume in the foreground: what polyvol-attach@NAME.service runs.
 
-How it works      Attaches, or takes over what an earlier process has attached, and tells systemd. Then it
-                  sleeps until the kernel says that a link is dead (new connections at once, then again and
-                  again until the daemon is back), a signal comes (SIGTERM: detach; SIGHUP: look now), or it
-                  is time to look whether the export has grown. With nbdfuse there is nothing to be mended: it
-                  waits for nbdfuse's end.
-Invariants        AW1 a device that somebody uses is never ended here: it stays, as the kernel has it, for the
-                  next process to take over. When the host shuts down, it is unmounted first, and its use as
+How it works      Attaches, or takes over what an earlier process attached, and notifies systemd. Then it
+                  sleeps until the kernel reports a dead link (it reconnects, and retries until the daemon is
+                  back), a signal arrives (SIGTERM: detach; SIGHUP: check now), or a check is due whether the
+                  export has grown. nbdfuse cannot reconnect: with it, the process waits for the end of
+                  nbdfuse.
+Invariants        AW1 a device that is in use is never ended here: it stays in the kernel, for the next
+                  process to take over. When the host shuts down, it is unmounted first, and its use as
                   swap is ended.
-Errors            Those of the first attach, once START_S have passed for a server that does not answer. Later
-                  ones are logged, once each, and tried again.
+Errors            Those of the first attach; a server that does not answer is retried for START_S first. Later
+                  errors are logged, once each, and retried.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ _log = logging.getLogger("polyvol")
 
 
 def watch(places: Places, wanted: Wanted) -> None:
-    """Until SIGTERM or SIGINT, or until somebody else has detached it."""
+    """Run until SIGTERM or SIGINT, or until another process has detached it."""
     with _Waker() as waker:
         try:
             if wanted.kind == "fuse":
@@ -83,7 +83,7 @@ class _Waker:
         self._writer.close()
 
     def wait(self, timeout_s: float) -> set[int]:
-        """The signals that have come, after something did or the time is over."""
+        """Wait for an event or the end of the time; the signals that arrived."""
         self.selector.select(timeout_s)
         with contextlib.suppress(BlockingIOError):
             return set(self._reader.recv(4096))
@@ -114,7 +114,7 @@ class _Watch:
             if now is None:
                 return
             self._tell(path_of(self._places, now), ready=True)
-            # Of the links of one that was there, some may have died while nobody looked.
+            # Links of a device that was taken over may have died unnoticed.
             dead = there is not None
             while disks.connected(now.device):
                 after = self._reconnect(now) if dead else self._grow(now)
@@ -130,7 +130,7 @@ class _Watch:
         self._places.forget(Attached, now.name)
 
     def _begin(self) -> Attached | None:
-        """Attach; None if asked to end before."""
+        """Attach; None if asked to end first."""
         deadline = time.monotonic() + START_S
         for pause_s in _pauses():
             try:
@@ -145,12 +145,12 @@ class _Watch:
         return None
 
     def _reconnect(self, now: Attached) -> Attached | None:
-        """New connections, however long it takes; None if asked to end before."""
+        """Reconnect, however long it takes; None if asked to end first."""
         begun = time.monotonic()
         for pause_s in _pauses():
             if not disks.connected(now.device):
                 return now
-            self._dead(now)  # those that we know of by now get new connections; later ones wake us again
+            self._dead(now)  # links known to be dead get new connections; later ones wake us again
             try:
                 after = nbd_device.reconnect(self._kernel, self._wanted, now)
                 took_s = time.monotonic() - begun
@@ -167,7 +167,7 @@ class _Watch:
         return now
 
     def _grow(self, now: Attached) -> Attached:
-        with contextlib.suppress(ServerUnreachable):  # its links are what counts
+        with contextlib.suppress(ServerUnreachable):  # only its links matter
             try:
                 return nbd_device.grow(self._kernel, self._wanted, now)
             except PolyvolError as error:
@@ -188,9 +188,8 @@ class _Watch:
         return number is not None and self._notices.dead(number)
 
     def _end(self, now: Attached, *, daemon_answers: bool) -> None:
-        """Detach it, unless somebody uses it (AW1). Without its daemon nothing can be written any more: to
-        try would wait for it. What nobody uses has nothing that is not written: the kernel writes it when the
-        last one closes the device."""
+        """Detach it, unless it is in use (AW1). Nothing is flushed here: without the daemon a flush would
+        block, and an unused device has no unwritten data, because the kernel writes it at the last close."""
         force = not daemon_answers
         detach = functools.partial(nbd_device.detach, self._kernel, self._places, now, force=force)
         with self._places.lock(now.name, "device"):
@@ -224,10 +223,10 @@ def fields(name: str) -> dict[str, str]:
 
 
 def _end(now: Attached, detach: Callable[[], None], *, daemon_answers: bool = True) -> PolyvolError | None:
-    """Detach a device that nobody uses (AW1); else, or if it cannot be, why not."""
+    """Detach an unused device (AW1); otherwise, or if that fails, the reason."""
     uses = users_of(now.device)
-    # While the host shuts down, systemd unmounts what was mounted by hand only when all services have ended,
-    # and so the daemon: here is the last moment at which it can be written.
+    # At shutdown, systemd unmounts file systems mounted by hand only after all services, and so the daemon,
+    # have ended: this is the last moment at which their data can be written.
     deadline = time.monotonic() + SHUTDOWN_S
     while uses and daemon_answers and time.monotonic() < deadline and units.shutting_down():
         release(now.device)

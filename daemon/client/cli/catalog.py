@@ -1,9 +1,9 @@
 """polyvol catalog: backup.
 
-How it works      A polyvold that runs gives its catalog as one file, of one state. Where none runs, the state
-                  directory's lock is held, so that none starts, and the files are read: the log is taken into
-                  a copy, and a catalog that a start would refuse is refused here too. What was written is
-                  read back and examined before it gets its name (transfer/file.py).
+How it works      A running polyvold returns its catalog as one file, of one state. If none runs, the lock of
+                  the state directory is held, so that none starts, and the files are read: the WAL is merged
+                  into a copy, and a catalog that a start would refuse is refused here too. The file is read
+                  back and checked before it gets its name (transfer/file.py).
 Errors            FileExists, FileBusy, TransferFailed; CatalogDamaged and others of the catalog; those of the
                   client.
 """
@@ -53,11 +53,11 @@ def backup(file: Path, force: bool, as_json: bool, state_dir: Path) -> None:
 
 
 def copy_of_catalog(state_dir: Path, read_s: float = READ_S) -> tuple[bytes, bool]:
-    """The catalog as one file, and whether a polyvold has given it, within `read_s`."""
+    """The catalog as one file, and whether a polyvold has returned it, within `read_s`."""
     if may_run(state_dir):
         with suppress(DaemonNotRunning):
             return Client(state_dir, read_s=read_s).get_file("catalog", "copy"), True
-    from polyvol.daemon.check import copy_catalog  # loads much: only where no polyvold runs
+    from polyvol.daemon.check import copy_catalog  # slow to load: only if no polyvold runs
 
     return copy_catalog(state_dir.absolute()), False
 

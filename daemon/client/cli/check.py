@@ -1,4 +1,4 @@
-"""polyvol check: looks through the state directory of a daemon that does not run. It asks no daemon."""
+"""polyvol check: checks the state directory of a stopped daemon, without a daemon."""
 
 import sys
 from dataclasses import asdict

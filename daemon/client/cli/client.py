@@ -1,10 +1,10 @@
 """The command line's client of the control API: one request, one answer, over the control socket.
 
 How it works      A request that only reads has a time-out. One that changes something has none, because hooks
-                  and slow disks may take their time: after a while a line on stderr says that it waits.
+                  and disks may be slow: after a while a line on stderr says that it waits.
 Errors            What the API refuses is raised as ApiError with the same words; DaemonNotRunning and
-                  DaemonUnreachable (unreachable.py) where nobody answers, or somebody else; DaemonVersion
-                  where another version does not understand the request; NotText.
+                  DaemonUnreachable (unreachable.py) if there is no answer, or one of another program;
+                  DaemonVersion if another version does not understand the request; NotText.
 """
 
 import http.client
@@ -41,7 +41,7 @@ _latest: list[tuple[Path, str | None]] = []
 
 
 def latest_answer() -> tuple[Path, str | None] | None:
-    """Whose answer was the last: the state directory, and the version of its polyvold. None: there was no
+    """The source of the last answer: the state directory, and the version of its polyvold. None: there was no
     answer."""
     return _latest[-1] if _latest else None
 
@@ -69,7 +69,7 @@ class Client:
         return self._ask("GET", parts, query, None)
 
     def get_file(self, *parts: str) -> bytes:
-        """GET what is not JSON."""
+        """GET a result that is not JSON."""
         answer: bytes = self._ask("GET", parts, {}, None, is_file=True)
         return answer
 
@@ -82,7 +82,7 @@ class Client:
         return self._ask("PATCH", parts, {}, body)
 
     def delete(self, *parts: str) -> Json:
-        """DELETE what the path names."""
+        """DELETE the path."""
         return self._ask("DELETE", parts, {}, None)
 
     def _ask(
@@ -117,7 +117,7 @@ class Client:
     def _exchange(
         self, method: str, target: str, text: str | None, *, is_file: bool
     ) -> tuple[int, http.client.HTTPMessage, Json]:
-        """Ask, and read the answer: its status, its headers and its body; a file's as it is."""
+        """Send a request, and read the answer: its status, its headers and its body, unparsed for a file."""
         reads = method == "GET"
         path = control_socket(self._state_dir)
         connection = _UnixConnection(path, self._read_s if reads else None)
@@ -171,7 +171,7 @@ class _UnixConnection(http.client.HTTPConnection):
         if self.sock is not None:
             return
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # The kernel's time-out: Python's own would not wait for room in the backlog.
+        # The kernel's time-out: Python's own would not wait for a free place in the backlog.
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", CONNECT_S, 0))
         self.sock.connect(os.fsencode(self._path))
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
@@ -180,7 +180,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @contextmanager
 def _notice(state_dir: Path, after_s: float) -> Iterator[None]:
-    """Say on stderr that polyvold has not answered yet, after a while, if somebody reads it there."""
+    """After a while, print on stderr that polyvold has not answered yet, if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

@@ -74,7 +74,7 @@ def disconnect(ids: tuple[int, ...], export: str | None, as_json: bool, state_di
             ended.append(daemon.delete("clients", str(number)))
         except ApiError as error:
             if error.code != UnknownClient.code:
-                raise  # else it has left by itself
+                raise  # otherwise it has disconnected by itself
     if as_json:
         print_json(ended)
         return

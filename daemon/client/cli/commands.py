@@ -1,4 +1,4 @@
-"""All commands of polyvol as one tree. Only what a command needs is imported: it starts in a moment."""
+"""All commands of polyvol as one tree. A command imports only what it needs, so it starts quickly."""
 
 from pathlib import Path
 

@@ -60,7 +60,7 @@ class NumberType(click.ParamType[int]):
 
 
 class PathType(click.ParamType[Path]):
-    """A path of this machine. It is not looked at: who uses it tells what is wrong with it."""
+    """A path of this machine. It is not checked here: its user reports what is wrong with it."""
 
     name = "path"
 
@@ -108,7 +108,7 @@ def json_option(command: Command) -> Command:
 
 
 def split_snapshot(text: str) -> tuple[str, str]:
-    """VOLUME and SNAPSHOT of 'VOLUME@SNAPSHOT', where a group's snapshot will not do."""
+    """VOLUME and SNAPSHOT of 'VOLUME@SNAPSHOT'; a group's snapshot is refused."""
     if text.startswith("@"):
         why = "this is for the snapshot of one volume, and that is a group's"
         raise BadSnapshotName(text=text, why=why, form="VOLUME@SNAPSHOT")
@@ -135,7 +135,7 @@ def snapshot_parts(text: str) -> tuple[str, str, str, str]:
 
 
 def new_snapshot_name(old: str, text: str) -> str:
-    """The name of a snapshot, given alone or with what `old` has before it; BadSnapshotName."""
+    """The name of a snapshot, given alone or with the prefix of `old`; BadSnapshotName."""
     if "@" not in text:
         return text
     target = old.rpartition("@")[0]

@@ -127,7 +127,7 @@ def _in_flight(processor: Json) -> Iterator[tuple[object, ...]]:
 
 
 def _sentences(shown: Json) -> Iterator[str]:
-    """What is worth a sentence."""
+    """Findings, a sentence each."""
     if shown["cutting"]:
         yield "a cut is being made"
     for processor in shown["processors"]:
@@ -152,7 +152,7 @@ def _sentences(shown: Json) -> Iterator[str]:
 
 
 def _stuck(processor: Json) -> str:
-    """That a processor has not answered, and what is known of it."""
+    """The sentence that a processor has not answered, with what is known about it."""
     sentence = f"processor {processor['processor']} has not answered"
     if processor["running"] or processor["sharing"]:
         whose = "its own thread" if processor["own_thread"] else "a thread that brought it work"

@@ -1,7 +1,7 @@
 """Deleting many snapshots from the command line, by names and patterns; a bar until the space is back.
 
-How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches
-                  nothing, which is seen here: for the API it is no error. An error of one volume or
+How it works      Of one volume all are deleted, or none if a name is unknown or a pattern matches nothing.
+                  The latter is checked here: it is not an error of the API. An error of one volume or
                   group is printed, and the others are still deleted, as rm does.
 """
 
@@ -23,7 +23,7 @@ _POLL_S = 0.1
 
 
 def delete_many(client: Client, names: Sequence[str], *, wait: bool, as_json: bool) -> None:
-    """Delete all snapshots named; those that stay are printed, and the exit status is 1."""
+    """Delete all named snapshots; print those that stay, and exit with status 1 then."""
     wanted: dict[tuple[str, str], list[str]] = {}
     refuse_repeats("snapshot", names)
     for name in names:
@@ -60,7 +60,7 @@ def _delete_of_volume(client: Client, volume: str, names: list[str], *, wait: bo
 
 
 def _delete_of_group(client: Client, group: str, names: list[str]) -> list[Json]:
-    """Delete a group's snapshots, each as a whole, that names or patterns stand for."""
+    """Delete the snapshots of a group that match names or patterns, each as a whole."""
     taken = [each["name"] for each in client.get("groups", group, "snapshots")]
     chosen: dict[str, None] = {}
     for name in names:

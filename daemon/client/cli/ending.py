@@ -3,11 +3,11 @@
 How it works      `ended` runs a command and gives its exit code. An error becomes one line on stderr: what is
                   wrong, and after a semicolon what to do. With --json it is one line of JSON there, with the
                   body that the control API has: {"error": {"code", "message", "hint"}}. Nothing is printed on
-                  the standard output then. A defect of ours gives its place in the source; a traceback is
-                  printed only if $POLYVOL_TRACEBACK is set.
+                  the standard output then. A defect of polyvol is printed with its place in the source; a
+                  traceback is printed only if $POLYVOL_TRACEBACK is set.
 Exit codes        0: done; 1: refused or failed; 2: not written as --help says; 130: interrupted (SIGINT);
                   141: the reader of the output has ended.
-Errors            None: SystemExit of the command itself goes through.
+Errors            None; SystemExit of the command itself passes through.
 """
 
 import errno
@@ -71,12 +71,12 @@ class _Ending(click.Command):
         """Run the command and exit."""
         arguments = list(sys.argv[1:] if args is None else args)
         program = prog_name or "polyvol"
-        if f"_{program.upper()}_COMPLETE" in os.environ:  # a shell asks what words can come next
+        if f"_{program.upper()}_COMPLETE" in os.environ:  # a shell requests completions
             super().main(arguments, program, **extra)
         sys.exit(ended(lambda: self._run(program, list(arguments)), program, arguments))
 
     def _run(self, program: str, arguments: list[str]) -> int:
-        """As click's own `main`, which ends the program by itself where an output is closed."""
+        """As click's own `main`, which would end the program itself if an output is closed."""
         given = list(arguments)
         try:
             with self.make_context(program, arguments) as context:
@@ -84,7 +84,7 @@ class _Ending(click.Command):
         except click.exceptions.Exit as leave:
             return leave.exit_code
         except click.UsageError as error:
-            if error.ctx is None:  # click's parser does not say which command it was at
+            if error.ctx is None:  # click's parser does not name the command
                 error.ctx = _context_of(self, program, given)
             raise
         return 0
@@ -133,7 +133,7 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
         return UsageWrong(what=_elsewhere(error) or _clause(error.format_message()), command=command)
     if isinstance(error, MemoryError):
         error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # of Python's own
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # raised by Python
         why = "the limits on memory or on processes allow no more"
         todo = "raise them (`ulimit -v`, `ulimit -u`), or end other programs"
         return SystemRefused(what="starting a thread", why=why, todo=todo)
@@ -146,7 +146,7 @@ def as_error(error: BaseException, program: str) -> PolyvolError | ApiError:
             todo = "change to another directory"
             return SystemRefused(what="using the working directory", why="it was deleted", todo=todo)
         if any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__)):
-            return OutputFailed(why=reason(error), todo=advice(error))  # click prints help by itself
+            return OutputFailed(why=reason(error), todo=advice(error))  # click itself prints help
         path = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
         what = program if path is None else f"using {os.fsdecode(path)}"
         why = reason(error, None if path is None else os.fsdecode(path))
@@ -163,7 +163,7 @@ def _has_working_directory() -> bool:
 
 
 def _version_differs() -> PolyvolError | None:
-    """The error if polyvold has another version and its answer was not understood for that, perhaps."""
+    """The error if polyvold has another version, which may be why its answer was not understood."""
     latest = latest_answer()
     if latest is None or latest[1] == version():
         return None
@@ -181,7 +181,7 @@ def tell(error: PolyvolError | ApiError, *, as_json: bool) -> None:
 def _told(error: BaseException, program: str, *, as_json: bool) -> int:
     """Print an exception; the exit code."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is left to do
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the cleanup
         _silence()
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
@@ -206,7 +206,7 @@ def _print(line: str) -> None:
 
 
 def _flush() -> None:
-    """Write what is buffered for the standard output, so that we report a failure."""
+    """Flush the standard output, so that a failure is reported."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -216,7 +216,7 @@ def _flush() -> None:
 
 
 def _silence(*, only_output: bool = False) -> None:
-    """Have the interpreter write nothing more at its end, which it would complain about."""
+    """Keep the interpreter from writing at its end, because it would print an error."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -226,7 +226,7 @@ def _silence(*, only_output: bool = False) -> None:
 
 
 def discard(stream: object) -> None:
-    """Have what a stream is given from now on, and what it has buffered, go nowhere."""
+    """Discard what a stream has buffered, and all later output."""
     try:
         number = stream.fileno()  # type: ignore[attr-defined]
         null = os.open(os.devnull, os.O_WRONLY)
@@ -248,8 +248,8 @@ def _clause(text: str) -> str:
 
 
 def _elsewhere(error: click.ClickException) -> str:
-    """What is said of a word that is a command elsewhere: that `polyvol rollback` may mean `polyvol snapshot
-    rollback`. Empty if none has just that name, or too many; click then names similar ones."""
+    """The hint for a word that is a command elsewhere: `polyvol rollback` may mean `polyvol snapshot
+    rollback`. Empty if no command has exactly that name, or too many have; click then names similar ones."""
     if not isinstance(error, click.exceptions.NoSuchCommand) or error.ctx is None:
         return ""
     root = error.ctx.find_root()
@@ -267,7 +267,7 @@ def _elsewhere(error: click.ClickException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The place in our source that an exception came from."""
+    """The place in polyvol's source where an exception was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         path = Path(frame.filename).resolve()

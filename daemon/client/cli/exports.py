@@ -1,8 +1,8 @@
-"""The daemon's exports, for commands that move contents: by NBD, as any other client.
+"""The daemon's exports, for commands that transfer contents: over NBD, as any other client.
 
-How it works      A name is looked up before the connection to its export is made, and again after: polyvold
-                  does not delete a snapshot that a client is connected to, or compares with, so from then on
-                  the name cannot come to mean another one. If the answers differ, it has done so before.
+How it works      A name is looked up before the connection to its export is made, and again after it.
+                  polyvold does not delete a snapshot that a client is connected to, or compares with, so from
+                  then on the name cannot change its meaning. If the answers differ, it changed before.
 Errors            SnapshotReplaced, TransferFailed, WrongOption.
 """
 
@@ -21,8 +21,8 @@ from polyvol.mapping.sizes import exact_size
 
 @dataclass(frozen=True)
 class Opened:
-    """A snapshot's export, and what the daemon says of what is read: the snapshot, the older one that it is
-    compared with, and their volume."""
+    """A snapshot's export, and the daemon's views of the snapshot, of the older one that it is compared with,
+    and of their volume."""
 
     export: NbdExport
     newer: Json

@@ -1,12 +1,12 @@
 """polyvol in-use: who would lose data if polyvol was removed from this host.
 
-How it works      Devices that are attached here and used (daemon/client/attach/users.py), restores that
-                  run, and clients of the daemon here, on any host, except devices attached here that
-                  nobody uses: their units end them in order. It works when the daemon is down: then there
-                  are no clients. The package's `prerm` and scripts/uninstall call it
+How it works      It shows devices that are attached and used here (daemon/client/attach/users.py), running
+                  restores, and clients of this host's daemon, on any host, except unused devices attached
+                  here: their units end those in order. It also works without a running daemon, because then
+                  there are no clients. The package's `prerm` and scripts/uninstall call it
                   (scripts/activate.sh).
-Errors            EXIT_CODE if something is in use, or if a running daemon does not answer. NeedsRoot: what
-                  others have open can be seen by root only.
+Errors            EXIT_CODE if something is in use, or if a running daemon does not answer. NeedsRoot: only
+                  root can see the open files of other users.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from polyvol.daemon.state.directory import nbd_socket
 
 @dataclass(frozen=True, kw_only=True)
 class InUse:
-    """Something that is in use: a sentence, and what to do."""
+    """An object that is in use: a sentence, and what to do."""
 
     what: str
     cure: str
@@ -53,7 +53,7 @@ def in_use(as_json: bool, state_dir: Path) -> None:
 
 
 def _devices(places: Places) -> list[InUse]:
-    """The attached devices that somebody uses, or that no unit ends."""
+    """The attached devices that are in use, or that no unit ends."""
     from polyvol.daemon.client.attach import verbs  # loads netlink and udev: only where they are used
 
     views = verbs.list_all(places, ask=False)
@@ -104,7 +104,7 @@ def _clients(places: Places, state_dir: Path) -> list[InUse]:
 
 
 def _attached_here(places: Places, state_dir: Path) -> dict[str, int]:
-    """How many connections to each export attached devices of this host have to this daemon, at most."""
+    """The maximum number of connections to each export of this daemon by attached devices of this host."""
     found: dict[str, int] = {}
     for name in places.names():
         wanted = places.wanted(name)

@@ -1,4 +1,5 @@
-"""polyvol: the command line's entry. An interrupt during the imports ends it as one later does."""
+"""polyvol: the entry point of the command line. An interrupt during the imports ends it as a later one
+does."""
 
 import sys
 

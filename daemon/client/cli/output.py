@@ -1,10 +1,10 @@
 """What the command line prints: lines, tables and facts for people, JSON for programs.
 
-How it works      Everything that is printed goes through `say`. What is no printable character (control
-                  characters, escape sequences, bytes that are not UTF-8) is shown as its escape, so that no
-                  name can steer the terminal or look like another line. A table has one line for each row;
-                  on a terminal that is narrower than that, a row goes over several lines, which break between
-                  cells only. So a name that is printed can always be copied.
+How it works      Everything is printed by `say`. A character that is not printable (control characters,
+                  escape sequences, bytes that are not UTF-8) is shown as its escape, so that no name can
+                  control the terminal or look like another line. A table has one line for each row;
+                  on a narrower terminal, a row takes several lines, which break only between cells. So a
+                  printed name can always be copied.
 Invariants        OU1 a cell is never empty, cut off or broken; OU2 JSON is ASCII; OU3 with --json nothing
                   else is written to the standard output.
 Errors            OutputFailed; BrokenPipeError, which ends the program in silence (ending.py).
@@ -26,7 +26,7 @@ _INDENT = "    "
 
 
 def visible(text: str) -> str:
-    """The text with an escape in the place of each character that cannot be printed."""
+    """The text, with each character that is not printable replaced by an escape."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escape(each) for each in text)
@@ -43,7 +43,7 @@ def warn(text: str) -> None:
 
 
 def say_lines(lines: Sequence[str]) -> None:
-    """Print many lines that need no look at each."""
+    """Print many lines that need no escaping."""
     if lines:
         _write("\n".join(lines), err=False)
 
@@ -75,7 +75,7 @@ def listed(names: Sequence[object]) -> str:
 
 
 def _columns_of_lines(widths: Sequence[int]) -> list[range]:
-    """Which columns stand on which line of a row: all on one, but for a terminal that is too narrow."""
+    """The columns on each line of a row: all on one, unless the terminal is too narrow."""
     if not sys.stdout.isatty():
         return [range(len(widths))]
     room = shutil.get_terminal_size().columns
@@ -99,7 +99,7 @@ def _lines(row: Sequence[str], lines: Sequence[range], widths: Sequence[int]) ->
 
 def _escape(character: str) -> str:
     number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8, as Python has it
+    if 0xDC80 <= number <= 0xDCFF:  # Python's form of a byte that is not UTF-8
         return f"\\x{number - 0xDC00:02x}"
     return repr(character)[1:-1]
 
@@ -110,5 +110,5 @@ def _write(text: str, *, err: bool) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if not err:  # if the standard error is closed, nobody reads it
+        if not err:  # a closed standard error is ignored
             raise OutputFailed(why=reason(error), todo=advice(error)) from error

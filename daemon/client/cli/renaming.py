@@ -1,11 +1,10 @@
-"""What the rename commands share: the request, and what on this host still has the old name of an export.
+"""Shared by the rename commands: the request, and the settings of this host that have an export's old name.
 
-How it works      polyvold knows everything by ids. What it does not know stays as it is: records of `polyvol
-                  attach` and enabled timers of polyvol-snapshot@VOLUME and polyvol-scrub@VOLUME. These are
-                  found here, by the names of the exports that were renamed, and listed; nothing of them is
-                  changed. Other hosts are not searched.
-Errors            Those of the API. When the rename is done there are none: a record that cannot be read is
-                  listed.
+How it works      polyvold identifies all objects by ids. Settings outside it keep the old name: records of
+                  `polyvol attach` and enabled timers of polyvol-snapshot@VOLUME and polyvol-scrub@VOLUME.
+                  They are searched for the names of the renamed exports, and listed, not changed. Other hosts
+                  are not searched.
+Errors            Those of the API. After the rename there are none: an unreadable record is listed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ TIMERS = ("polyvol-snapshot", "polyvol-scrub")
 
 
 def rename(state_dir: Path, parts: tuple[str, ...], new: str, as_json: bool) -> None:
-    """Rename what this path of the API names, and say so."""
+    """Rename the object at this path of the API, and print that."""
     client = Client(state_dir)
     done = client.post(*parts, "rename", body={"name": new})
     renamed = {each["old"]: each["name"] for each in done["exports"]}
@@ -44,7 +43,7 @@ def rename(state_dir: Path, parts: tuple[str, ...], new: str, as_json: bool) -> 
 
 
 def _not_following(client: Client, state_dir: Path, renamed: Mapping[str, str]) -> Iterator[Json]:
-    """What still has the old name of an export: what it is, where, and what to do."""
+    """A setting with the old name of an export: what it is, where, and what to do."""
     places = Places.default()
     try:
         names = places.names()
@@ -73,7 +72,7 @@ def _attachment(places: Places, name: str, renamed: Mapping[str, str], ours: set
         yield _found(f"attachment {name}", path, "-", error.message)
         return
     except PolyvolError:
-        return  # its address leads nowhere
+        return  # its address cannot be resolved
     for address in addresses:
         here = address.socket is None or _real(address.socket) in ours
         if address.export in renamed and here:

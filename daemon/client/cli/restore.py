@@ -1,9 +1,9 @@
 """polyvol restore: a backup onto a new volume, or an incremental one onto a volume that has its base.
 
-How it works      daemon/client/transfer/restore.py says when what is checked. The daemon makes the
-                  volume, or ends its export, and tells the name of an export that is for this restore
-                  alone (daemon/restores/verbs.py); that is written by NBD. Then the daemon takes the
-                  snapshot and exports the volume.
+How it works      daemon/client/transfer/restore.py has the order of the checks. The daemon makes the volume,
+                  or ends its export, and returns the name of an export for this restore alone
+                  (daemon/restores/verbs.py), which is written over NBD. Then the daemon takes the snapshot
+                  and exports the volume.
 """
 
 import os
@@ -39,7 +39,7 @@ Extents = list[tuple[int, int]]
 
 @dataclass
 class _Source:
-    """A stream behind its header. `length`: of the file; None for a pipe."""
+    """A stream after its header. `length`: of the file; None for a pipe."""
 
     file: BinaryIO
     name: str
@@ -82,7 +82,7 @@ def restore(source: str, volume: str, resume: bool, as_json: bool, state_dir: Pa
     with _opened(source) as stream:
         check_name("snapshot", stream.header.snapshot)
         request = _request(stream, volume, options, resume=resume)
-        client.post("restores", body={**request, "dry_run": True})  # refused before much is read
+        client.post("restores", body={**request, "dry_run": True})  # to refuse it before much is read
         if stream.header.base_uuid is None:
             written = _restore(client, stream, request)
         else:
@@ -166,7 +166,7 @@ def _changes(client: Client, volume: str, since: str) -> Extents:
 
 
 def _abandon(client: Client, volume: str) -> None:
-    """End a restore that we began, once the daemon has seen that we have left it."""
+    """End a restore that this command began, once the daemon has noticed the closed connection."""
     for _ in range(100):
         try:
             client.delete("volumes", volume, "restore")
@@ -193,7 +193,7 @@ def _opened(source: str) -> Iterator[_Source]:
             length = told.st_size if stat.S_ISREG(told.st_mode) else None
             name = _readable(os.path.abspath(source))  # noqa: PTH100 - links stay
             yield _Source(file, name, read_header(file, source), length)
-    except OSError as error:  # only reading the source gives one that has no sentence yet
+    except OSError as error:  # only reading the source raises a bare OSError
         raise TransferFailed.of(f"reading {source if path else 'the standard input'}", error, path) from error
 
 
@@ -228,7 +228,7 @@ def _temporary_file() -> Iterator[BinaryIO]:
     try:
         yield file
     finally:
-        with suppress(OSError):  # closing writes again what could not be written, which has been told
+        with suppress(OSError):  # closing retries a write whose failure was already reported
             file.close()
 
 

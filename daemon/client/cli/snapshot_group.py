@@ -1,4 +1,4 @@
-"""polyvol snapshot, where a group is named: `@GROUP`, `@GROUP@SNAPSHOT`."""
+"""polyvol snapshot for groups: `@GROUP`, `@GROUP@SNAPSHOT`."""
 
 from collections.abc import Sequence
 from typing import Any

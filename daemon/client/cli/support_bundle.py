@@ -1,7 +1,7 @@
-"""polyvol support-bundle: all that helps with a bug report, in one file, without data of volumes.
+"""polyvol support-bundle: everything that helps with a bug report, in one file, without data of volumes.
 
-How it works      Each part (support_parts.py) is collected by a thread of its own, for a bounded time; one
-                  that fails or takes too long is named with the reason, and the others go on. So a bundle can
+How it works      Each part (support_parts.py) is collected by its own thread, for a bounded time; one that
+                  fails or takes too long is listed with the reason, and the others continue. So a bundle can
                   be made when polyvold does not run, or does not answer. The file is made as FILE.partial and
                   gets its name when it is durable (transfer/file.py). README.txt says what is in it.
 Errors            FileExists, FileBusy, TransferFailed.
@@ -44,7 +44,7 @@ _LOOK = (
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What became of a part: its bytes in the bundle, or why it is not there."""
+    """The result of a part: its size in the bundle, in bytes, or why it is missing."""
 
     name: str
     what: str
@@ -110,7 +110,7 @@ def _name() -> str:
 
 
 def _write(path: Path, name: str, wanted: "list[Part]", timeout_s: float) -> tuple[list[Collected], int]:
-    """Make the bundle; what became of each part, and the bundle's size."""
+    """Make the bundle; the result of each part, and the bundle's size."""
     from polyvol.daemon.client.transfer.file import NewFile, file_errors, signals_as_errors
 
     found = []
@@ -154,7 +154,7 @@ def _collect(part: "Part", timeout_s: float) -> tuple[bytes | None, str | None]:
             texts.append(text.encode(errors="backslashreplace"))
         except Absent as absent:
             errors.append(str(absent))
-        except BaseException as error:  # whatever it is, the other parts go on
+        except BaseException as error:  # whatever it is, the other parts continue
             errors.append(as_error(error, "polyvol").message)
 
     thread = threading.Thread(target=run, name=f"part-{part.name}", daemon=True)

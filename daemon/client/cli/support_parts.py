@@ -1,12 +1,12 @@
-"""The parts of a support bundle: what each is, and how it is found out.
+"""The parts of a support bundle: what each is, and how it is collected.
 
-How it works      A part is a file of the bundle, and a function that gives its text. The views of all objects
-                  come from the control API; if polyvold has not answered once, it is not asked again. The
-                  rest is read from the host: the state directory's names and sizes, the process below /proc,
-                  the journal, versions. `without_secrets` and `clean` take out what may be secret.
-Invariants        BU1 nothing is read of what volumes store; BU2 no environment of a process and no setting of
-                  a hook is in a part; BU3 polyvold is not started by it, and nothing is changed.
-Errors            Absent, whose text is a clause; what else a part raises is for its caller to tell.
+How it works      A part is a file of the bundle, and a function that returns its text. The views of all
+                  objects come from the control API; once polyvold has failed to answer, it is not asked
+                  again. The rest is read from the host: the state directory's names and sizes, the process
+                  below /proc, the journal, versions. `without_secrets` and `clean` remove what may be secret.
+Invariants        BU1 no contents of volumes are read; BU2 no part has the environment of a process or a
+                  setting of a hook; BU3 it does not start polyvold, and changes nothing.
+Errors            Absent, whose text is a clause; the caller reports what else a part raises.
 """
 
 import json
@@ -170,7 +170,7 @@ def _left_out(found: re.Match[str]) -> str:
 
 
 class _Asked:
-    """The control API, which is not asked again when polyvold has not answered once."""
+    """The control API, which is not asked again once polyvold has failed to answer."""
 
     def __init__(self, state_dir: Path, read_s: float) -> None:
         self._state_dir = state_dir
@@ -309,7 +309,7 @@ def _below(directory: Path) -> Iterator[Path]:
 
 
 def _mounts(state_dir: Path) -> str:
-    """The lines of mounts that the state directory and disks are on, and how full the former is."""
+    """The mounts of the state directory and of disks, and how full the former is."""
     real = Path(os.path.realpath(state_dir))
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     points = {line: Path(line.split()[4]) for line in lines}
@@ -407,5 +407,5 @@ def _versions(read_s: float) -> str:
             lines.append(f"{name} {importlib.metadata.version(name)} (Python)")
     with suppress(NotRun):
         done = run_program(["dpkg-query", "-W", *_PACKAGES], timeout_s=read_s)
-        lines += done.stdout.splitlines()  # it fails where one of them is not installed
+        lines += done.stdout.splitlines()  # it fails if one of them is not installed
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 How it works      The API gives times as ISO 8601 in UTC with microseconds, and so does --json. A fact shows
                   seconds and the zone ('2026-11-30 06:24:11 UTC'). A table shows minutes, or seconds if two
                   different times of a column lie in one minute; its header names the zone.
-Errors            None: what is no time is shown as it is.
+Errors            None: a text that is not a time is shown as it is.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def moment(text: str | None) -> str | None:
 
 
 def moments(texts: Sequence[str | None], future: Sequence[bool] = ()) -> list[str]:
-    """A column of times, '-' for None; `future`: which of them lie in the future of the clock."""
+    """A column of times, '-' for None; `future`: which of them are later than the clock."""
     times = [_read(text) for text in texts]
     known = {time.replace(microsecond=0) for time in times if time is not None}
     minutes = {time.replace(second=0) for time in known}
@@ -55,7 +55,7 @@ def zoned(header: str) -> str:
 
 
 def in_future(text: str, future: bool) -> str:
-    """A time that is shown; marked if it lies in the future of the clock."""
+    """A time for people, marked if it is later than the clock."""
     return f"{text} (in the future)" if future else text
 
 

@@ -1,11 +1,11 @@
 """The tree of commands: nouns and verbs, the aliases `ls` and `rm`, and options before the verb.
 
 How it works      A noun has `ls` where it has `list`, and `rm` where it has `delete` or `remove`; help shows
-                  the alias beside the verb. The options that most verbs have (--state-dir, --json, --local)
-                  can also be given before the noun or before the verb. There they are only remembered; the
-                  verb then takes them as if they had been given to it.
-Invariants        VN1 of an option that is given more than once, the last one counts, wherever it is; VN2 a
-                  default of a verb never replaces what was given before the verb; VN3 an option before a verb
+                  the alias next to the verb. The options that most verbs have (--state-dir, --json, --local)
+                  can also be given before the noun or before the verb. They are stored there, and passed to
+                  the verb as if they had been given after it.
+Invariants        VN1 if an option is given more than once, the last one counts, wherever it is; VN2 a default
+                  of a verb never replaces a value given before the verb; VN3 an option before a verb
                   that does not have it is refused, as it is after that verb.
 Errors            click.UsageError.
 """
@@ -41,10 +41,10 @@ class _Shown(click.Command):
 
 
 class Verb(_Shown):
-    """A command that does something."""
+    """A verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, and take over what was given before the verb."""
+        """Parse the arguments, and add the options given before the verb."""
         rest = super().parse_args(ctx, args)
         for option, value in ctx.meta.get(_GIVEN, {}).items():
             self._take_over(ctx, option, value)
@@ -63,7 +63,7 @@ class Verb(_Shown):
 
 
 class Noun(_Shown, click.Group):
-    """A command that has commands."""
+    """A group of commands."""
 
     command_class = Verb
     shows_options = False
@@ -86,7 +86,7 @@ class Noun(_Shown, click.Group):
         return name if command is None else command.name, command, rest
 
     def alias_of(self, verb: str) -> str | None:
-        """The alias of one of the verbs here; None if it has none."""
+        """The alias of one of the verbs; None if it has none."""
         names = (alias for alias, verbs in ALIASES.items() if verb in verbs and alias not in self.commands)
         return next(names, None)
 

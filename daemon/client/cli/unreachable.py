@@ -1,8 +1,8 @@
-"""Why polyvold cannot be reached, and what its user can do: from what is found where its socket should be.
+"""Why polyvold cannot be reached, and what the user can do, judged by its socket's path.
 
-How it works      The state directory and the socket are looked at only after connecting has failed. How to
-                  start polyvold depends on whether its service is installed here and has this directory.
-Errors            None: errors are made here, and raised by who asks.
+How it works      The state directory and the socket are checked only after connecting has failed. How to
+                  start polyvold depends on whether its service is installed here and uses this directory.
+Errors            None: errors are made here, and raised by the caller.
 """
 
 import grp
@@ -28,7 +28,7 @@ _LOOK_FIRST = "; look at what it shows before you repeat the command, because it
 
 
 def may_run(state_dir: Path) -> bool:
-    """Whether a daemon may run there: to ask the socket of a unit that does not would start it."""
+    """Whether a daemon may run there. Connecting to the socket of a stopped unit would start it."""
     if state_dir.absolute() != Path(DEFAULT_STATE_DIR) or not SYSTEMD.is_dir():
         return True
     command = ["systemctl", "show", "--property=ActiveState", "--value", UNIT]
@@ -121,7 +121,7 @@ def _holder(state_dir: Path) -> int | None:
 
 
 def _owner(*paths: Path) -> str:
-    """The owner of the first of these paths that can be looked at."""
+    """The owner of the first of these paths that is accessible."""
     for path in paths:
         with suppress(OSError):
             return user_name(path.stat().st_uid)

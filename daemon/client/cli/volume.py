@@ -182,7 +182,7 @@ def grow(name: str, size: int, devices: tuple[str, ...], as_json: bool, state_di
 
 
 def _tell_attached(name: str, state_dir: Path) -> None:
-    """Say so if the volume is attached here as a device that cannot grow with it."""
+    """Print a note if the volume is attached here as a device that cannot grow with it."""
     from polyvol.daemon.client.attach import fuse  # loads udev: only where it is used
 
     places = Places.default()
@@ -322,7 +322,7 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
 
 
 def log_use(logs: list[dict[str, Any]]) -> str:
-    """How much of the change logs is used, as far as somebody knows."""
+    """How much of the change logs is used; '-' if unknown."""
     size = format_size(sum(log["size"] for log in logs))
     if any(log["used"] is None for log in logs):
         return f"unknown, of {size}"
@@ -370,7 +370,7 @@ def _use_text(use: Json | None) -> str | None:
 
 
 def room(space: dict[str, Any] | None) -> str:
-    """How much can still be redirected, and for how long at the present rate; '-' where nobody knows."""
+    """How much can still be redirected, and for how long at the present rate; '-' if unknown."""
     if space is None:
         return "-"
     text = f"{space['level']}, {format_size(space['free'])} free"

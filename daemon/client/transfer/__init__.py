@@ -1,1 +1,1 @@
-"""Transfers: contents of snapshots on their way to and from backups and copies, as a client of NBD."""
+"""Transfers: contents of snapshots to and from backups and copies, as an NBD client."""

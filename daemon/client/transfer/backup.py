@@ -1,15 +1,15 @@
 """Backups: a snapshot's contents, or what changed since an older one, as a stream (snapshot/stream.py).
 
-How it works      The snapshot's export says what is zero and what changed; pieces of 1 MiB are read, looked
-                  at (zeros become holes), compressed and given CRCs by several threads, and written in order
-                  by one. A file is written as FILE.partial, synced, read back (every CRC), and renamed.
-Resuming          What is in FILE.partial is read and checked; complete frames stay, and the rest is written
-                  after them. A snapshot never changes, so the rest fits. A file that ends within its header
-                  has no contents yet: it is written again from its beginning.
+How it works      The snapshot's export reports what is zero and what changed; several threads read pieces of
+                  1 MiB, turn zeros into holes, compress and compute CRCs, and one thread writes in order. A
+                  file is written as FILE.partial, synced, read back (every CRC), and renamed.
+Resuming          FILE.partial is read and checked; complete frames stay, and the rest is written after them.
+                  A snapshot never changes, so the rest fits. A file that ends within its header has no
+                  contents yet, and is rewritten from its beginning.
 Invariants        BK1 a stream gets its end frame only after it is known that all connections were to one
                   export (client.py).
 Durability        FILE exists only complete and synced (file.py); an interrupted backup leaves FILE.partial.
-Errors            FileExists, FileBusy, NothingToResume, TransferFailed, and what asking the daemon gives.
+Errors            FileExists, FileBusy, NothingToResume, TransferFailed, and those of requests to the daemon.
 """
 
 import os
@@ -49,8 +49,8 @@ _WORTH_IT = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a backup has written: bytes of the stream, bytes of the volume that were read for it, and where
-    it went on (0: it began)."""
+    """The result of a backup: bytes of the stream, bytes read from the volume, and the offset where it
+    resumed (0: it was new)."""
 
     stream_bytes: int
     read_bytes: int
@@ -122,7 +122,7 @@ def new_header(header: StreamHeader) -> StreamHeader:
 
 
 def _write(source: NbdExport, header: StreamHeader, file: BinaryIO, begun: tuple[int, int, int]) -> Written:
-    """Write frames from `begun` (frames, offset, bytes that they are about) on, and the end."""
+    """Write frames from `begun` (frames, offset, bytes that they describe) on, and the end."""
     number, start, total = begun
     seed, stream_bytes = header.seed, 0
     runs = plan(source, start=start)
@@ -149,8 +149,8 @@ def _cut_short(file: BinaryIO) -> bool:
 
 
 def _kept(file: BinaryIO, path: Path, wanted: StreamHeader) -> tuple[StreamHeader, int, int, int]:
-    """What is whole in an interrupted backup: its header, frames, where they end, bytes they are about. What
-    is behind them is cut off."""
+    """The complete part of an interrupted backup: its header, frames, where they end, bytes that they
+    describe. The rest is truncated."""
     try:
         header = read_header(file, str(path))
     except StreamBroken as error:
@@ -164,7 +164,7 @@ def _kept(file: BinaryIO, path: Path, wanted: StreamHeader) -> tuple[StreamHeade
         while frames.next() is not None:
             end = file.tell()
     except StreamBroken:
-        pass  # the rest was not written whole
+        pass  # the rest is incomplete
     file.seek(end)
     file.truncate()
     return header, frames.number, frames.offset, frames.total

@@ -1,10 +1,10 @@
-"""An NBD export, spoken to by libnbd: reads, writes and block status, by several threads at once.
+"""An NBD export, accessed by libnbd: reads, writes and block status, by several threads at once.
 
-How it works      Each thread has a connection of its own, made when it first needs one. libnbd waits without
-                  the GIL, so that threads really read, write and compress side by side.
+How it works      Each thread has its own connection, made when first needed. libnbd waits without the GIL, so
+                  that threads read, write and compress in parallel.
 Invariants        TC1 while the first connection lasts, the name means one export: polyvold does not delete
-                  what clients are connected to. So `check_first`, called at the end, tells that all
-                  connections were to the export that the first one was to.
+                  what clients are connected to. So `check_first`, called at the end, proves that all
+                  connections were to the same export.
 Errors            TransferFailed, which names the export; LibnbdMissing.
 """
 
@@ -63,7 +63,7 @@ class NbdExport:
             self._mine().pwrite(data, offset)
 
     def zero(self, length: int, offset: int) -> None:
-        """Make zeros; the space may be given back."""
+        """Write zeros; the space may be freed."""
         handle = self._mine()
         with self._errors("writing"):
             if not handle.can_zero():
@@ -81,15 +81,15 @@ class NbdExport:
             self._first.pread(1, 0)
 
     def flush(self) -> None:
-        """Make everything durable that was written, on whichever connection."""
+        """Make all writes durable, on all connections."""
         with self._errors("flushing"):
             for handle in self._all if not self._first.can_multi_conn() else [self._first]:
                 if handle.can_flush():
                     handle.flush()
 
     def status(self) -> Iterator[tuple[int, int, bool, bool]]:
-        """Runs that make up the whole export, in order: offset, length, whether it reads as zeros for sure,
-        whether it changed since the snapshot that is compared with (True where there is none)."""
+        """Runs that cover the whole export, in order: offset, length, whether it certainly reads as zeros,
+        whether it changed since the snapshot that it is compared with (True if there is none)."""
         at = 0
         while at < self.size:
             wanted = min(STATUS_BYTES, self.size - at)
@@ -151,7 +151,7 @@ class NbdExport:
 
 
 def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
-    """What libnbd says, without its functions' names."""
+    """libnbd's message, without the names of its functions."""
     if error.errnum == errno.ENOENT and "server replied" in str(error.string):
         return "the server has no such export"
     if error.errnum in NO_SPACE:
@@ -162,7 +162,7 @@ def _words(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
 
 
 def _advice(error: Any) -> str:  # noqa: ANN401 - of libnbd, which has no types
-    """What to do about an error that a server has answered, or about a server that does not answer."""
+    """The hint for an error that a server returned, or for a server that does not answer."""
     if error.errnum in (errno.EIO, *NO_SPACE):
         return "see `polyvol status` of the polyvold that serves it, then try again"
     return DEFAULT_ADVICE

@@ -1,11 +1,12 @@
 """Copies: complete ones to a new file, and updates of older ones.
 
-How it works      To bring a copy up to date, the export of the newer snapshot says what changed since the
-                  older one; that is read and written by several threads, and made durable at the end. The
-                  target's size is compared before anything is written. A whole copy is a sparse file, made as
+How it works      To update a copy, the export of the newer snapshot reports what changed since the older one;
+                  several threads read and write that, and it is flushed at the end. The target's size is
+                  compared before anything is written. A whole copy is a sparse file, made as
                   FILE.partial (file.py), and read back before it gets its name.
-Durability        An older copy whose update was interrupted is of neither snapshot; running it again makes it
-                  the newer one. A whole copy that was interrupted is removed; a kill leaves FILE.partial.
+Durability        An older copy whose update was interrupted matches neither snapshot; running it again
+                  completes the update. A whole copy that was interrupted is removed; a kill leaves
+                  FILE.partial.
 Errors            TargetSize, FileExists, FileBusy, TransferFailed.
 """
 
@@ -74,7 +75,7 @@ def _copy_new(source: NbdExport, target: FileTarget, runs: list[Run]) -> "array[
 
 
 def _read_back(target: FileTarget, runs: list[Run], crcs: "array[int]", size: int) -> None:
-    """TransferFailed unless the file is of this size and has what was written."""
+    """TransferFailed unless the file has this size and the written contents."""
     why = "it is not what was written"
     if os.fstat(target.fd).st_size != size:
         raise TransferFailed(what=f"reading {target.name} back", why=why)

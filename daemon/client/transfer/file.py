@@ -1,4 +1,4 @@
-"""Files that are made as FILE.partial and become FILE: what has the name FILE is complete and durable.
+"""Files that are made as FILE.partial and become FILE: a file named FILE is complete and durable.
 
 How it works      FILE.partial is made by O_EXCL, or opened to resume, and locked (flock) while it is
                   written. `commit` syncs it, renames it to FILE without replacing anything (renameat2) unless
@@ -49,7 +49,7 @@ class NewFile:
             with file_errors(self.partial):
                 self._lock(exclusive=not resume)
                 self.begun = os.fstat(self.fd).st_size > 0
-            self._refuse_existing()  # it may have become FILE while we waited
+            self._refuse_existing()  # it may have become FILE during the wait
         except BaseException:
             os.close(self.fd)
             raise
@@ -68,7 +68,7 @@ class NewFile:
             sync_directory(self.path.parent)
 
     def remove(self) -> None:
-        """Remove FILE.partial, which is of no use."""
+        """Remove FILE.partial, which is not needed."""
         with suppress(OSError):
             if self._is_ours():
                 self.partial.unlink()
@@ -86,7 +86,7 @@ class NewFile:
             raise FileExists(path=self.partial, more=more, todo=todo) from error
 
     def _lock(self, *, exclusive: bool) -> None:
-        """FW2. `exclusive`: the file was made by us, so that a file system without locks will do."""
+        """FW2. `exclusive`: this process made the file, so the file system need not support locks."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -141,7 +141,7 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 class _Signalled(BaseException):
-    """A signal that ends the process, once what was begun is cleaned up."""
+    """A signal that ends the process after a cleanup."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -149,8 +149,8 @@ class _Signalled(BaseException):
 
 @contextmanager
 def signals_as_errors() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block like an error, so that it is cleaned up, and then the process as they
-    would have; a second one ends the process at once. For the main thread."""
+    """SIGTERM and SIGHUP end the block like an error, so that it is cleaned up, and then the process as
+    usual; a second one ends the process at once. For the main thread."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -165,7 +165,7 @@ def signals_as_errors() -> Iterator[None]:
             signal.signal(number, interrupt)
         yield
     except _Signalled as error:
-        os.kill(os.getpid(), error.number)  # its action is the default one by now
+        os.kill(os.getpid(), error.number)  # its action is now the default
         raise
     finally:
         for number in numbers:
@@ -181,6 +181,6 @@ def _rename(source: Path, target: Path) -> None:
         failure = ctypes.get_errno()
         if failure not in (errno.ENOSYS, errno.EINVAL):
             raise OSError(failure, os.strerror(failure))
-    if os.path.lexists(target):  # a file system that cannot look and rename in one step
+    if os.path.lexists(target):  # a file system without RENAME_NOREPLACE
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     source.rename(target)

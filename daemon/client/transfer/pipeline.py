@@ -1,7 +1,7 @@
-"""The pipeline: work on pieces by several threads, the results in order, and never too many under way.
+"""The pipeline: work on pieces by several threads, with ordered results and a bounded number in progress.
 
-Errors            What a piece's work raises is raised where its result is waited for; nothing new is begun
-                  then, and what is under way is waited for.
+Errors            An exception of a piece's work is raised where its result is awaited; then no new piece is
+                  begun, and those in progress are awaited.
 """
 
 import os
@@ -20,8 +20,8 @@ THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 def in_order(
     work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int = THREADS
 ) -> Iterator[Result]:
-    """The results of `work` on each piece, in the order of the pieces; twice as many pieces as there are
-    threads are under way."""
+    """The results of `work` on each piece, in the order of the pieces; twice as many pieces as threads are in
+    progress."""
     with ThreadPoolExecutor(threads, thread_name_prefix="transfer") as pool:
         under_way: deque[Future[Result]] = deque()
         try:

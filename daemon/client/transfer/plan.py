@@ -1,4 +1,4 @@
-"""Plans: which pieces of an export are to be moved, in order, and how much that is."""
+"""Plans: which pieces of an export to transfer, in order, and how many bytes that is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from polyvol.snapshot.stream import CHUNK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of an export; `zeros`: it reads as zeros, and need not be read."""
+    """A run of an export; `zeros`: it reads as zeros, so it is not read."""
 
     offset: int
     length: int
@@ -17,13 +17,13 @@ class Run:
 
     @property
     def end(self) -> int:
-        """Behind its last byte."""
+        """The offset after its last byte."""
         return self.offset + self.length
 
 
 def plan(export: NbdExport, *, start: int = 0) -> list[Run]:
-    """What is in the export, or what changed in it, from `start` on; adjacent runs with the same answer are
-    joined."""
+    """The contents of the export, or the changes in it, from `start` on; adjacent runs with the same answer
+    are merged."""
     runs: list[Run] = []
     for offset, length, zeros, changed in export.status():
         end = offset + length
@@ -38,8 +38,7 @@ def plan(export: NbdExport, *, start: int = 0) -> list[Run]:
 
 
 def pieces(runs: list[Run]) -> Iterator[Run]:
-    """The same in pieces that one read can bring; aligned, so that neighbours are read whole. Zeros are left
-    whole."""
+    """The same in pieces for one read each, aligned to the read size. Runs of zeros are not split."""
     for run in runs:
         if run.zeros:
             yield run

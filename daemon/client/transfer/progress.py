@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal with what is done, the rate and the time to go; nothing elsewhere."""
+"""Progress: a bar on a terminal with the amount done, the rate and the time left; nothing elsewhere."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Advance]:
-    """A bar on stderr, if that is a terminal; what is given is called with each number of bytes done. `total`
-    None: nobody knows."""
+    """A bar on stderr, if that is a terminal; call the result with each number of bytes done. `total` None:
+    unknown."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

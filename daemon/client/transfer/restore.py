@@ -1,13 +1,13 @@
 """Restores: a stream's contents onto a volume, and the snapshot that they make up.
 
-How it works      A stream from a file is read through first, every CRC checked and every frame unpacked; only
-                  then is anything touched. An incremental one from a pipe is kept in a temporary file for
-                  that. A full one from a pipe is checked as it comes: what it goes to is a new volume, which
-                  is deleted again if the stream turns out to be broken. Several threads unpack and write.
-Invariants        The volume is written by its restore alone (daemon/restores/verbs.py). A snapshot of it
-                  is taken only after the stream's end frame was read, all was flushed, and, of an
-                  incremental one, the volume was seen to differ from its base only in what the stream
-                  covers. So the snapshot is bit for bit what was backed up.
+How it works      A stream from a file is first read completely: every CRC is checked and every frame
+                  decompressed before anything is changed. An incremental one from a pipe is stored in a
+                  temporary file for that. A full one from a pipe is checked as it arrives: its target is a
+                  new volume, which is deleted if the stream is broken. Several threads decompress and write.
+Invariants        The volume is written by its restore alone (daemon/restores/verbs.py). A snapshot of it is
+                  taken only after the stream's end frame was read, all was flushed, and, for an incremental
+                  one, the volume was found to differ from its base only where the stream has data. So the
+                  snapshot is bit-identical to the one that was backed up.
 Errors            StreamBroken, TransferFailed.
 """
 
@@ -35,7 +35,7 @@ class Unpacker:
         self._own = threading.local()
 
     def contents(self, frame: Frame, payload: bytes) -> bytes | None:
-        """What a frame holds, checked; None for zeros."""
+        """The contents of a frame, checked; None for zeros."""
         if frame.kind is FrameKind.ZEROS:
             return None
         data = payload if frame.kind is FrameKind.PLAIN else self._unpacked(frame, payload)
@@ -48,7 +48,7 @@ class Unpacker:
         if unpacker is None:
             unpacker = self._own.unpacker = zstandard.ZstdDecompressor()
         try:
-            # Asked first: unpacking takes as much memory as the payload says.
+            # Checked first: decompressing takes as much memory as the payload says.
             if zstandard.frame_content_size(payload) != frame.length:
                 raise self._broken(frame)
             return unpacker.decompress(payload)
@@ -62,7 +62,8 @@ class Unpacker:
 
 
 def verify(file: BinaryIO, header: StreamHeader, name: str, length: int) -> Extents:
-    """Read a stream through behind its header; what it is about, or StreamBroken. `length`: of the file."""
+    """Read a complete stream after its header; the extents that it covers, or StreamBroken. `length`: of the
+    file."""
     unpacker = Unpacker(name)
     extents: Extents = []
 
@@ -83,8 +84,8 @@ def verify(file: BinaryIO, header: StreamHeader, name: str, length: int) -> Exte
 def apply(
     file: BinaryIO, header: StreamHeader, name: str, target: NbdExport, *, compare: bool, length: int | None
 ) -> int:
-    """Write a stream's contents behind its header to a volume, durably; bytes written. `compare`: only what
-    is not there already. `length`: of the file, if it is known."""
+    """Write a stream's contents after its header to a volume, durably; bytes written. `compare`: write only
+    what differs. `length`: of the file, if it is known."""
     unpacker = Unpacker(name)
 
     def work(piece: tuple[Frame, bytes]) -> tuple[int, int]:
@@ -109,19 +110,19 @@ def apply(
 
 
 def frames(file: BinaryIO, header: StreamHeader, name: str) -> Iterator[tuple[Frame, bytes]]:
-    """The frames behind a header, to the end, each checked as it comes."""
+    """The frames after a header, to the end, each checked as it arrives."""
     reader = FrameReader(file, header, name)
     while (found := reader.next()) is not None:
         yield found
 
 
 def uncovered(changed: Extents, covered: Extents) -> tuple[int, int] | None:
-    """The first of the extents `changed` that is not whole within `covered`; both in order."""
+    """The first of the extents `changed` that is not completely within `covered`; both in order."""
     index = 0
     for offset, length in changed:
         while index < len(covered) and sum(covered[index]) <= offset:
             index += 1
-        # What touches is one extent in `covered`, so it is within one or not at all.
+        # Adjacent extents are merged in `covered`, so it lies within one or in none.
         if index == len(covered) or covered[index][0] > offset or sum(covered[index]) < offset + length:
             return offset, length
     return None

@@ -30,7 +30,7 @@ class Target(Protocol):
         """Write."""
 
     def zero(self, length: int, offset: int) -> None:
-        """Make zeros."""
+        """Write zeros."""
 
     def flush(self) -> None:
         """Make everything durable."""
@@ -40,7 +40,7 @@ class Target(Protocol):
 
 
 class FileTarget:
-    """A file or a disk. `fd`: it is open already, and locked; it is closed with this."""
+    """A file or a disk. `fd`: it is open already, and locked; this closes it."""
 
     def __init__(self, path: Path, *, fd: int | None = None) -> None:
         self.name = str(path)
@@ -50,13 +50,13 @@ class FileTarget:
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
 
     def grow(self, size: int) -> None:
-        """Make a file this long; what is new is a hole."""
+        """Set a file's length; the new part is a hole."""
         with self._errors("writing"):
             os.ftruncate(self.fd, size)
             self.size = size
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Read; TransferFailed if less is there."""
+        """Read; TransferFailed at a short read."""
         parts: list[bytes] = []
         with self._errors("reading"):
             while length:
@@ -76,7 +76,7 @@ class FileTarget:
                 view, offset = view[written:], offset + written
 
     def zero(self, length: int, offset: int) -> None:
-        """Make zeros; a file's space is given back."""
+        """Write zeros; a file's space is freed."""
         with self._errors("writing"):
             fallocate.zero(self.fd, offset, length, punch=self._sparse)
 

@@ -279,7 +279,7 @@ def test_an_interrupt_ends_with_130_and_says_nothing(state: Path) -> None:
 def _connected(pid: int) -> bool:
     """Whether a process has a socket: it has asked, or does so now."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # one that was closed meanwhile
+        with suppress(FileNotFoundError):  # one that was closed in between
             if str(path.readlink()).startswith("socket:"):
                 return True
     return False

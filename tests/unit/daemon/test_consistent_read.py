@@ -1,4 +1,4 @@
-"""Reading: one state for each answer, whatever others change meanwhile, and without waiting for them."""
+"""Reading: one state for each answer, whatever other threads change, and without waiting for them."""
 
 import shutil
 import threading

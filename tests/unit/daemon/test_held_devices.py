@@ -92,7 +92,7 @@ def test_a_file_made_for_a_volume_is_removed_and_no_other(daemon: Daemon, tmp_pa
     daemon.ok("volume", "delete", "v", "--yes")
     assert made.read_bytes() == b"PRECIOUS"
     words = daemon.refused("volume", "create", "v", "--size", "1M")
-    assert f"{made} cannot be used as a device: something was put there meanwhile" in words
+    assert f"{made} cannot be used as a device: something else appeared there" in words
     assert made.read_bytes() == b"PRECIOUS"
     made.unlink()
     daemon.ok("volume", "create", "v", "--size", "1M")
@@ -237,7 +237,7 @@ def test_a_file_that_another_polyvol_has_adopted_meanwhile_is_refused(daemon: Da
     with second(daemon, tmp_path / "other") as other:
         add(other, path, "--adopt", "--name", "theirs")
     daemon.start()
-    assert "was adopted by another polyvol meanwhile" in trouble(daemon)
+    assert "has since been adopted by another polyvol" in trouble(daemon)
     with second(daemon, tmp_path / "other") as other:
         other.ok("device", "remove", "theirs")
     assert not has_attributes(path)
@@ -429,7 +429,7 @@ def test_a_link_put_in_the_way_of_a_new_file_is_not_followed(
 
     monkeypatch.setattr(devices, "inspect", raced)
     words = daemon.refused("device", "add", str(path), "--size", "8M")
-    assert "something was put there meanwhile" in words
+    assert "something else appeared there" in words
     path.unlink()
     path.write_bytes(bytes(2 * MIB))
 

@@ -1,4 +1,4 @@
-"""Hook commands that do not behave: endless output, what outlives its time-out, polyvold killed meanwhile."""
+"""Hook commands that misbehave: endless output, processes that outlive the time-out, a killed polyvold."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ class Running:
         return [pid for pid in numbers if self.has(pid)]
 
     def sessions(self) -> list[int]:
-        """The sessions that they are in; a process may end, or fork, meanwhile."""
+        """The sessions that they are in; a process may end or fork during the query."""
         found = set()
         for pid in self.pids():
             with suppress(ProcessLookupError):
@@ -57,7 +57,7 @@ class Running:
         return sorted(found)
 
     def kill(self) -> bool:
-        """Kill all of them; whether there were any. Each may end meanwhile, and another get its number."""
+        """Kill all of them; whether there were any. Each may end by then, and its pid be reused."""
         found = self.pids()
         for pid in found:
             with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(pid), "rb") as handle:

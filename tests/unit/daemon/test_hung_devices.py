@@ -1,6 +1,6 @@
 """A device that hangs: its volume's verbs hang, and nothing else does.
 
-The engine's twin hangs for one volume or device (`world.hang`). What is asked of others meanwhile must be
+The engine's twin hangs for one volume or device (`world.hang`). Requests for others must be
 done.
 """
 

@@ -339,7 +339,7 @@ def test_pause_and_resume(daemon: Timed) -> None:
     assert "paused" in daemon.ok("schedule", "list")
     daemon.ok("schedule", "resume", "v-q")
     daemon.move(0)
-    assert daemon.names() == []  # what was due meanwhile is not made up
+    assert daemon.names() == []  # missed runs are not made up
     daemon.move(15 * MINUTE)
     assert daemon.names() == ["q-20261123T011530Z"]
 

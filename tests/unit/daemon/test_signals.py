@@ -1,4 +1,4 @@
-"""signals: what polyvold waits for, whatever else happens to the process meanwhile."""
+"""signals: polyvold receives its signals, whatever else happens to the process."""
 
 import os
 import signal

@@ -37,7 +37,7 @@ class Prepared:
         notes = self.directory / "notes"
         return notes.read_text().split() if notes.exists() else []
 
-    def meanwhile(self, begin: Callable[[], object], change: Callable[[], object]) -> ApiError | None:
+    def during(self, begin: Callable[[], object], change: Callable[[], object]) -> ApiError | None:
         """The error of `begin`, with `change` done while its hooks run."""
         errors: list[ApiError | None] = []
         before = len(self.noted())
@@ -80,7 +80,7 @@ def test_the_group_is_deleted(prepared: Prepared) -> None:
     api = prepared.api
     api.post("groups", body={"name": "g", "volumes": ["v", "w"]})
     take = lambda: api.post("groups", "g", "snapshots", body={"name": "s"})  # noqa: E731
-    error = prepared.meanwhile(take, lambda: api.delete("groups", "g"))
+    error = prepared.during(take, lambda: api.delete("groups", "g"))
     assert error is not None
     assert (error.code, prepared.cuts(), prepared.noted()) == ("unknown-group", 0, ["quiesce", "thaw"])
 
@@ -98,7 +98,7 @@ def test_a_member_leaves_or_comes(prepared: Prepared, again: bool) -> None:
             api.post("volumes", body={"name": "w", "size": MIB})
             api.patch("groups", "g", body={"join": ["w"]})
 
-    error = prepared.meanwhile(lambda: api.post("groups", "g", "snapshots", body={}), change)
+    error = prepared.during(lambda: api.post("groups", "g", "snapshots", body={}), change)
     assert error is not None
     assert (error.code, prepared.cuts(), prepared.noted()) == ("group-changed", 0, ["quiesce", "thaw"])
     assert api.get("snapshots") == []
@@ -107,7 +107,7 @@ def test_a_member_leaves_or_comes(prepared: Prepared, again: bool) -> None:
 def test_a_volume_is_deleted_and_another_takes_its_name(prepared: Prepared) -> None:
     api = prepared.api
     take = lambda: api.post("snapshots", body={"volumes": ["v", "w"], "name": "s"})  # noqa: E731
-    error = prepared.meanwhile(take, lambda: api.delete("volumes", "w"))
+    error = prepared.during(take, lambda: api.delete("volumes", "w"))
     assert error is not None
     assert error.code == "unknown-volume"
     api.post("volumes", body={"name": "w", "size": MIB})
@@ -116,7 +116,7 @@ def test_a_volume_is_deleted_and_another_takes_its_name(prepared: Prepared) -> N
         api.delete("volumes", "w")
         api.post("volumes", body={"name": "w", "size": MIB})
 
-    error = prepared.meanwhile(take, replace)
+    error = prepared.during(take, replace)
     assert error is not None
     assert (error.code, prepared.cuts()) == ("volume-changed", 0)
     assert "another volume has taken its name" in str(error)
@@ -127,9 +127,7 @@ def test_it_is_rolled_back(prepared: Prepared) -> None:
     api = prepared.api
     api.post("snapshots", body={"volumes": ["w"], "name": "old"})
     take = lambda: api.post("snapshots", body={"volumes": ["v", "w"], "name": "s"})  # noqa: E731
-    error = prepared.meanwhile(
-        take, lambda: api.post("volumes", "w", "snapshots", "old", "rollback", body={})
-    )
+    error = prepared.during(take, lambda: api.post("volumes", "w", "snapshots", "old", "rollback", body={}))
     assert error is not None
     assert error.code == "volume-changed"
     assert "it was rolled back or restored" in str(error)
@@ -139,7 +137,7 @@ def test_it_is_rolled_back(prepared: Prepared) -> None:
 def test_its_snapshot_s_name_is_taken(prepared: Prepared) -> None:
     api = prepared.api
     take = lambda: api.post("snapshots", body={"volumes": ["v", "w"], "name": "s"})  # noqa: E731
-    error = prepared.meanwhile(take, lambda: api.post("snapshots", body={"volumes": ["w"], "name": "s"}))
+    error = prepared.during(take, lambda: api.post("snapshots", body={"volumes": ["w"], "name": "s"}))
     assert error is not None
     assert (error.code, prepared.cuts()) == ("name-in-use", 1)
     assert prepared.noted() == ["quiesce", "thaw"]
@@ -149,7 +147,7 @@ def test_it_grows_which_is_fine(prepared: Prepared) -> None:
     api = prepared.api
     take = lambda: api.post("snapshots", body={"volumes": ["v", "w"], "name": "s"})  # noqa: E731
     grow = lambda: api.post("volumes", "w", "growth", body={"size": 2 * MIB})  # noqa: E731
-    assert prepared.meanwhile(take, grow) is None
+    assert prepared.during(take, grow) is None
     assert {each["volume"]: each["size"] for each in api.get("snapshots")} == {"v": MIB, "w": 2 * MIB}
 
 
@@ -168,14 +166,14 @@ def test_all_of_it_is_renamed_and_others_take_the_names(prepared: Prepared) -> N
         api.post("schedules", body={"target": "v", "every_s": 86_400, "keep": {"last": 1}, "name": "daily"})
 
     taker = prepared.daemon.service._taker
-    assert prepared.meanwhile(lambda: taker.take_of_schedule(schedule), rename) is None
+    assert prepared.during(lambda: taker.take_of_schedule(schedule), rename) is None
     found = {each["volume"]: (each["schedule"], each["whole"][:4]) for each in api.get("snapshots")}
     assert found == {"v2": ("daily2", "@g2@"), "w": ("daily2", "@g2@")}
     assert (api.get("schedules", "daily2")["count"], api.get("schedules", "daily")["count"]) == (1, 0)
     answers: list[Any] = []
     take = lambda: answers.append(api.post("groups", "g2", "snapshots", body={"name": "s"}))  # noqa: E731
     again = lambda: api.post("groups", "g2", "rename", body={"name": "g3"})  # noqa: E731
-    assert prepared.meanwhile(take, again) is None
+    assert prepared.during(take, again) is None
     assert answers[0]["export"] == "@g3@s"
 
 
