@@ -43,7 +43,7 @@ def _peer_of(connection: socket.socket) -> int | None:
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return _CREDENTIALS.unpack(data)[0] or None
-    except OSError:  # closed meanwhile
+    except OSError:  # it has been closed
         return None
 
 

@@ -96,7 +96,7 @@ class Victim:
                     times.append(time.monotonic())
                 return [after - before for before, after in pairwise(times)]
             except nbd.NbdError as error:
-                # A storm of others fills the socket's backlog now and then: asking again takes time too.
+                # A storm of others sometimes fills the socket's backlog: asking again takes time too.
                 # Without a processor a client does nothing, and is closed like one that does not want to.
                 if "backlog" not in str(error) and starved_s() - starved < GRACE_S:
                     raise

@@ -61,7 +61,7 @@ def scrub(
 
 
 def _watch(client: Client, volume: str, uuid: str, view: dict[str, Any]) -> dict[str, Any]:
-    """The scrub as it ended, with a bar meanwhile on a terminal. The volume may be renamed meanwhile."""
+    """Wait for the end of the scrub, with a progress bar on a terminal; its final view. The volume may be renamed."""
     started = view["started"]
     with progress(f"scrubbing {volume}", view["total"]) as advance:
         done = 0

@@ -114,7 +114,7 @@ def _holder(state_dir: Path) -> int | None:
         pid = int(lock.read_text(encoding="ascii"))
         wanted = lock.stat()
         for file in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):  # one that was closed meanwhile
+            with suppress(OSError):  # a file that has been closed
                 if file.readlink().name == lock.name and os.path.samestat(file.stat(), wanted):
                     return pid
     return None
