@@ -15,6 +15,7 @@ use super::format::{
 };
 use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
+use super::past::Past;
 use super::recover::{Recovered, Shape, recover};
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -284,8 +285,12 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     journal.shared().commit(8).unwrap();
     let all = back(&scratch, 2, &[]).unwrap();
     let identity = scratch.identity(1);
-    let contents =
-        Contents { first_seq: 9, epoch: 1, partitions: all.partitions.into_iter().collect() };
+    let contents = Contents {
+        first_seq: 9,
+        epoch: 1,
+        past: Past::default(),
+        partitions: all.partitions.into_iter().collect(),
+    };
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, 2, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
@@ -377,7 +382,12 @@ fn versions() -> Versions {
 #[test]
 fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
     let scratch = Scratch::new();
-    let contents = Contents { first_seq: 42, epoch: 4, partitions: vec![(4, versions())] };
+    let contents = Contents {
+        first_seq: 42,
+        epoch: 4,
+        past: Past::default(),
+        partitions: vec![(4, versions())],
+    };
     let path = scratch.0.join("checkpoint");
     checkpoint::write(&path, &scratch.identity(1), 3, contents.clone()).unwrap();
     let bytes = std::fs::read(&path).unwrap();

@@ -16,6 +16,7 @@ use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::change_log::files::Identity;
 use crate::change_log::journal::{Entry, Journal};
+use crate::change_log::past::{EpochRanges, Stale};
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
@@ -54,8 +55,9 @@ type RecoveredPlan = (SharePlan, (Recovered, Slots));
 pub(super) type NewShare = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
-    /// Opens a volume.
-    pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
+    /// Opens a volume. Returns the epochs of snapshots that the catalog has although the journals say that they were
+    /// deleted, because it is an older copy: it is open without them.
+    pub fn add_volume(&self, mut spec: VolumeSpec) -> Result<Vec<Epoch>> {
         check(&spec)?;
         if self.volume(spec.id).is_ok() {
             let what = format!("volume {} is served already", spec.name);
@@ -73,17 +75,18 @@ impl Engine {
         self.refuse_stuck(&devices.cloned().collect::<Vec<_>>())?;
         let plans = self.plans(&spec, &geometry)?;
         let threads = self.system.threaded();
-        let recovered = recover_all(&plans, &spec, &geometry, &space, threads)?;
+        let (recovered, stale) = recover_all(&plans, &mut spec, &geometry, &space, threads)?;
+        let deleted = stale.snapshots.clone();
         self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let number = self.allocate_share_number();
         let found = plans.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, (geometry, origin), space, found);
+        let served = self.serve(spec, number, (geometry, origin), (space, stale), found);
         if served.is_err() {
             self.free_share_number(number);
         }
-        served
+        served.map(|()| deleted)
     }
 
     /// Creates it, durably: files that a flush makes durable must not be lost with the directory's name.
@@ -159,7 +162,7 @@ impl Engine {
         spec: VolumeSpec,
         number: u32,
         (geometry, origin): (Arc<Geometry>, Option<Arc<Origin>>),
-        space: Arc<Space>,
+        (space, stale): (Arc<Space>, Stale),
         found: Vec<RecoveredPlan>,
     ) -> Result<()> {
         let space_waiters = Arc::new(SpaceWaiters::default());
@@ -217,6 +220,7 @@ impl Engine {
             usage: std::sync::Mutex::default(),
             dropping: Arc::default(),
             rolling_back: Arc::default(),
+            stale,
         };
         let volume = self.publish(volume, shares)?;
         // A share that needs a held slot asks for it itself.
@@ -329,32 +333,62 @@ impl Engine {
     }
 }
 
-/// Recovers every processor's maps, and marks the slots that they refer to as used.
+/// Recovers every processor's maps, and marks the slots that they refer to as used. What the journals say is gone is
+/// forgotten in `spec`, and returned.
 pub(super) fn recover_all(
     plans: &[SharePlan],
-    spec: &VolumeSpec,
+    spec: &mut VolumeSpec,
     geometry: &Geometry,
     space: &Space,
     threads: bool,
-) -> Result<Vec<(Recovered, Slots)>> {
-    let history = spec.history();
-    let recover_one = &|plan: &SharePlan| {
+) -> Result<(Vec<(Recovered, Slots)>, Stale)> {
+    let mut all = Stale::default();
+    loop {
+        let found = recover_once(plans, spec, geometry, threads)?;
+        let mut stale = Stale::default();
+        found.iter().for_each(|recovered| stale.add(&recovered.stale));
+        if stale.is_empty() {
+            let history = spec.history();
+            let marked = on_threads(found, threads, &|recovered| {
+                let slots = mark_slots(&recovered, &history, space, &spec.name)?;
+                Ok((recovered, slots))
+            });
+            return marked.map(|found| (found, all));
+        }
+        spec.forget(&stale); // so the next round finds less
+        all.add(&stale);
+    }
+}
+
+fn recover_once(
+    plans: &[SharePlan],
+    spec: &VolumeSpec,
+    geometry: &Geometry,
+    threads: bool,
+) -> Result<Vec<Recovered>> {
+    on_threads(plans.iter().collect(), threads, &|plan: &SharePlan| {
         let catalog = spec.catalog_state(plan.share.processor);
-        let recovered = recover(&plan.identity, &catalog, |partition| {
+        recover(&plan.identity, &catalog, |partition| {
             let owner = geometry.partitions.get(partition as usize)?;
             let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
             let ours = owner.processor == plan.share.processor;
             ours.then(|| spec.shape(partition, blocks as u32))
-        })?;
-        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
-        Ok((recovered, slots))
-    };
+        })
+    })
+}
+
+/// Does something with each of these, each on a thread of its own.
+fn on_threads<I: Send, T: Send>(
+    items: Vec<I>,
+    threads: bool,
+    work: &(impl Fn(I) -> Result<T> + Sync),
+) -> Result<Vec<T>> {
     if !threads {
-        return plans.iter().map(recover_one).collect();
+        return items.into_iter().map(work).collect();
     }
     std::thread::scope(|scope| {
-        let spawn = |plan| scope.spawn(move || recover_one(plan));
-        let threads: Vec<_> = plans.iter().map(spawn).collect();
+        let spawn = |item| scope.spawn(move || work(item));
+        let threads: Vec<_> = items.into_iter().map(spawn).collect();
         let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
     })
@@ -436,7 +470,8 @@ pub(super) fn start_journal(
     Ok((journal, locals))
 }
 
-/// Records in a journal what recovery did not find in it: rollbacks of the volume, and that it is in `epoch`.
+/// Records in a journal what recovery did not find in it: rollbacks of the volume, that it is in `epoch`, which epochs
+/// have no snapshot, and its size, unless the journal is new.
 fn record_history(
     journal: &mut Journal,
     recovered: &Recovered,
@@ -449,6 +484,14 @@ fn record_history(
     }
     if recovered.epoch < epoch {
         journal.append(Entry::cut(epoch - 1, 0))?;
+    }
+    let gone = EpochRanges::without(spec.history().snapshots(), epoch);
+    for (first, last) in gone.minus(&recovered.past.dropped) {
+        journal.append(Entry::dropped(first, last))?;
+    }
+    let blocks = spec.size / BLOCK_SIZE;
+    if recovered.next_seq > 1 && recovered.past.blocks < blocks {
+        journal.append(Entry::grown(epoch, blocks))?;
     }
     Ok(())
 }

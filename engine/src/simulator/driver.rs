@@ -5,7 +5,7 @@
 //!                   the catalog; a deletion is committed first. The catalog changes at once, durably.
 //! Errors            the first error ends the simulation, with a sentence.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +39,8 @@ pub(super) struct Catalog {
     next_epoch: Epoch,
     /// The volume was served before.
     served: bool,
+    /// Snapshots that were deleted: an older copy has them, in every third start.
+    deleted: BTreeMap<Epoch, Option<u16>>,
 }
 
 /// State of an engine's run.
@@ -112,7 +114,8 @@ impl Simulation {
         }
         let disk = Shelf::new(disk);
         let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
-        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false };
+        let deleted = BTreeMap::new();
+        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false, deleted };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
         let older = Older::default();
         Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, counts }
@@ -169,7 +172,8 @@ impl Simulation {
             let engine = engine.map_err(|e| format!("an engine does not start: {e}"))?;
             engine.set_io_timeout(std::time::Duration::from_secs(2));
             system.set_tick(engine.ticker());
-            let result = self.serve(&engine);
+            let older = tampered.is_none() && self.counts.starts.is_multiple_of(3);
+            let result = self.serve(&engine, older);
             let running = Running { engine, system };
             if self.disk.lock().dead {
                 self.crashed(&running);
@@ -193,7 +197,8 @@ impl Simulation {
         Err("it does not start".to_owned())
     }
 
-    fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
+    /// Has an engine serve the volume, by the catalog or by an `older` copy, of which it has to tell what is wrong.
+    fn serve(&self, engine: &Engine, older: bool) -> crate::error::Result<()> {
         for device in &self.shape.devices {
             let mode = Mode { sparse: device.sparse, size: device.length, ..Mode::default() };
             if self.lost.contains(&device.id) {
@@ -202,8 +207,16 @@ impl Simulation {
                 engine.open_device(device.id, Path::new(&device.path), mode)?;
             }
         }
-        let Catalog { snapshots, next_epoch, served } = self.catalog.clone();
-        engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
+        let Catalog { mut snapshots, next_epoch, served, deleted } = self.catalog.clone();
+        let deleted = if older { deleted } else { BTreeMap::new() };
+        snapshots.extend(deleted.iter().map(|(epoch, log)| (*epoch, *log)));
+        snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
+        let found = engine.add_volume(self.shape.volume(snapshots, next_epoch, served))?;
+        if !self.disk.lock().dead && !deleted.keys().eq(&found) {
+            let what = format!("snapshots {:?} were deleted, found: {found:?}", deleted.keys());
+            self.host.lock().failure = Some(what);
+        }
+        Ok(())
     }
 
     /// Enables faults if the run has crashes: recovered maps are synced only now.
@@ -485,6 +498,8 @@ impl Simulation {
             snapshot.into_iter().for_each(|snapshot| self.host.lock().keep(epoch, snapshot));
             return Ok(());
         }
+        let log = self.catalog.snapshots.iter().find(|(other, _)| *other == epoch);
+        let log = log.and_then(|(_, log)| *log);
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
         self.host.lock().sample();
@@ -493,6 +508,9 @@ impl Simulation {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);
             if dropped.is_err() && !self.disk.lock().dead {
                 return Err("a snapshot cannot be dropped".to_owned());
+            }
+            if !self.disk.lock().dead && !self.sync_failed() {
+                self.catalog.deleted.insert(epoch, log);
             }
         }
         Ok(())

@@ -39,7 +39,8 @@ fn write(version: u32, records: &Records) -> Scratch {
         let (place, sums, blocks) = match kind {
             RecordKind::Map => (Place::slot(1, SlotIndex(place)).raw(), vec![0], 0),
             RecordKind::Cut => (place, Vec::new(), 0),
-            RecordKind::Rollback => (place, Vec::new(), BLOCKS),
+            RecordKind::Dropped => (place, Vec::new(), 0),
+            RecordKind::Rollback | RecordKind::Grown => (place, Vec::new(), BLOCKS),
         };
         let partition = if kind == RecordKind::Map { 4 } else { blocks };
         let count = sums.len() as u32;
@@ -55,6 +56,7 @@ fn write(version: u32, records: &Records) -> Scratch {
 fn catalog(rollbacks: &[Rollback], reached: Epoch) -> CatalogState {
     CatalogState {
         history: History::new(vec![S], rollbacks.to_vec()).unwrap(),
+        blocks: u64::from(BLOCKS),
         sizes: rollbacks.iter().map(|_| u64::from(BLOCKS)).collect(),
         expect: Expect::Nothing,
         reached,
@@ -168,7 +170,8 @@ fn a_journal_that_ends_before_the_catalogs_last_snapshot_is_refused() {
 fn a_checkpoint_with_a_map_later_than_itself_is_refused() {
     for (first_seq, epoch) in [(42, 2), (9, 4), (3, 4)] {
         let scratch = Scratch::new();
-        let contents = Contents { first_seq, epoch, partitions: vec![(4, versions())] };
+        let contents =
+            Contents { first_seq, epoch, past: Past::default(), partitions: vec![(4, versions())] };
         let path = scratch.0.join("checkpoint");
         checkpoint::write(&path, &scratch.identity(1), 3, contents).unwrap();
         let read = checkpoint::read(&std::fs::read(&path).unwrap(), |_| Some(BLOCKS));

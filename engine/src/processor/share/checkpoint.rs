@@ -23,6 +23,7 @@ use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::files::Identity;
 use crate::change_log::files::files;
 use crate::change_log::journal;
+use crate::change_log::past::Past;
 use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::events::Event as Told;
@@ -33,7 +34,7 @@ use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Local, Share};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::Epoch;
+use crate::units::{BLOCK_SIZE, Epoch};
 
 /// A checkpoint to write.
 pub struct Checkpoint {
@@ -228,6 +229,7 @@ impl Share {
         Contents {
             first_seq: self.journal.shared().appended() + 1,
             epoch: self.epoch,
+            past: Past::of(&self.history, self.epoch, self.geometry.size / BLOCK_SIZE),
             partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
         }
     }
