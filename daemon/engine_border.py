@@ -100,7 +100,7 @@ class EngineLike(CutEngine, Protocol):
     def set_io_timeout(self, timeout_s: float) -> None:
         """How long a request may wait for a device, seconds; 0: for ever."""
 
-    def add_volume(self, spec: "VolumeSpec") -> None:
+    def add_volume(self, spec: "VolumeSpec") -> list[int]:
         """Take over a volume."""
 
     def grow_volume(self, spec: "VolumeSpec") -> None:

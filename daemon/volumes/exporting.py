@@ -33,6 +33,8 @@ def export_live(context: Context, volume: Volume) -> None:
 def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]) -> None:
     """Export these snapshots of a volume, or say why one cannot be."""
     for snapshot in snapshots:
+        if context.was_deleted(snapshot):
+            continue  # the volume's reason says so
         name = export_name(volume.name, snapshot.name)
 
         what = f"exporting snapshot {name}"

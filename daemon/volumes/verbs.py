@@ -33,6 +33,7 @@ from polyvol.daemon.devices.verbs import Devices
 from polyvol.daemon.errors import (
     EngineFailed,
     JournalsUnusable,
+    SnapshotWasDeleted,
     VolumeInUse,
     counted_clients,
 )
@@ -189,7 +190,7 @@ class Volumes:
         context = self._context
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
         with context.holding_served(volume_name, "volume clone", restoring=True) as source:
-            snapshot = context.find_snapshot(source, name)
+            snapshot = context.find_undeleted(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
         context.events.add("info", text, volume=request.name)
@@ -333,11 +334,14 @@ class Volumes:
         spec = volume_spec(context.catalog, volume, context.state_dir)
         try:
             with context.engine_errors(f"taking volume {volume.name} into service"):
-                context.engine.add_volume(spec)
+                deleted = context.engine.add_volume(spec)
         except EngineFailed as error:
             if error.kind == "corrupt":
                 raise JournalsUnusable(name=volume.name, why=error.facts["why"]) from error
             raise
+        context.deleted_snapshots[volume.id] = frozenset(deleted)
+        if deleted:
+            context.events.add_once("warning", f"volume {volume.shown_name}: {self._deleted(volume)}")
         if volume.manifests != len(partitions):
             context.catalog.volumes.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
@@ -451,6 +455,16 @@ class Volumes:
         assert found is not None, "RM1"
         return found
 
+    def _deleted(self, volume: Volume) -> str | None:
+        """Which of its snapshots only an older copy of the catalog has, as a clause, or None."""
+        context = self._context
+        found = [each for each in context.catalog.snapshots.of(volume.id) if context.was_deleted(each)]
+        if not found:
+            return None
+        first = SnapshotWasDeleted(name=export_name(volume.name, found[0].name))
+        more = len(found) - 1
+        return f"{first}" if not more else f"{first} ({more} more of its snapshots were deleted, too)"
+
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None. A clone is, where its source is."""
         context = self._context
@@ -466,6 +480,7 @@ class Volumes:
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
         reasons.append(context.file_trouble.get(volume.id))
+        reasons.append(self._deleted(volume))
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

@@ -173,7 +173,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         check(1 <= processors <= 256, "invalid", f"{processors} processors")
         self.processors = max(self.processors, processors)
 
-    def add_volume(self, spec: "VolumeSpec") -> None:
+    def add_volume(self, spec: "VolumeSpec") -> list[int]:
         self._begin("add_volume", spec["id"])
         check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
         check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
@@ -189,6 +189,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
         apply_rollbacks(stored, spec)
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
         self.volumes[spec["id"]] = _Volume(spec, stored, logs)
+        return []
 
     def rename_volume(self, volume: int, name: str) -> None:
         self._begin("rename_volume", volume, name)

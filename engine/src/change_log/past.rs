@@ -144,8 +144,15 @@ impl Past {
     }
 
     /// Refuses a catalog, of which nothing is stale, that lacks a growth, or a rollback without which the descent of its
-    /// snapshots would not be known. The catalog may have forgotten others (A2).
-    pub fn check(&self, catalog: &History, blocks: u64) -> Result<(), String> {
+    /// snapshots would not be known. The catalog may have forgotten others (A2). Of its rollbacks, the first `done` are
+    /// done; the next ones need their targets.
+    pub fn check(&self, catalog: &History, blocks: u64, done: usize) -> Result<(), String> {
+        let mut undone = catalog.rollbacks()[done..].iter();
+        if let Some(Rollback { at, to }) = undone.find(|next| self.dropped.has(next.to)) {
+            return Err(format!(
+                "the catalog has a rollback at epoch {at} to epoch {to}, whose snapshot was deleted before that"
+            ));
+        }
         if self.blocks > blocks {
             return Err(format!(
                 "the volume had grown to {} bytes, but in the catalog it has {}: the catalog is older than the journal",

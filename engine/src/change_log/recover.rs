@@ -204,7 +204,7 @@ pub fn recover(
     if !recovered.stale.is_empty() {
         return Ok(recovered.without_maps());
     }
-    let checked = recovered.past.check(history, catalog.blocks);
+    let checked = recovered.past.check(history, catalog.blocks, rolled);
     checked.map_err(|what| match segments.last() {
         Some(segment) => corrupt(&segment.path, what),
         None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
