@@ -17,7 +17,7 @@ use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
 use super::past::Past;
 use super::recover::{Recovered, Shape, recover};
-use crate::block_map::history::History;
+use crate::block_map::history::{History, Rollback};
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::error::{ErrorKind, Result};
@@ -379,21 +379,23 @@ fn versions() -> Versions {
     versions
 }
 
+fn past() -> Past {
+    let history = History::new(vec![2], vec![Rollback { at: 3, to: 2 }]).unwrap();
+    Past::of(&history, 4, u64::from(BLOCKS))
+}
+
 #[test]
 fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
     let scratch = Scratch::new();
-    let contents = Contents {
-        first_seq: 42,
-        epoch: 4,
-        past: Past::default(),
-        partitions: vec![(4, versions())],
-    };
+    let contents =
+        Contents { first_seq: 42, epoch: 4, past: past(), partitions: vec![(4, versions())] };
     let path = scratch.0.join("checkpoint");
     checkpoint::write(&path, &scratch.identity(1), 3, contents.clone()).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let blocks_of = |partition| (partition == 4).then_some(BLOCKS);
     let (header, read) = checkpoint::read(&bytes, blocks_of).unwrap();
     assert_eq!((header.number, read.first_seq, read.epoch), (3, 42, 4));
+    assert_eq!(read.past, contents.past);
     let (wrote, found) = (&contents.partitions[0].1, &read.partitions[0].1);
     for epoch in [1, 2, 3, 4] {
         for block in 0..BLOCKS {

@@ -12,6 +12,7 @@ mod clone;
 pub mod compare;
 pub mod grow;
 mod read_back;
+mod recovery;
 mod rollback;
 pub mod scrub;
 pub mod spec;
