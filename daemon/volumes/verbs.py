@@ -33,7 +33,6 @@ from polyvol.daemon.devices.verbs import Devices
 from polyvol.daemon.errors import (
     EngineFailed,
     JournalsUnusable,
-    SnapshotWasDeleted,
     VolumeInUse,
     counted_clients,
 )
@@ -57,7 +56,14 @@ from polyvol.daemon.types.volumes import (
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
-from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
+from polyvol.daemon.volumes.exporting import (
+    deleted_clause,
+    end_export,
+    end_exports,
+    ended,
+    export_live,
+    export_snapshots,
+)
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete import restore_reason, restore_view
 from polyvol.daemon.volumes.plan_views import plan_view
@@ -341,7 +347,9 @@ class Volumes:
             raise
         context.deleted_snapshots[volume.id] = frozenset(deleted)
         if deleted:
-            context.events.add_once("warning", f"volume {volume.shown_name}: {self._deleted(volume)}")
+            context.events.add_once(
+                "warning", f"volume {volume.shown_name}: {deleted_clause(context, volume)}"
+            )
         if volume.manifests != len(partitions):
             context.catalog.volumes.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
@@ -455,16 +463,6 @@ class Volumes:
         assert found is not None, "RM1"
         return found
 
-    def _deleted(self, volume: Volume) -> str | None:
-        """Which of its snapshots only an older copy of the catalog has, as a clause, or None."""
-        context = self._context
-        found = [each for each in context.catalog.snapshots.of(volume.id) if context.was_deleted(each)]
-        if not found:
-            return None
-        first = SnapshotWasDeleted(name=export_name(volume.name, found[0].name))
-        more = len(found) - 1
-        return f"{first}" if not more else f"{first} ({more} more of its snapshots were deleted, too)"
-
     def _degraded(self, volume: Volume, devices: list[int], bad: list[BadBlockView]) -> str | None:
         """Why a volume that is served is degraded, or None. A clone is, where its source is."""
         context = self._context
@@ -480,7 +478,7 @@ class Volumes:
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
         reasons.append(context.file_trouble.get(volume.id))
-        reasons.append(self._deleted(volume))
+        reasons.append(deleted_clause(context, volume))
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

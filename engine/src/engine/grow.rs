@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 
 use crate::change_log::files::{Identity, files};
 use crate::engine::Engine;
-use crate::engine::recovery::recover_all;
+use crate::engine::recovery::{SharePlan, recover_all};
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{NewShare, SharePlan, index_by_processor, start_journal};
+use crate::engine::volumes::{NewShare, index_by_processor, start_journal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::io::extent::Extent;

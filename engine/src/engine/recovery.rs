@@ -7,16 +7,24 @@
 
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
+use crate::change_log::files::Identity;
 use crate::change_log::past::Stale;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::Space;
 use crate::change_log::used_slots::UsedSlots;
 use crate::engine::spec::VolumeSpec;
-use crate::engine::volumes::SharePlan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::units::BLOCK_SIZE;
+use crate::volume::ShareRef;
+
+/// The share of a volume that one processor gets.
+pub(super) struct SharePlan {
+    pub(super) share: ShareRef,
+    pub(super) partitions: Vec<u32>,
+    pub(super) identity: Identity,
+}
 
 /// Recovers every processor's maps, and marks the slots that they refer to as used. What the journals say is gone is
 /// forgotten in `spec`, and returned.

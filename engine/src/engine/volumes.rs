@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
-use crate::change_log::files::Identity;
 use crate::change_log::journal::{Entry, Journal};
 use crate::change_log::past::{EpochRanges, Stale};
 use crate::change_log::recover::Recovered;
@@ -20,7 +19,7 @@ use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::engine::Engine;
 use crate::engine::read_back::all_devices;
-use crate::engine::recovery::recover_all;
+use crate::engine::recovery::{SharePlan, recover_all};
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::geometry::bad_blocks::BadBlocks;
@@ -38,13 +37,6 @@ use crate::units::{BLOCK_SIZE, Epoch, LocalIndex, ProcessorIndex, VolumeId};
 use crate::volume::export::Export;
 use crate::volume::name::VolumeName;
 use crate::volume::{ShareRef, Volume};
-
-/// The share of a volume that one processor gets.
-pub(super) struct SharePlan {
-    pub(super) share: ShareRef,
-    pub(super) partitions: Vec<u32>,
-    pub(super) identity: Identity,
-}
 
 /// A plan with its recovered state.
 type RecoveredPlan = (SharePlan, (Recovered, Slots));

@@ -6,7 +6,6 @@
 //! Errors            the first error ends the simulation, with a sentence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ use super::tamper::Older;
 use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::events::Event;
-use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::{DeviceId, Epoch};
 
@@ -36,11 +34,11 @@ const STARTS_MAX: u32 = 30;
 #[derive(Clone, Debug)]
 pub(super) struct Catalog {
     pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
-    next_epoch: Epoch,
+    pub(super) next_epoch: Epoch,
     /// The volume was served before.
-    served: bool,
+    pub(super) served: bool,
     /// Snapshots that were deleted: an older copy has them, in every third start.
-    deleted: BTreeMap<Epoch, Option<u16>>,
+    pub(super) deleted: BTreeMap<Epoch, Option<u16>>,
 }
 
 /// State of an engine's run.
@@ -94,7 +92,7 @@ pub struct Simulation {
     pub(super) catalog: Catalog,
     boots_seen: u64,
     /// Devices that have ever become shorter: they are missing from the next start on.
-    lost: BTreeSet<DeviceId>,
+    pub(super) lost: BTreeSet<DeviceId>,
     pub(super) older: Older,
     /// Counts of what happened.
     pub counts: Counts,
@@ -195,28 +193,6 @@ impl Simulation {
             self.crashed(&running);
         }
         Err("it does not start".to_owned())
-    }
-
-    /// Has an engine serve the volume, by the catalog or by an `older` copy, of which it has to tell what is wrong.
-    fn serve(&self, engine: &Engine, older: bool) -> crate::error::Result<()> {
-        for device in &self.shape.devices {
-            let mode = Mode { sparse: device.sparse, size: device.length, ..Mode::default() };
-            if self.lost.contains(&device.id) {
-                engine.absent_device(device.id, mode, false)?;
-            } else {
-                engine.open_device(device.id, Path::new(&device.path), mode)?;
-            }
-        }
-        let Catalog { mut snapshots, next_epoch, served, deleted } = self.catalog.clone();
-        let deleted = if older { deleted } else { BTreeMap::new() };
-        snapshots.extend(deleted.iter().map(|(epoch, log)| (*epoch, *log)));
-        snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
-        let found = engine.add_volume(self.shape.volume(snapshots, next_epoch, served))?;
-        if !self.disk.lock().dead && !deleted.keys().eq(&found) {
-            let what = format!("snapshots {:?} were deleted, found: {found:?}", deleted.keys());
-            self.host.lock().failure = Some(what);
-        }
-        Ok(())
     }
 
     /// Enables faults if the run has crashes: recovered maps are synced only now.
