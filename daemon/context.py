@@ -61,7 +61,8 @@ class Context:
     journals is gone, by volume id. `refusing`: keep-writing
     volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
     `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
-    that they were deleted, by volume id. `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
+    that they were deleted, by volume id.
+    `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
     waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
 

@@ -249,7 +249,10 @@ class SnapshotWasDeleted(PolyvolError):
 
     code = "snapshot-was-deleted"
     kind = "not-found"
-    sentence = "snapshot {name} was deleted after this copy of the catalog was made, and its blocks may have been overwritten"
+    sentence = (
+        "snapshot {name} was deleted after this copy of the catalog was made, and its blocks may have been"
+        " overwritten"
+    )
     hint = "delete it again: `polyvol snapshot delete {name}`, or the group's snapshot that it is part of"
 
 

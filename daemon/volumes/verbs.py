@@ -347,9 +347,7 @@ class Volumes:
             raise
         context.deleted_snapshots[volume.id] = frozenset(deleted)
         if deleted:
-            context.events.add_once(
-                "warning", f"volume {volume.shown_name}: {deleted_clause(context, volume)}"
-            )
+            context.events.add_once("warning", f"volume {volume.name}: {deleted_clause(context, volume)}")
         if volume.manifests != len(partitions):
             context.catalog.volumes.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)

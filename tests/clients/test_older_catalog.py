@@ -1,8 +1,8 @@
 """test_older_catalog: what a start says of a copy of the catalog that is older than the journals.
 
-How it works      A real polyvold. `polyvol catalog backup` copies the catalog, something is changed, and the copy
-                  is put back as docs/operating.md says. What is wrong is refused with a sentence; what is right
-                  is served.
+How it works      A real polyvold. `polyvol catalog backup` copies the catalog, something is changed, and
+                  the copy is put back as docs/operating.md says. What is wrong is refused with a sentence;
+                  what is right is served.
 """
 
 import sqlite3

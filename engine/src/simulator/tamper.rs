@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::contents::Contents;
 use super::disk::{Disk, Inode};
-use super::driver::{Result, Simulation};
+use super::driver::{Catalog, Result, Simulation};
 use super::faults::Role;
 use super::shape::DIRECTORY;
 use crate::engine::Engine;
