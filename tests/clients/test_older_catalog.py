@@ -16,6 +16,8 @@ from tests.support.daemon import Daemon
 from tests.support.nbd import connect
 from tests.support.proc import wait_until
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BLOCK = 4096
 SIZE = 4 * MIB
