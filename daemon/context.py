@@ -59,9 +59,12 @@ class Context:
     open files of devices, recent events, and how the change logs fill. `state_trouble`: why
     nothing new can be written to the state directory, as a sentence. `file_trouble`: which file of a volume's
     journals is gone, by volume id. `refusing`: keep-writing
-    volumes with nothing left to drop. `restoring`: the export that a restore is written to, by volume id.
+    volumes with nothing left to drop. `left_over`: what could not be undone, a sentence each, by the volume's
+    id (0: of several) and what it was; a restart clears it up.
+    `restoring`: the export that a restore is written to, by volume id.
     `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
     that they were deleted, by volume id.
+    `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds that no jump of it fools, for what
     waits. `generation` and `run` are in the labels of the devices in use (mapping/catalog/generations.py)."""
@@ -82,6 +85,7 @@ class Context:
     events: Events = field(default_factory=Events)
     fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
     refusing: set[VolumeId] = field(default_factory=set)
+    left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
     deleted_snapshots: dict[VolumeId, frozenset[int]] = field(default_factory=dict)
     rewritten: Counter[VolumeId] = field(default_factory=Counter)
@@ -282,11 +286,11 @@ class Context:
         return volume.state == "ready" and volume.id not in self.volume_trouble
 
     def engine_has(self, volume: Volume) -> bool:
-        """Whether the engine knows a volume."""
+        """Whether the engine knows a volume: also if it cannot say more of it."""
         try:
             self.engine.volume_stats(volume.id)
-        except self.engine_error:
-            return False
+        except self.engine_error as error:
+            return getattr(error, "kind", "io") != "not-found"
         return True
 
     def ask_when_full(self, volume: Volume) -> None:

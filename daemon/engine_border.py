@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         ClientInfo,
         DeviceEvent,
         EngineEvent,
+        EngineInspection,
         EngineStats,
         ExportInfo,
         HandOverReport,
+        LogLine,
         LogSpec,
         PartitionState,
         ScrubReport,
@@ -186,6 +188,9 @@ class EngineLike(CutEngine, Protocol):
     def stats(self) -> "EngineStats":
         """The engine's counters."""
 
+    def inspect(self) -> "EngineInspection":
+        """What its threads are at, and what waits for them."""
+
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening socket."""
 
@@ -215,6 +220,7 @@ NEVER_WAIT = frozenset(
         "exports",
         "volume_stats",
         "stats",
+        "inspect",
     }
 )
 """The calls that never wait for a device. All others may, for ever if it hangs."""
@@ -266,6 +272,12 @@ class EngineModule(Protocol):
     @property
     def EngineError(self) -> type[Exception]:  # noqa: N802 - the module's own name for it
         """What its calls raise: with `kind` and `errno`."""
+
+    def next_log_lines(self, timeout_s: float) -> "tuple[list[LogLine], int]":
+        """What its engines have to say, and how many lines were dropped."""
+
+    def wake_log_readers(self) -> None:
+        """Have all calls of `next_log_lines` return."""
 
     @property
     def __version__(self) -> str: ...

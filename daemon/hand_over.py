@@ -146,8 +146,10 @@ def _flush_all(context: Context) -> None:
     time are left to it."""
 
     def flush(volume: int) -> None:
-        with contextlib.suppress(context.engine_error):
+        try:
             context.engine.flush(volume)
+        except context.engine_error as error:  # the hosts' next flush fails, also after the restart
+            _log.warning("flushing before the connections are handed over: %s", error)
 
     workers = Workers("polyvol-flush", stuck_s=FLUSH_S)
     for volume in context.catalog.volumes.all():

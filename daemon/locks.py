@@ -60,6 +60,12 @@ class CatalogLock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holder = 0
+        self._since_s = 0.0
+
+    def holder(self) -> tuple[int, float] | None:
+        """The thread that has it, as `threading.get_ident` says, and for how long, seconds."""
+        holder, since_s = self._holder, self._since_s
+        return (holder, time.monotonic() - since_s) if holder else None
 
     @property
     def mine(self) -> bool:
@@ -73,6 +79,7 @@ class CatalogLock:
     def __enter__(self) -> None:
         assert not self.mine, "LO4: `catalog_lock` is held by this thread already"
         self._lock.acquire()
+        self._since_s = time.monotonic()
         self._holder = threading.get_ident()
 
     def __exit__(
@@ -85,7 +92,7 @@ class CatalogLock:
 @dataclass(eq=False)
 class Operation:
     """A verb under way: what it does (as 'snapshot create'), to which volumes or devices, since when (by the
-    monotonic clock, seconds)."""
+    monotonic clock, seconds), by which thread."""
 
     what: str
     noun: Noun
@@ -93,6 +100,7 @@ class Operation:
     keys: frozenset[Key]
     since_s: float
     lent: bool = False
+    thread: int = field(default_factory=threading.get_ident)
 
 
 @dataclass
@@ -207,6 +215,12 @@ class Locks:
         with self._condition:
             held = (*self._held.values(), *self._room.values(), *self._apart)
             found = {id(each): each for each in held if each.noun != "group"}
+        return sorted(found.values(), key=lambda each: each.since_s)
+
+    def held(self) -> list[Operation]:
+        """All that holds a lock, those of groups too, longest first."""
+        with self._condition:
+            found = {id(each): each for each in (*self._held.values(), *self._room.values())}
         return sorted(found.values(), key=lambda each: each.since_s)
 
     def waiting(self, operation: Operation) -> int:

@@ -32,12 +32,14 @@ from polyvol.daemon.api.server import ControlServer
 from polyvol.daemon.clients.verbs import Clients
 from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.context import Context
+from polyvol.daemon.debug.dump import Debug
 from polyvol.daemon.devices import files as device_files
 from polyvol.daemon.devices.health import notes, summary
 from polyvol.daemon.devices.mounts import MountWatch
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.devices.verbs import Devices
 from polyvol.daemon.engine_border import EngineLike, EngineModule, load_engine, start_engine
+from polyvol.daemon.engine_log import EngineLog
 from polyvol.daemon.errors import StopUnfinished, engine_errors
 from polyvol.daemon.groups.rollback import Rollbacks
 from polyvol.daemon.groups.verbs import Groups
@@ -355,6 +357,7 @@ class Service:
         self._context = Context(
             self.state_dir, catalog, engine, module.EngineError, self._processors, self._processors
         )
+        EngineLog(module, self._context).start(undo)
         self._context.reserve = self.reserve
         self._context.set_io_timeout(self._io_timeout_s)
         undo.callback(self._unless_left, partial(device_files.close_all, self._context))
@@ -408,6 +411,7 @@ class Service:
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""
         self._clients = Clients(self._context)
+        self.debug: Debug = Debug(self._context, self._clients)
         self._devices = Devices(self._context)
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)

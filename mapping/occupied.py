@@ -72,10 +72,9 @@ def in_use_by(name: str) -> str | None:
         if mount.numbers in parts:
             return f"mounted at {mount.point}"
     names = {path.name for path in parts.values()}
-    with contextlib.suppress(OSError):
-        for line in SWAPS.read_text().splitlines()[1:]:
-            if Path(line.split()[0]).name in names:
-                return "used as swap"
+    for line in _swaps():
+        if Path(line.split()[0]).name in names:
+            return "used as swap"
     for path in parts.values():
         with contextlib.suppress(OSError):
             for holder in sorted((path / "holders").iterdir()):
@@ -118,13 +117,22 @@ def in_use_by_open(file: OpenFile) -> str | None:
 def file_users() -> dict[Identity, str]:
     """The files that the kernel uses, each with who uses it, as a clause. Locks are not looked at."""
     users = {backing: f"the file of {loop}" for loop, backing in _loops().items()}
-    with contextlib.suppress(OSError):
-        for line in SWAPS.read_text().splitlines()[1:]:
-            fields = line.split()
-            identity = identity_of(Path(_unescaped(fields[0]))) if fields[1:2] == ["file"] else None
-            if identity is not None:
-                users[identity] = "used as swap"
+    for line in _swaps():
+        fields = line.split()
+        identity = identity_of(Path(_unescaped(fields[0]))) if fields[1:2] == ["file"] else None
+        if identity is not None:
+            users[identity] = "used as swap"
     return users
+
+
+def _swaps() -> list[str]:
+    """The lines of /proc/swaps; DeviceUnusable if they cannot be read: then nobody knows what is in use."""
+    try:
+        return SWAPS.read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return []  # a kernel without swap
+    except OSError as error:
+        raise DeviceUnusable(path=SWAPS, why=reason(error)) from error
 
 
 def _loops() -> dict[str, Identity]:

@@ -8,7 +8,8 @@ How it works      1. cut      the engine stops writes to the volumes, ends their
                   5. commit   one catalog transaction records the snapshots of all volumes: now they exist;
                   6. export   each appears as VOLUME@SNAPSHOT.
                   Should a step fail, what was done is undone, newest first: exports end, the catalog forgets
-                  the cut, the engine drops each epoch; then CutFailed says what happened.
+                  the cut, the engine drops each epoch; then CutFailed says what happened. `left_over`
+                  is told of a step of that which fails, and the others are done.
 Invariants        SN1 a snapshot exists if and only if the catalog has it; SN2 either all volumes of a cut
                   have their snapshot or none has; SN3 the engine drops an epoch only when the catalog is
                   known not to have it.
@@ -73,12 +74,18 @@ Thaw = Callable[[], Mapping[int, tuple[Consistency, str | None]]]
 not in it are crash-consistent."""
 
 
+LeftOver = Callable[[Volume | None, str, Exception], object]
+"""Is told of each step that failed while something was undone or ended: of which volume (None: of several),
+what was to be done, and why it failed."""
+
+
 class Coordinator:
     """Takes cuts on one engine and records them in one catalog."""
 
-    def __init__(self, engine: CutEngine, catalog: Catalog) -> None:
+    def __init__(self, engine: CutEngine, catalog: Catalog, left_over: LeftOver = lambda *_: None) -> None:
         self._engine = engine
         self._catalog = catalog
+        self._left_over = left_over
 
     def take(
         self,
@@ -172,25 +179,43 @@ class Coordinator:
         except Exception as cause:
             # A commit that has failed may have been made all the same. The restore's record comes first:
             # a volume without one is complete.
-            undone = [abandoned is None or _done(self._catalog.restores.put_back, abandoned)]
+            undone = [
+                abandoned is None
+                or self._done(None, "recording the restore again", self._catalog.restores.put_back, abandoned)
+            ]
+            forget = self._catalog.rollbacks.forget
             undone += [
-                _done(self._catalog.rollbacks.forget, volume.id, epochs[volume.id] + 1) for volume in volumes
+                self._done(volume, "forgetting the rollback", forget, volume.id, epochs[volume.id] + 1)
+                for volume in volumes
             ]
             failed = self._undo(volumes, safety or "", cut, epochs) if all(undone) else ["the catalog"]  # SN3
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=failed) from cause
-        errors: list[Exception] = []
-        for volume in volumes:
-            with _collected(errors):
-                self._engine.roll_back(volume.id, rollbacks[volume.id].at, rollbacks[volume.id].to)
-        for volume, record in zip(named, records, strict=True):
-            with _collected(errors):
-                export_snapshot(self._engine, volume, record)
-        for volume in volumes if safety is None else ():
-            with _collected(errors):
-                self._engine.drop_snapshot(volume.id, epochs[volume.id])
-        if errors:
-            raise errors[0]
+        rolled = {volume: rollbacks[volume.id] for volume in volumes}
+        self._end_rollback(rolled, records, {} if safety is not None else epochs)
         return records
+
+    def _end_rollback(
+        self,
+        rollbacks: Mapping[Volume, Rollback],
+        records: Sequence[SnapshotRecord],
+        dropped: Mapping[int, int],
+    ) -> None:
+        """Have the engine do what the catalog says of these volumes: `records` are the snapshots of what they
+        were, `dropped` the epochs of those that are not kept. Raises the first error, tells the others."""
+        errors: list[tuple[Volume, str, Exception]] = []
+        for volume, rollback in rollbacks.items():
+            with _collected(errors, volume, "rolling back"):
+                self._engine.roll_back(volume.id, rollback.at, rollback.to)
+        for volume, record in zip(rollbacks if records else (), records, strict=True):
+            with _collected(errors, volume, f"exporting its snapshot {record.name}"):
+                export_snapshot(self._engine, volume, record)
+        for volume in rollbacks if dropped else ():
+            with _collected(errors, volume, "dropping what it was"):
+                self._engine.drop_snapshot(volume.id, dropped[volume.id])
+        for error in errors[1:]:
+            self._left_over(*error)
+        if errors:
+            raise errors[0][2]
 
     def _settle(self, volumes: Sequence[Volume], epochs: Mapping[int, int]) -> None:
         """Wait until what a cut covers has landed and is durable."""
@@ -208,16 +233,34 @@ class Coordinator:
         unrestored: RestoreRecord | None = None,
     ) -> list[str]:
         """Undo what a cut has done so far; the names of what could not be."""
-        names = [export_name(volume.name, name) for volume in volumes]
-        failed = [export for export in names if not _done(self._engine.unexport, export)]
+        exports = {export_name(volume.name, name): volume for volume in volumes}
+        failed = [
+            export
+            for export, volume in exports.items()
+            if not self._done(volume, f"ending the export {export}", self._engine.unexport, export)
+        ]
         forgotten = (cut,) if unrestored is None else (cut, unrestored)
-        if not _done(self._catalog.snapshots.forget_cut, *forgotten):
+        forget = self._catalog.snapshots.forget_cut
+        if not self._done(None, f"forgetting the snapshot {name}", forget, *forgotten):
             return [*failed, "the catalog"]  # SN3
         return failed + [
             volume.name
             for volume in volumes
-            if not _done(self._engine.drop_snapshot, volume.id, epochs[volume.id])
+            if not self._done(
+                volume, "dropping its snapshot", self._engine.drop_snapshot, volume.id, epochs[volume.id]
+            )
         ]
+
+    def _done(
+        self, volume: Volume | None, what: str, action: Callable[..., object], *arguments: object
+    ) -> bool:
+        """Undo one step; whether that was done. A step that fails does not end the rest."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            self._left_over(volume, what, error)
+            return False
+        return True
 
 
 def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord) -> None:
@@ -244,21 +287,13 @@ def _record(
     )
 
 
-def _done(action: Callable[..., object], *arguments: object) -> bool:
-    try:
-        action(*arguments)
-    except Exception:
-        return False
-    return True
-
-
 @contextmanager
-def _collected(errors: list[Exception]) -> Iterator[None]:
+def _collected(errors: list[tuple[Volume, str, Exception]], volume: Volume, what: str) -> Iterator[None]:
     """Keep the error of one volume from ending what is done with the others."""
     try:
         yield
     except Exception as error:
-        errors.append(error)
+        errors.append((volume, what, error))
 
 
 def _names(volumes: Sequence[Volume]) -> str:

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from polyvol.daemon.api.openapi import openapi_document
 from polyvol.daemon.api.route import Call, Route
 from polyvol.daemon.clients import routes as clients
+from polyvol.daemon.debug import routes as debug
 from polyvol.daemon.devices import routes as device
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
 from polyvol.daemon.groups import routes as group
@@ -58,6 +59,7 @@ ROUTES: list[Route] = [
     ),
     *device.ROUTES,
     *clients.ROUTES,
+    *debug.ROUTES,
     *volume.ROUTES,
     *snapshot.ROUTES,
     *diff.ROUTES,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from polyvol.daemon.context import Context, extent_views
+from polyvol.daemon.left_over import left_over_notes
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import PartitionView
@@ -169,6 +170,7 @@ def notes(context: Context) -> list[str]:
     now = context.clock()
     found = context.catalog.settings.in_future(now)
     said = [] if context.state_trouble is None else [context.state_trouble]
+    said += left_over_notes(context)
     if not found:
         return said
     what = ", ".join(counted(number, noun) for noun, number in found.items())

@@ -19,6 +19,7 @@ from polyvol.daemon.context import Context
 from polyvol.daemon.errors import EngineFailed, VolumeOpen, counted_clients
 from polyvol.daemon.groups.verbs import Groups
 from polyvol.daemon.isolation import isolate
+from polyvol.daemon.left_over import coordinator
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.groups import RollbackStart, RollbackView
 from polyvol.daemon.volumes.exporting import end_export, ended
@@ -28,7 +29,6 @@ from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_name
 
 Members = Sequence[tuple[Volume, SnapshotRecord]]
@@ -44,7 +44,7 @@ class Rollbacks:
         self._volumes = volumes
         self._snapshots = snapshots
         self._groups = groups
-        self._coordinator = Coordinator(context.engine, context.catalog)
+        self._coordinator = coordinator(context)
 
     def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Have a volume be what its snapshot shows."""

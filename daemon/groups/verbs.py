@@ -39,6 +39,7 @@ from polyvol.snapshot.errors.groups import (
     GroupHasSnapshots,
     NotInGroup,
     SnapshotInGroup,
+    UnknownGroup,
     UnknownGroupSnapshot,
     VolumeInGroup,
 )
@@ -89,6 +90,8 @@ class Groups:
         """Delete a group that has no snapshots, with its schedules. Its volumes stay."""
         found = self._context.find_group(name)
         with self._context.holding_group(found, "group delete") as group, self._context.catalog_lock:
+            if group.name != name:  # it was renamed meanwhile
+                raise UnknownGroup(name=name)
             snapshots = self._context.catalog.groups.snapshots(group.id)
             if snapshots:
                 raise GroupHasSnapshots(name=name, snapshots=counted(len(snapshots), "snapshot"))

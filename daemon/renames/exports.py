@@ -21,6 +21,7 @@ from polyvol.daemon.isolation import isolate
 from polyvol.daemon.volumes.exporting import export_live, export_snapshots
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import export_name
@@ -61,7 +62,7 @@ def exports_ended(
 
 
 def _export(
-    context: Context, volumes: Volumes, identity: int, ended: Sequence[SnapshotRecord | None]
+    context: Context, volumes: Volumes, identity: VolumeId, ended: Sequence[SnapshotRecord | None]
 ) -> None:
     """Export a volume of this id (None) and its snapshots by the names that the catalog has (NM2)."""
     volume = context.catalog.volumes.get(identity)

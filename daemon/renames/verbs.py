@@ -114,7 +114,7 @@ class Renames:
         """Rename a device, whether it is there or missing: nothing on it has its name."""
         context, new = self._context, check_name("device", request.name)
         found = context.find_device(name)
-        with context.locks.device(found.id, name, "device rename"):
+        with context.holding_device(found, "device rename"):
             with context.catalog_lock:
                 device = context.find_device(name)
                 if device.id != found.id:  # it was removed, and another one has its name
@@ -134,7 +134,7 @@ class Renames:
         context, new = self._context, check_name("group", request.name)
         found = self._context.find_group(name)
         with (
-            context.locks.group(found.id, name, "group rename"),
+            context.holding_group(found, "group rename"),
             context.holding_all(self._volumes_of(found), "group rename"),
         ):
             with context.catalog_lock:
@@ -176,7 +176,7 @@ class Renames:
         if schedule.group is not None:
             group = context.catalog.groups.get(schedule.group)
             if group is not None:
-                return context.locks.group(group.id, group.name, what)
+                return context.holding_group(group, what)
         elif schedule.volume is not None:
             volume = context.catalog.volumes.get(schedule.volume)
             if volume is not None:

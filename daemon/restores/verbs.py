@@ -46,6 +46,7 @@ from polyvol.daemon.errors import (
 )
 from polyvol.daemon.groups.rollback import Rollbacks
 from polyvol.daemon.groups.verbs import Groups
+from polyvol.daemon.left_over import coordinator
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.types.restores import RestoreAbandoned, RestoreBegin, RestoreCompletion, RestoreView
 from polyvol.daemon.types.snapshots import SnapshotView
@@ -57,7 +58,6 @@ from polyvol.mapping.names import check_free, check_name
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.snapshot import export_description, export_name
 
 HIDDEN = "@restore:"
@@ -88,7 +88,7 @@ class Restores:
         self._snapshots = snapshots
         self._groups = groups
         self._rollbacks = rollbacks
-        self._coordinator = Coordinator(context.engine, context.catalog)
+        self._coordinator = coordinator(context)
 
     def begin(self, request: RestoreBegin) -> RestoreView:
         """Begin a restore, or resume it."""

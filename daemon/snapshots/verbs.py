@@ -21,6 +21,7 @@ from functools import partial
 from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
+from polyvol.daemon.left_over import coordinator
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.snapshots import (
     PartitionSnapshotView,
@@ -40,7 +41,7 @@ from polyvol.mapping.records.groups import Group
 from polyvol.mapping.records.schedules import Schedule
 from polyvol.mapping.records.snapshots import Origin, SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.coordinator import Coordinator, Thaw
+from polyvol.snapshot.coordinator import Thaw
 from polyvol.snapshot.errors.groups import SnapshotInGroup
 from polyvol.snapshot.errors.holds import SnapshotHeld
 from polyvol.snapshot.snapshot import (
@@ -58,7 +59,7 @@ class Snapshots:
     def __init__(self, context: Context, change_logs: ChangeLogs) -> None:
         self._context = context
         self._change_logs = change_logs
-        self._coordinator = Coordinator(context.engine, context.catalog)
+        self._coordinator = coordinator(context)
         self._later = Workers("polyvol-drop")
 
     @reads

@@ -33,6 +33,7 @@ from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
+from polyvol.daemon.volumes.checkpoints import tell_checkpoint
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.ids import VolumeId
@@ -118,6 +119,9 @@ class SpaceMonitor:
                 self._state_space.journal_full(event["volume"])
             return
         context = self._context
+        if event["kind"] == "checkpoint-failed" or event["kind"] == "checkpoint-written":
+            tell_checkpoint(context, event["volume"])
+            return
         name = context.device_names().get(event["device"], "?")
         if event["kind"] == "device-answers":
             context.events.add("info", f"device {name} answers again", DEVICE=name)

@@ -19,10 +19,10 @@ from contextlib import suppress
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
+from polyvol.daemon.left_over import coordinator
 from polyvol.mapping.errors import UnknownVolume
 from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.coordinator import Coordinator
 
 
 class ClonePins:
@@ -31,7 +31,7 @@ class ClonePins:
     def __init__(self, context: Context, delete: Callable[[Volume], object]) -> None:
         self._context = context
         self._delete = delete
-        self._coordinator = Coordinator(context.engine, context.catalog)
+        self._coordinator = coordinator(context)
 
     def record(self, volume: Volume) -> list[Epoch] | None:
         """Have the catalog keep a volume that is being deleted, and has no exports left, for its clones: the

@@ -15,7 +15,6 @@ Errors            ScrubRunning, NoScrub. What cannot be read is in the view; a s
                   as 'failed', with the reason.
 """
 
-import contextlib
 import json
 import logging
 import threading
@@ -30,7 +29,6 @@ from polyvol.daemon.isolation import isolate
 from polyvol.daemon.sizes import SCRUB_RATE_MAX, SCRUB_RATE_MIN
 from polyvol.daemon.types.base import WHY_FUTURE, iso
 from polyvol.daemon.types.scrubs import ScrubBadBlockView, ScrubState, ScrubView
-from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.ids import Epoch
 from polyvol.mapping.os_errors import reason_of
 from polyvol.mapping.records.volumes import Volume
@@ -208,8 +206,14 @@ class Scrubs:
             return
         with self._lock:  # one that fails is tried again later, and keeps no others waiting
             self._due_at[volume.id] = self._context.steady() + RETRY_NS
-        with contextlib.suppress(PolyvolError):  # the next look finds out more
-            self.begin(volume.name, RATE_DEFAULT)
+        context, name = self._context, volume.name
+
+        def failed(reason: str) -> None:
+            text = f"the weekly scrub of volume {name} has not begun: {reason}; it is tried again"
+            context.events.add_once("warning", text, volume=name)
+
+        with isolate(context, f"the weekly scrub of volume {name}", failed):
+            self.begin(name, RATE_DEFAULT)
 
     def _run_weekly(self) -> None:
         while not self._stopping.is_set():

@@ -55,6 +55,7 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import (
     deleted_clause,
@@ -475,7 +476,7 @@ class Volumes:
             reasons.append(bad_blocks_clause(bad))
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
-        reasons.append(context.file_trouble.get(volume.id))
+        reasons += [context.file_trouble.get(volume.id), checkpoint_trouble(context, volume.id)]
         reasons.append(deleted_clause(context, volume))
         if volume.source is not None:
             source = self._source(volume.source)

@@ -42,19 +42,31 @@ from polyvol.engine_reports import (
     EngineEvent as EngineEvent,
 )
 from polyvol.engine_reports import (
+    EngineInspection as EngineInspection,
+)
+from polyvol.engine_reports import (
     EngineStats as EngineStats,
 )
 from polyvol.engine_reports import (
     ExportInfo as ExportInfo,
 )
 from polyvol.engine_reports import (
+    Group as Group,
+)
+from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
+)
+from polyvol.engine_reports import (
+    LogLine as LogLine,
 )
 from polyvol.engine_reports import (
     LogStats as LogStats,
 )
 from polyvol.engine_reports import (
     PartitionState as PartitionState,
+)
+from polyvol.engine_reports import (
+    ProcessorLook as ProcessorLook,
 )
 from polyvol.engine_reports import (
     ProcessorStall as ProcessorStall,
@@ -67,6 +79,9 @@ from polyvol.engine_reports import (
 )
 from polyvol.engine_reports import (
     ScrubReport as ScrubReport,
+)
+from polyvol.engine_reports import (
+    ShareLook as ShareLook,
 )
 from polyvol.engine_reports import (
     SnapshotUse as SnapshotUse,
@@ -328,6 +343,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters of the engine."""
 
+    def inspect(self) -> EngineInspection:
+        """What the engine's threads are at, and what waits for them; half a second at most, also if some of
+        them are stuck."""
+
     def listen(self, fd: int) -> None:
         """Serve NBD on a listening stream socket; the engine takes the descriptor over."""
 
@@ -395,6 +414,13 @@ class RaisesReturned:
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
     """Check a volume that is not served: its journals, checkpoints and change logs; with `data` the contents
     of all slots on `devices` (id to path). Changes nothing."""
+
+def next_log_lines(timeout_s: float) -> tuple[list[LogLine], int]:
+    """Take out what the engines of this process have to say, and how many lines were dropped since the last
+    call because there were too many; wait for a line, at most so long."""
+
+def wake_log_readers() -> None:
+    """Have all calls of `next_log_lines` that wait return."""
 
 __version__: str
 __profile__: str

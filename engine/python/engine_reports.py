@@ -108,11 +108,13 @@ class VolumeUse(TypedDict):
 
 class SpaceStats(TypedDict):
     """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
-    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room."""
+    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room.
+    `checkpoint_errno`: why the last checkpoint of one of its processors failed; 0: none has."""
 
     size_bytes: int
     used_bytes: int
     starving: bool
+    checkpoint_errno: int
 
 
 class DeviceEvent(TypedDict):
@@ -126,9 +128,10 @@ class EngineEvent(TypedDict):
     """What the engine reports by itself. 'log-full': writes of this volume wait for space in its change
     logs, and there will be none unless somebody makes it; told once until `try_again` or `ask_when_full`.
     'journal-full': the next segment of a journal of this volume could not be made; the newest one is half
-    full."""
+    full. 'checkpoint-failed': for the first time, or for another reason than before; it is made again.
+    'checkpoint-written': after one that failed."""
 
-    kind: Literal["log-full", "journal-full"]
+    kind: Literal["log-full", "journal-full", "checkpoint-failed", "checkpoint-written"]
     volume: int
 
 
@@ -145,6 +148,7 @@ class VolumeStats(TypedDict):
     flushes: int
     redirected_blocks: int
     errors: int
+    checkpoint_failures: int
     blocks_mapped: int
     bad_blocks: BadBlocksStats
     connections: int
@@ -261,3 +265,125 @@ class ClientInfo(TypedDict):
     in_flight: int
     received: int
     sent: int
+
+
+class LogLine(TypedDict):
+    """What the engine has to say: `code` is the same in all releases, `text` one sentence without a full
+    stop. `volume`, `device`: what it is about, `errno` the system's (0: there was none), `times` how often
+    it was said."""
+
+    level: Literal["error", "warning", "info"]
+    code: str
+    text: str
+    volume: int | None
+    device: int | None
+    errno: int
+    times: int
+
+
+class Group(TypedDict):
+    """How many there are of something, and for how long the oldest has been there, right to 250 ms (None:
+    there is none, or it is not known)."""
+
+    count: int
+    oldest_ms: int | None
+
+
+class HandedLook(Group):
+    """Parts that were handed over. `kind`: 'cold-read', 'job', 'small-write', 'clear', 'look', or 'own' for
+    work of the share's own; `place`: 'queued' for a thread, with a thread of the 'pool', or in the
+    'ring'."""
+
+    kind: str
+    place: str
+
+
+class ShareLook(TypedDict):
+    """What a volume has on a processor (engine/src/processor/inspect.rs). `queued` parts in the processor's
+    queue; parts that wait for their `turn`, for others that they `overlap` with, because the limit of their
+    kind is reached (`backlog`), for a cut (`held`), for slots (`starved`); `reserved`: in flight, their
+    blocks reserved; `given_up`: their requests have failed, and the kernel has them still; snapshots that
+    are `settling`. `cut_ms`: for how long a cut has held writes."""
+
+    volume: int | None
+    queued: int
+    turn: Group
+    overlap: Group
+    backlog: dict[str, Group]
+    held: Group
+    starved: Group
+    reserved: Group
+    given_up: Group
+    settling: Group
+    in_flight: list[HandedLook]
+    cut_ms: int | None
+    checkpointing: bool
+    leaving: bool
+    rolling_back: bool
+
+
+class ProcessorLook(TypedDict):
+    """What a processor is at. `answered`: it has answered in time. `running`: a thread runs it; `sharing`: so
+    many do its fast path; `thread` is the number of that thread, or of the last of those, `since_ms` for how
+    long it has been at its batch, `own_thread` whether it is the processor's own. `doing`: the event that it
+    serves, or has served last, of `doing_volume`. `shares_known`: False if it does not answer and nothing is
+    known of its shares but their parts in the queue; `shares_ms`: how old that is."""
+
+    processor: int
+    answered: bool
+    running: bool
+    sharing: int
+    own_thread: bool | None
+    thread: int | None
+    since_ms: int | None
+    doing: str
+    doing_volume: int | None
+    queued_parts: Group
+    queued_others: Group
+    shares_known: bool
+    shares_ms: int | None
+    shares: list[ShareLook]
+
+
+class FlusherLook(TypedDict):
+    """Who waits for a volume's sync: for the next one, and for the one in flight, which has lasted for so
+    long (None: there is none). `checkpoint_failures`: of its processors, since it was taken over."""
+
+    volume: int
+    waiting: Group
+    served: Group
+    sync_ms: int | None
+    overdue: bool
+    checkpoint_failures: int
+
+
+class LaneLook(TypedDict):
+    """What waits for one thing in a pool, and how many threads are at it. `kind`: 'device' or 'probe' (of
+    `device`), 'share' or 'files' (of `volume`)."""
+
+    kind: str
+    device: int | None
+    volume: int | None
+    queued: int
+    running: int
+
+
+class PoolLook(TypedDict):
+    """A pool of threads."""
+
+    name: str
+    threads: int
+    idle: int
+    lanes: list[LaneLook]
+
+
+class EngineInspection(TypedDict):
+    """What the engine is at. `cutting`: a cut is being made. `memory`: of connections; `limits`: of the
+    engine; bytes, numbers, seconds."""
+
+    processors: list[ProcessorLook]
+    flushers: list[FlusherLook]
+    pools: list[PoolLook]
+    cutting: bool
+    memory: dict[str, int]
+    limits: dict[str, float]

@@ -20,6 +20,10 @@ pub enum Event {
     LogFull(VolumeId),
     /// A journal of this volume will soon need its next segment, and there is no space for it.
     JournalFull(VolumeId),
+    /// A checkpoint of this volume failed, for the first time or for another reason than before; it is made again.
+    CheckpointFailed(VolumeId),
+    /// A checkpoint of this volume was written, and the one before failed.
+    CheckpointWritten(VolumeId),
     /// This device does not answer; requests to it end with EIO after a while.
     DeviceSilent(DeviceId),
     /// This device answers again.

@@ -18,6 +18,7 @@ pub mod fuzz;
 pub mod geometry;
 pub mod io;
 pub mod limits;
+pub mod log;
 #[cfg(all(test, loom))]
 mod models;
 pub mod mutants;

@@ -178,3 +178,5 @@ def test_a_volume_that_was_deleted_after_the_backup_is_not_served(used: Daemon) 
     volume = used.volume("w")
     assert volume["state"] == "not-served"
     assert "is missing" in volume["reason"]
+    for name in ("a", "b", "log"):
+        used.ok("device", "retry", name, "--accept")

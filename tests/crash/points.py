@@ -151,6 +151,8 @@ class Module:
         self.EngineError = self._module.EngineError
         self.check = self._module.check
         self.__version__ = self._module.__version__
+        self.next_log_lines = self._module.next_log_lines
+        self.wake_log_readers = self._module.wake_log_readers
 
     def Engine(self, processors: int) -> EngineLike:  # noqa: N802 - the module's name for it
         """Start one."""

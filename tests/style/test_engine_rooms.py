@@ -16,7 +16,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "engine" / "src"
 # From bottom to top. A room knows those of the lines above its own.
 ROOMS = (
     ("error", "mutants", "sync", "units"),
-    ("buffer", "checksum", "events", "limits"),
+    ("buffer", "checksum", "events", "limits", "log"),
     ("block_map", "request", "system"),
     ("io",),
     ("change_log",),
@@ -36,6 +36,7 @@ RING = {
     "processor::cut",
     "processor::durable",
     "processor::flusher",
+    "processor::inspect",
     "processor::messages",
     "processor::queue",
     "processor::run",

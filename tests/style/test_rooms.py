@@ -21,7 +21,7 @@ ROOMS = (
     ("types", "host"),
     ("state",),
     ("config", "engine_border", "events", "locks", "fill_level"),
-    ("context", "consistent_read", "operations", "isolation", "workers"),
+    ("context", "consistent_read", "engine_log", "left_over", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),
     ("volumes",),
@@ -30,6 +30,7 @@ ROOMS = (
     ("restores", "schedules"),
     ("renames",),
     ("clients",),
+    ("debug",),
     ("api", "check", "hand_over", "service"),
     ("main", "process"),
 )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.sim_changes import Comparisons
 from tests.support.sim_checks import BLOCK, EngineError, check, check_spec
 from tests.support.sim_clones import block_of, check_source, refuse_source
+from tests.support.sim_debug import SimInspection, SimLog
 from tests.support.sim_devices import ABSENT, SimDevices
 from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
 
@@ -78,10 +79,11 @@ class _Export:
     hidden: bool = False
 
 
-class SimWorld:
+class SimWorld(SimLog):
     """Everything that outlives an engine, and the module that makes engines."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.stored: dict[str, _Stored] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
@@ -95,8 +97,6 @@ class SimWorld:
         """What scrubs report, by volume and partition; nothing where nothing is said."""
         self.stays_faulty: set[int] = set()
         """Devices that are faulty again as soon as they are reopened."""
-        self.used: dict[int, int] = {}
-        """Volume -> what its change logs hold, bytes, as `space` says."""
         self.starving: set[int] = set()
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
@@ -145,7 +145,7 @@ class SimWorld:
             self.fail[name] -= 1
 
 
-class SimEngine(SimDevices, SimGrowth, Comparisons):
+class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -232,7 +232,12 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
     def space(self, volume: int) -> "SpaceStats":
         size = sum(self._volume(volume).logs.values())
         used = self.world.used.get(volume, 0)
-        return {"size_bytes": size, "used_bytes": used, "starving": volume in self.world.starving}
+        return {
+            "size_bytes": size,
+            "used_bytes": used,
+            "starving": volume in self.world.starving,
+            "checkpoint_errno": self.world.checkpoint_errno.get(volume, 0),
+        }
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         self._begin("export", name)
@@ -345,6 +350,7 @@ class SimEngine(SimDevices, SimGrowth, Comparisons):
             "flushes": 0,
             "redirected_blocks": 0,
             "errors": 0,
+            "checkpoint_failures": 0,
             "blocks_mapped": len(target.stored.blocks),
             "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,

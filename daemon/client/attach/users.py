@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from polyvol.mapping import occupied
+from polyvol.mapping.os_errors import reason
 from polyvol.mapping.programs import NotRun, run_program
 
 PROC = Path("/proc")
@@ -47,8 +48,9 @@ def release(device: str) -> None:
         for mount in reversed(occupied.mounts(PROC / "self/mountinfo")):
             if mount.numbers in numbers:
                 _run("umount", mount.point)
-    for path in _swaps(parts):
-        _run("swapoff", path)
+    with contextlib.suppress(OSError):  # as above
+        for path in _swaps(parts):
+            _run("swapoff", path)
 
 
 def _run(*command: str | Path) -> None:
@@ -77,8 +79,10 @@ def _mounted(parts: dict[int, Path]) -> Iterator[str]:
                 continue
             spaces.add(space)
             mounts = occupied.mounts(process / "mountinfo")
-        except OSError:
-            continue
+        except OSError as error:
+            if process.name == "self":
+                yield _unknown(process / "mountinfo", error)
+            continue  # it has ended
         for mount in mounts:
             if mount.numbers in numbers and mount.point not in points:
                 points.add(mount.point)
@@ -87,12 +91,15 @@ def _mounted(parts: dict[int, Path]) -> Iterator[str]:
 
 
 def _swap(parts: dict[int, Path]) -> Iterator[str]:
-    return ("used as swap" for _ in _swaps(parts))
+    try:
+        yield from ("used as swap" for _ in _swaps(parts))
+    except OSError as error:
+        yield _unknown(PROC / "swaps", error)
 
 
 def _swaps(parts: dict[int, Path]) -> Iterator[Path]:
     names = {path.name for path in parts.values()}
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError):  # a kernel without swap
         for line in (PROC / "swaps").read_text().splitlines()[1:]:
             path = Path(line.split()[0])
             if path.name in names or _number(path) in parts:
@@ -105,9 +112,13 @@ def _numbers(parts: dict[int, Path]) -> set[str]:
 
 def _held(parts: dict[int, Path]) -> Iterator[str]:
     for path in parts.values():
-        with contextlib.suppress(OSError):
+        try:
             for holder in sorted((path / "holders").iterdir()):
                 yield f"part of {occupied.holder_name(holder)}"
+        except FileNotFoundError:
+            continue  # the device has gone
+        except OSError as error:
+            yield _unknown(path / "holders", error)
 
 
 def _looped(parts: dict[int, Path]) -> Iterator[str]:
@@ -144,6 +155,11 @@ def _number(path: Path) -> int | None:
         if stat.S_ISBLK(status.st_mode):
             return status.st_rdev
     return None
+
+
+def _unknown(path: Path, error: OSError) -> str:
+    """That it is not known who uses a device: what cannot be looked at is no proof that nobody does."""
+    return f"perhaps in use, because {path} cannot be read ({reason(error)})"
 
 
 def _processes() -> list[Path]:

@@ -6,7 +6,7 @@ How it works      Where systemd runs and has the unit, attaching means to rememb
 Errors            errors.py; nothing that an attach that fails had begun is left.
 """
 
-import contextlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ from polyvol.daemon.client.attach.users import users_of
 from polyvol.mapping.errors import PolyvolError
 
 LOOKS_AT_ONCE = 16
+_log = logging.getLogger("polyvol.attach")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +129,10 @@ def _detach(places: Places, name: str, *, force: bool) -> Detached:
         _end(places, name, force=force)
     except PolyvolError:
         if units.available():  # it is supervised again
-            with contextlib.suppress(PolyvolError):
+            try:
                 units.start(name)
+            except PolyvolError as error:
+                _log.warning("%s stays attached, and nothing supervises it any more: %s", name, error)
         raise
     places.forget(Wanted, name)
     places.forget(Attached, name)

@@ -11,6 +11,7 @@ from polyvol.daemon.client.cli.check import check
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.clients import client
 from polyvol.daemon.client.cli.common import json_option, state_dir_option
+from polyvol.daemon.client.cli.debug import debug
 from polyvol.daemon.client.cli.device import device
 from polyvol.daemon.client.cli.diff import diff
 from polyvol.daemon.client.cli.group import group
@@ -105,6 +106,7 @@ cli.add_command(support_bundle)
 cli.add_command(backup)
 cli.add_command(restore)
 cli.add_command(copy_changed)
+cli.add_command(debug)
 
 
 def _busy(operation: Json) -> str:

@@ -14,6 +14,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol status",
         "polyvol --state-dir /srv/polyvol status --json",
     ),
+    "polyvol debug processors": ("polyvol debug processors", "polyvol debug processors --json"),
+    "polyvol debug dump": ("polyvol debug dump /tmp/polyvol-dump.json",),
     "polyvol device add": (
         "polyvol device add /dev/disk/by-id/nvme-eui.0025385b71b1a2c3 --name fast",
         "polyvol device add /srv/polyvol/d0.img --size 100G",
@@ -26,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol device retry fast --path /dev/disk/by-id/nvme-eui.0025385b71b1a2c4",
         "polyvol device retry fast --accept",
     ),
+    "polyvol device rename": ("polyvol device rename fast nvme0",),
     "polyvol device remove": ("polyvol device remove fast",),
     "polyvol client list": ("polyvol client list", "polyvol client list db@before-upgrade"),
     "polyvol client disconnect": (
@@ -50,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol volume grow": ("polyvol volume grow db --size 128G",),
     "polyvol volume list": ("polyvol volume list", "polyvol volume ls --all --json"),
     "polyvol volume show": ("polyvol volume show db", "polyvol volume show db --partitions"),
+    "polyvol volume rename": ("polyvol volume rename db-test db-staging",),
     "polyvol volume delete": ("polyvol volume delete db-test --yes",),
     "polyvol volume abandon-restore": ("polyvol volume abandon-restore db",),
     "polyvol snapshot create": (
@@ -63,6 +67,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol snapshot rollback db@before-upgrade",
         "polyvol snapshot rollback @shop@before-upgrade --force",
     ),
+    "polyvol snapshot rename": ("polyvol snapshot rename db@before-upgrade v2",),
     "polyvol snapshot hold": ("polyvol snapshot hold db@before-upgrade --tag audit",),
     "polyvol snapshot release": ("polyvol snapshot release db@before-upgrade --tag audit",),
     "polyvol snapshot delete": (
@@ -78,6 +83,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol group leave": ("polyvol group leave shop mail",),
     "polyvol group list": ("polyvol group list",),
     "polyvol group show": ("polyvol group show shop",),
+    "polyvol group rename": ("polyvol group rename shop store",),
     "polyvol group delete": ("polyvol group delete shop",),
     "polyvol schedule add": (
         "polyvol schedule add db --every 1h --keep hourly=24,daily=7",
@@ -87,6 +93,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol schedule show": ("polyvol schedule show nightly",),
     "polyvol schedule pause": ("polyvol schedule pause nightly",),
     "polyvol schedule resume": ("polyvol schedule resume nightly",),
+    "polyvol schedule rename": ("polyvol schedule rename nightly daily",),
     "polyvol schedule remove": ("polyvol schedule remove nightly",),
     "polyvol attach": (
         "polyvol attach db",

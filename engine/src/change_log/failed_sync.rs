@@ -11,11 +11,13 @@
 //! Errors            if the file cannot be written, only this process knows of the failure. A file that cannot be read,
 //!                   or is damaged, counts as set.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::files::Identity;
 use super::format::{FAILED_SYNC_MAGIC, FORMAT_VERSION, Header};
+use crate::error::Errno;
+use crate::log::{Level, Line, log};
 use crate::mutants::{Bug, bug};
 use crate::system::System;
 use crate::units::DeviceId;
@@ -79,8 +81,11 @@ impl FailedSync {
     pub fn set(&self) {
         let mut set = self.set.lock().expect("no holder panics");
         if !*set && !bug(Bug::ForgetAtRestart) {
-            *set = true;
-            let _ = self.system.remember(&self.path, &self.header.encode(FAILED_SYNC_MAGIC));
+            // What is not remembered would be forgotten by a restart: the next sync that fails tries again.
+            match self.system.remember(&self.path, &self.header.encode(FAILED_SYNC_MAGIC)) {
+                Ok(()) => *set = true,
+                Err(errno) => log(not_remembered(&self.path, errno)),
+            }
         }
     }
 
@@ -92,4 +97,12 @@ impl FailedSync {
             self.system.forget(&self.path);
         }
     }
+}
+
+fn not_remembered(path: &Path, errno: Errno) -> Line {
+    let path = path.display();
+    let text = format!(
+        "a sync has failed, and {path}, which says so after a restart, cannot be written: {errno:?}"
+    );
+    Line::new(Level::Warning, "failed-sync-not-remembered", text).with(errno.raw())
 }

@@ -11,6 +11,7 @@ pub mod check;
 mod clone;
 pub mod compare;
 pub mod grow;
+pub mod inspect;
 mod read_back;
 mod recovery;
 mod rollback;

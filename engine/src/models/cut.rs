@@ -107,13 +107,13 @@ fn model(without: Without) {
         let shared = Arc::clone(&acknowledged);
         let host = thread::spawn(move || {
             let [first, second] = &runners;
-            first.queue.push(control(Control::CheckpointDone(0, 0, 0)));
+            first.queue.push(control(Control::CheckpointDone(0, Ok(0), 0)));
             let mut epochs = shared.epochs.lock().unwrap();
             while epochs[0] == 0 {
                 epochs = shared.changed.wait(epochs).unwrap();
             }
             drop(epochs);
-            second.queue.push(control(Control::CheckpointDone(1, 0, 0)));
+            second.queue.push(control(Control::CheckpointDone(1, Ok(0), 0)));
         });
         // This thread makes the cut: another one would add more orders to try.
         let cut = |runners| Arc::new(Cut::new(Arc::new(Linux), runners, channel().0));

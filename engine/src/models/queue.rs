@@ -18,7 +18,7 @@ use crate::units::LocalIndex;
 
 /// An identifiable event: the thread that pushed it, and its number in that thread.
 fn event(who: u32, number: u64) -> Event {
-    Event::Control(Box::new(Control::CheckpointDone(who, number, 0)))
+    Event::Control(Box::new(Control::CheckpointDone(who, Ok(number), 0)))
 }
 
 fn stop() -> Event {
@@ -55,8 +55,8 @@ impl Handler for Recorder {
                     }
                 }
                 Event::Control(control) => match *control {
-                    Control::CheckpointDone(LEFT, number, _) => self.left.push(number),
-                    Control::CheckpointDone(who, number, _) => {
+                    Control::CheckpointDone(LEFT, Ok(number), _) => self.left.push(number),
+                    Control::CheckpointDone(who, Ok(number), _) => {
                         self.seen.lock().unwrap().push((who, number));
                     }
                     Control::Stop => self.stopped = true,

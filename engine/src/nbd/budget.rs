@@ -227,7 +227,6 @@ impl Pool {
     }
 
     /// Free memory, bytes.
-    #[cfg(any(test, fuzzing))]
     pub fn free(&self) -> u64 {
         *lock(&self.free)
     }

@@ -46,6 +46,16 @@ impl Server {
         clients
     }
 
+    /// What is free of the memory that all connections share, bytes.
+    pub fn memory_free(&self) -> u64 {
+        self.shared.common.pool.free()
+    }
+
+    /// What connections wait for of it, bytes.
+    pub fn memory_waited_for(&self) -> u64 {
+        self.shared.common.pool.memory_waiters_bytes()
+    }
+
     /// Closes the connection of this number, and waits until it has ended, at most 4 s. Returns whether there was one.
     pub fn disconnect_client(&self, number: u64) -> bool {
         let Some(connection) = lock(&self.shared.connections).get(&number).cloned() else {

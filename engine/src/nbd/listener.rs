@@ -19,6 +19,7 @@ use rustix::io::Errno as SystemErrno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
 use rustix::time::Timespec;
 
+use crate::log::{Level, Line, log};
 use crate::nbd::budget::{CONNECTIONS_MAX, HANDSHAKES_BYTES_MAX, lock};
 use crate::nbd::handshake::{Agreement, Context, FEED_BYTES_MAX, Handshake, Step};
 use crate::nbd::{Shared, WAKE};
@@ -33,6 +34,8 @@ const FILES_RESERVED: usize = 1024;
 pub const LISTENING: u64 = 1 << 63;
 /// How long accepting pauses when there is no handshake to close.
 const PAUSE: Duration = Duration::from_millis(50);
+/// That clients cannot connect is logged once in so long.
+const COMPLAINS_EVERY: Duration = Duration::from_secs(60);
 /// Sockets accepted before others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 /// Exchanges with one socket before others have their turn.
@@ -71,6 +74,7 @@ pub struct Listener {
     held: usize,
     paused_until: Option<Instant>,
     scratch: Vec<u8>,
+    complained_at: Option<Instant>,
 }
 
 impl Listener {
@@ -86,6 +90,7 @@ impl Listener {
             held: 0,
             paused_until: None,
             scratch: vec![0; FEED_BYTES_MAX],
+            complained_at: None,
         }
     }
 
@@ -168,20 +173,32 @@ impl Listener {
                 }
                 Err(SystemErrno::INTR | SystemErrno::CONNABORTED) => {}
                 Err(
-                    SystemErrno::MFILE
+                    errno @ (SystemErrno::MFILE
                     | SystemErrno::NFILE
                     | SystemErrno::NOBUFS
-                    | SystemErrno::NOMEM,
+                    | SystemErrno::NOMEM),
                 ) => {
+                    self.complain(errno);
                     if !self.close_oldest() {
                         self.pause_listening(true);
                         self.paused_until = Some(Instant::now() + PAUSE);
                     }
                     return;
                 }
-                Err(_) => return,
+                Err(errno) => return self.complain(errno),
             }
         }
+    }
+
+    /// Logs that clients cannot connect, now and then.
+    fn complain(&mut self, errno: SystemErrno) {
+        let lately = |at: &Instant| at.elapsed() < COMPLAINS_EVERY;
+        if errno == SystemErrno::AGAIN || self.complained_at.as_ref().is_some_and(lately) {
+            return;
+        }
+        self.complained_at = Some(Instant::now());
+        let text = format!("a client cannot connect: {errno}");
+        log(Line::new(Level::Warning, "client-not-accepted", text).with(errno.raw_os_error()));
     }
 
     fn begin(&mut self, socket: OwnedFd) {

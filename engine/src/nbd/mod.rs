@@ -54,6 +54,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Level, Line, log};
 use crate::nbd::budget::{INBOX_BYTES, Pool, SOCKET_BYTES, UNIX_SOCKET_BYTES, evict, lock};
 use crate::nbd::buffer_pool::BufferPool;
 use crate::nbd::connection::{Common, Connection};
@@ -271,11 +272,16 @@ impl Shared {
         };
         let resume_point = ResumePoint { bytes: rest, ..ResumePoint::default() };
         let negotiated = Negotiated { attachment, agreed, selection, resume_point };
-        // A failure closes the socket.
-        let _ = Shared::serve(shared, socket, number, negotiated, |connection| {
+        let served = Shared::serve(shared, socket, number, negotiated, |connection| {
             connection.push(Reply::handshake(output));
             connection.send_queued();
         });
+        // The socket is closed.
+        if let Err(errno) = served {
+            let text = format!("a client was not served, and was disconnected: {errno}");
+            let line = Line::new(Level::Warning, "client-not-served", text);
+            log(line.with(errno.raw_os_error()));
+        }
     }
 
     /// Makes a connection from a socket in transmission, calls `begin` with it, and starts its reader.

@@ -169,6 +169,7 @@ impl Cold {
             self.errand.put_back((part, job));
             return Err(self);
         }
+        self.errand.enter_ring();
         Ok((read, Taken { cold: self, part, job, device }))
     }
 

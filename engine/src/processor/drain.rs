@@ -48,6 +48,8 @@ impl Processor {
         for share in shares.iter_mut().flatten() {
             share.tick(&mut context);
         }
+        let looks = self.look();
+        self.stats().published.publish(self.ticks.now(), looks);
         let ticks = &self.ticks;
         // The answer is dropped, so the caller sees that the share is not closed; the share leaves when it is idle.
         for (_, since, answer) in &mut self.leaving {

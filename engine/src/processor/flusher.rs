@@ -21,6 +21,7 @@ use std::sync::mpsc::Sender;
 
 use crate::error::{Errno, Error, Result};
 use crate::processor::durable::Durable;
+use crate::processor::inspect::Group;
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::Queue;
 use crate::request::{Request, Sink};
@@ -81,6 +82,19 @@ pub struct Flusher {
     shared: Arc<Shared>,
     pool: Pool,
     inline: Mutex<()>,
+}
+
+/// The waiters of a flusher, for reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlusherLook {
+    /// Waiters for the next sync.
+    pub waiting: Group,
+    /// Waiters of the sync in flight.
+    pub served: Group,
+    /// When that began; 0: none is in flight.
+    pub began: Tick,
+    /// Whether it has lasted longer than a request may.
+    pub overdue: bool,
 }
 
 impl Flusher {
@@ -273,5 +287,23 @@ fn answer(
     }
     for sink in sinks {
         sink.kick();
+    }
+}
+
+impl Flusher {
+    /// Its waiters, and since when they wait.
+    pub fn look(&self) -> FlusherLook {
+        let state = self.shared.state.lock().expect("no holder panics");
+        let of = |list: &[Waiting]| {
+            let mut group = Group::default();
+            list.iter().for_each(|(_, since)| group.add(*since));
+            group
+        };
+        FlusherLook {
+            waiting: of(&state.waiting),
+            served: of(&state.served),
+            began: state.began,
+            overdue: state.overdue,
+        }
     }
 }

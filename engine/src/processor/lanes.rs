@@ -40,6 +40,11 @@ impl<T> Lanes<T> {
         self.order.is_empty()
     }
 
+    /// All items, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flatten()
+    }
+
     /// Adds an item at the end of a lane.
     pub fn push(&mut self, key: Key, item: T) {
         let lane = self.lanes.entry(key).or_default();

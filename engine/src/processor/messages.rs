@@ -11,6 +11,7 @@ use crate::block_map::history::{History, Rollback};
 use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::processor::cut::Cut;
+use crate::processor::inspect::ShareLook;
 use crate::processor::io_job::Done;
 use crate::processor::part::Part;
 use crate::processor::share::Share;
@@ -79,8 +80,8 @@ pub enum Control {
     RenewJournal(u32),
     /// A share's next journal segment was prepared, or could not be.
     SegmentPrepared(u32, Option<Prepared>),
-    /// A checkpoint was written, of so many bytes, or failed (0); the epoch in which it was taken.
-    CheckpointDone(u32, u64, Epoch),
+    /// A checkpoint was written, of so many bytes, or failed; the epoch in which it was taken.
+    CheckpointDone(u32, std::result::Result<u64, Errno>, Epoch),
     /// Answer with the partitions' states, now (0) or at an epoch.
     States(u32, Epoch, Sender<Vec<PartitionState>>),
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
@@ -89,6 +90,8 @@ pub enum Control {
     Versions(u32, Range<u32>, Sender<VersionsPage>),
     /// Answer with the blocks mapped.
     Use(u32, Sender<u64>),
+    /// Answer with what waits in the processor's shares, and for what.
+    Inspect(Sender<Vec<ShareLook>>),
     /// End the thread.
     Stop,
 }

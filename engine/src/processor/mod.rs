@@ -29,6 +29,7 @@ pub mod cut;
 mod drain;
 pub mod durable;
 pub mod flusher;
+pub mod inspect;
 pub mod io_job;
 pub mod lanes;
 pub mod messages;

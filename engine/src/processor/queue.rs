@@ -14,12 +14,15 @@
 //!                   Q4 an event pushed after the queue was closed is refused at once, by the thread that pushes it.
 //! Owner and locks   one lock over the events, held for a push or a swap.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::error::{Errno, Error, Result};
+use crate::processor::inspect::QueueLook;
 use crate::processor::messages::{Control, Event};
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use crate::system::{System, wait};
+use crate::system::ticks::{Tick, Ticks};
+use crate::system::{System, thread_id, wait};
 
 #[derive(Default)]
 struct State {
@@ -32,6 +35,13 @@ struct State {
     sharing: usize,
     sleeping: bool,
     closed: bool,
+    /// When the oldest of `events` was pushed.
+    first: Tick,
+    /// When the batch that a thread runs was taken, or a thread last came to share the processor.
+    since: Tick,
+    /// That thread, and whether it is the processor's own.
+    thread: u32,
+    own: bool,
 }
 
 impl State {
@@ -41,8 +51,9 @@ impl State {
     }
 
     /// Notes that the caller runs the processor (Q3), and takes all events.
-    fn run(&mut self, batch: &mut Vec<Event>) {
+    fn run(&mut self, batch: &mut Vec<Event>, now: Tick, own: bool) {
         self.running = true;
+        (self.since, self.thread, self.own) = (now, thread_id(), own);
         self.unfinished = false;
         std::mem::swap(&mut self.events, batch);
     }
@@ -52,8 +63,9 @@ impl State {
         !self.running && self.sharing == 0
     }
 
-    fn push(&mut self, batch: &mut Vec<Event>) {
+    fn push(&mut self, batch: &mut Vec<Event>, now: Tick) {
         if self.events.is_empty() {
+            self.first = now;
             std::mem::swap(&mut self.events, batch);
         } else {
             self.events.append(batch);
@@ -66,6 +78,7 @@ impl State {
 pub struct Queue {
     state: Mutex<State>,
     wake: Condvar,
+    ticks: Arc<Ticks>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -75,6 +88,23 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
+    /// An empty queue that notes by this clock since when things wait.
+    pub fn new(ticks: &Arc<Ticks>) -> Queue {
+        Queue { ticks: Arc::clone(ticks), ..Queue::default() }
+    }
+
+    /// What waits in it, and who runs the processor.
+    pub fn look(&self) -> QueueLook {
+        let state = self.lock();
+        let mut look = QueueLook::of(&state.events, state.first);
+        look.running = state.running;
+        look.sharing = state.sharing;
+        if state.running || state.sharing > 0 {
+            (look.since, look.thread, look.own) = (state.since, state.thread, state.own);
+        }
+        look
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
@@ -95,7 +125,7 @@ impl Queue {
             drop(state);
             return batch.drain(..).for_each(Event::refuse);
         }
-        state.push(batch);
+        state.push(batch, self.ticks.now());
         self.wake_if_needed(state);
     }
 
@@ -107,7 +137,7 @@ impl Queue {
             drop(state);
             return batch.drain(..).for_each(Event::refuse);
         }
-        state.push(batch);
+        state.push(batch, self.ticks.now());
     }
 
     /// Pushes one event and wakes no thread: the caller must call [`Queue::try_enter`] next to run it (Q2).
@@ -130,6 +160,9 @@ impl Queue {
             event.refuse();
             return None;
         }
+        if state.events.is_empty() {
+            state.first = self.ticks.now();
+        }
         state.events.push(event);
         Some(state)
     }
@@ -139,7 +172,10 @@ impl Queue {
     pub fn enter_shared(&self) -> bool {
         let mut state = self.lock();
         let shared = !state.closed && !state.running && !state.has_work();
-        state.sharing += usize::from(shared); // Q3
+        if shared {
+            state.sharing += 1; // Q3
+            (state.since, state.thread, state.own) = (self.ticks.now(), thread_id(), false);
+        }
         shared
     }
 
@@ -164,11 +200,11 @@ impl Queue {
             batch.drain(..).for_each(Event::refuse);
             return false;
         }
-        state.push(batch);
+        state.push(batch, self.ticks.now());
         if !state.idle() || !state.has_work() {
             return false; // Q2: a thread that runs or shares it will check
         }
-        state.run(batch);
+        state.run(batch, self.ticks.now(), false);
         true
     }
 
@@ -183,6 +219,7 @@ impl Queue {
             return false;
         }
         std::mem::swap(&mut state.events, batch);
+        state.since = self.ticks.now();
         true
     }
 
@@ -214,7 +251,7 @@ impl Queue {
         if !state.has_work() || !state.idle() {
             return false;
         }
-        state.run(batch);
+        state.run(batch, self.ticks.now(), true);
         true
     }
 
@@ -228,7 +265,7 @@ impl Queue {
             state = self.wake.wait(state).expect("no holder panics");
         }
         state.sleeping = false;
-        state.run(batch);
+        state.run(batch, self.ticks.now(), true);
     }
 }
 

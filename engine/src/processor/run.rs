@@ -19,6 +19,7 @@ use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::{Cold, DirectReader, Readers};
 use crate::processor::cut::{Cut, Stall};
+use crate::processor::inspect::{Doing, Published};
 use crate::processor::lanes::{Lanes, QUANTUM, lane_of};
 use crate::processor::messages::{Control, CutShare, Ended, Event};
 use crate::processor::part::Part;
@@ -47,6 +48,8 @@ pub struct ProcessorStats {
     pub partitions: AtomicU64,
     /// A tick has something to check.
     pub watches: AtomicBool,
+    pub doing: Doing,
+    pub published: Published,
 }
 
 /// The engine's handle of a processor.
@@ -68,7 +71,7 @@ impl Handle {
         direct_reader: &DirectReader,
         ticks: &Arc<Ticks>,
     ) -> Result<Handle> {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(ticks));
         let stats = Arc::new(ProcessorStats::default());
         let new = |runner: &Weak<Runner<Processor>>| Processor {
             index,
@@ -211,13 +214,19 @@ impl Handler for Processor {
 }
 
 impl Processor {
+    /// Its counters.
+    pub(super) fn stats(&self) -> &ProcessorStats {
+        &self.stats
+    }
+
     /// Its shares, and their context.
     pub(super) fn split(&mut self) -> (&mut Vec<Option<Box<Share>>>, Context<'_>) {
-        let Processor { queue, system, pool, checkpoints, sinks, slow_ios, .. } = self;
+        let Processor { queue, stats, system, pool, checkpoints, sinks, slow_ios, .. } = self;
         let (colds, later, again) = (&mut self.colds, &mut self.later, &mut self.again);
         let (system, ticks) = (&**system, &*self.ticks);
         let context = Context {
             queue,
+            doing: &stats.doing,
             system,
             pool,
             checkpoints,
@@ -260,6 +269,7 @@ impl Processor {
 
     /// Serves one event; returns whether it was the last one ever.
     pub(super) fn apply(&mut self, event: Event) -> bool {
+        self.stats.doing.begin(&event);
         let (shares, mut context) = self.split();
         match event {
             Event::Part(part) => {
@@ -372,8 +382,8 @@ impl Processor {
             Control::SegmentPrepared(number, prepared) => {
                 self.with_share(number, |share, context| share.segment_prepared(prepared, context));
             }
-            Control::CheckpointDone(number, bytes, of) => {
-                self.with_share(number, |share, context| share.checkpoint_done(bytes, of, context));
+            Control::CheckpointDone(number, ended, of) => {
+                self.with_share(number, |share, context| share.checkpoint_done(ended, of, context));
             }
             Control::Tick => self.tick(),
             Control::Stop => return true,
@@ -402,6 +412,9 @@ impl Processor {
             }
             Control::Versions(number, range, answer) => {
                 self.with_share(number, |share, _| answer.send(share.clone_versions(range)));
+            }
+            Control::Inspect(answer) => {
+                let _ = answer.send(self.look()); // the caller may have gone
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));

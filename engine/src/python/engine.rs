@@ -56,6 +56,7 @@ impl Engine {
     fn new(py: Python<'_>, processors: u32) -> PyResult<Engine> {
         let made = py.detach(|| {
             limits::apply_test_overrides();
+            crate::log::log_panics();
             let inner = Inner::new(processors)?;
             let server = Server::new(std::sync::Arc::clone(&inner.exports), inner.reaping())?;
             Ok(Engine { inner, server })
@@ -405,6 +406,11 @@ impl Engine {
         Ok(dict)
     }
 
+    fn inspect<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let looked = self.call(py, |this| Ok(super::inspect::Looked::of(&this.inner)))?;
+        looked.report(py, &self.inner, &self.server)
+    }
+
     fn listen(&self, py: Python<'_>, fd: RawFd) -> PyResult<()> {
         // SAFETY: the caller transfers this descriptor and does not use it any more (see engine.pyi).
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -466,7 +472,7 @@ impl Engine {
 
 fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
     type Counter = fn(&ShareStats) -> &AtomicU64;
-    let counters: [(&str, Counter); 8] = [
+    let counters: [(&str, Counter); 9] = [
         ("reads", |stats| &stats.reads),
         ("writes", |stats| &stats.writes),
         ("read_bytes", |stats| &stats.read_bytes),
@@ -475,6 +481,7 @@ fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict
         ("trims", |stats| &stats.trims),
         ("redirected_blocks", |stats| &stats.redirected_blocks),
         ("errors", |stats| &stats.errors),
+        ("checkpoint_failures", |stats| &stats.checkpoint_failures),
     ];
     let dict = PyDict::new(py);
     dict.set_item("epoch", volume.epoch.load(Ordering::Acquire))?;

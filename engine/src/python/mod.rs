@@ -7,6 +7,8 @@ mod check;
 mod engine;
 mod errors;
 mod handle;
+mod inspect;
+mod log;
 mod raises;
 mod report;
 mod space;
@@ -21,6 +23,8 @@ fn polyvol_engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<handle::Handle>()?;
     module.add_class::<raises::RaisesReturned>()?;
     module.add_function(wrap_pyfunction!(check::check, module)?)?;
+    module.add_function(wrap_pyfunction!(log::next_log_lines, module)?)?;
+    module.add_function(wrap_pyfunction!(log::wake_log_readers, module)?)?;
     module.add("EngineError", module.py().get_type::<errors::EngineError>())?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__profile__", env!("POLYVOL_PROFILE"))?;

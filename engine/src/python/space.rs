@@ -1,5 +1,7 @@
 //! Space: the use of change logs, and events, as Python dictionaries.
 
+use std::sync::atomic::Ordering;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -16,6 +18,8 @@ pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDic
     dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
     dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
     dict.set_item("starving", volume.space_waiters.has_waiters())?;
+    let errnos = volume.shares.iter().map(|one| one.stats.checkpoint_errno.load(Ordering::Relaxed));
+    dict.set_item("checkpoint_errno", errnos.max().unwrap_or(0))?;
     Ok(dict)
 }
 
@@ -60,6 +64,14 @@ pub fn event(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyDict>> {
         }
         Event::JournalFull(volume) => {
             dict.set_item("kind", "journal-full")?;
+            dict.set_item("volume", volume)?;
+        }
+        Event::CheckpointFailed(volume) => {
+            dict.set_item("kind", "checkpoint-failed")?;
+            dict.set_item("volume", volume)?;
+        }
+        Event::CheckpointWritten(volume) => {
+            dict.set_item("kind", "checkpoint-written")?;
             dict.set_item("volume", volume)?;
         }
         Event::DeviceSilent(device) => {

@@ -28,6 +28,14 @@ use crate::error::Errno;
 use mapping::Mapping;
 use pool::Pool;
 
+/// The calling thread's number in the kernel.
+pub fn thread_id() -> u32 {
+    thread_local! {
+        static ID: u32 = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+    }
+    ID.try_with(|id| *id).unwrap_or(0)
+}
+
 /// Result of a call on a file.
 pub type Result<T> = std::result::Result<T, Errno>;
 

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use rustix::process::nice;
 
 use super::{Result, Urgency};
+use crate::log::{Level, Line, log};
 use crate::units::DeviceId;
 
 /// Niceness of the threads of a [`Urgency::Background`] pool: they get about a tenth of a core if others need it.
@@ -42,10 +43,23 @@ pub enum Lane {
     Files(u32),
 }
 
+/// What a pool has: its threads, the idle ones of them, and for each lane the jobs that wait and those that run.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs)]
+pub struct PoolLook {
+    pub threads: usize,
+    pub idle: usize,
+    pub lanes: Vec<(Lane, usize, usize)>,
+}
+
 /// The threads that run the jobs of a pool.
 pub trait Runner: Send + Sync + Debug {
     /// Queues the job. Jobs that were queued before [`Runner::stop`] all run, with the exception described there.
     fn run(&self, lane: Lane, job: Job);
+    /// What it has.
+    fn look(&self) -> PoolLook {
+        PoolLook::default()
+    }
     /// Runs all queued jobs, and ends. The queued jobs of a lane for which `hangs` returns true are dropped, and its
     /// threads are abandoned. Idempotent.
     fn stop(&self, hangs: &dyn Fn(Lane) -> bool);
@@ -64,6 +78,11 @@ impl Pool {
     /// Queues the job for a thread. Jobs that were queued before [`Pool::stop`] all run.
     pub fn run(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
         self.0.run(lane, Box::new(job));
+    }
+
+    /// What it has.
+    pub fn look(&self) -> PoolLook {
+        self.0.look()
     }
 
     /// Runs all queued jobs, and ends the threads. Idempotent.
@@ -198,17 +217,36 @@ fn spawn(shared: &Arc<Shared>, state: &mut State) -> std::io::Result<()> {
     Ok(())
 }
 
+/// As [`spawn`]; where no more can be started, those that there are do the jobs.
+fn spawn_or_log(shared: &Arc<Shared>, state: &mut State) {
+    if let Err(error) = spawn(shared, state) {
+        let text = format!(
+            "no more threads can be started for {}, which has {}: {error}",
+            shared.name, state.threads
+        );
+        let errno = error.raw_os_error().unwrap_or(0);
+        log(Line::new(Level::Warning, "no-thread", text).with(errno));
+    }
+}
+
 impl Runner for Threads {
     fn run(&self, lane: Lane, job: Job) {
         let mut state = self.0.lock();
         state.lanes.entry(lane).or_default().jobs.push_back(job);
         state.make_ready(lane);
         if state.needs_thread(self.0.threads_max) {
-            // If no thread can be started, the existing ones will take the job.
-            let _ = spawn(&self.0, &mut state);
+            spawn_or_log(&self.0, &mut state);
         }
         drop(state);
         self.0.work.notify_one();
+    }
+
+    fn look(&self) -> PoolLook {
+        let state = self.0.lock();
+        let lanes = state.lanes.iter().map(|(lane, each)| (*lane, each.jobs.len(), each.running));
+        let mut lanes: Vec<_> = lanes.collect();
+        lanes.sort_unstable();
+        PoolLook { threads: state.threads, idle: state.idle, lanes }
     }
 
     fn stop(&self, hangs: &dyn Fn(Lane) -> bool) {
@@ -240,7 +278,7 @@ fn worker(shared: &Arc<Shared>, number: usize) {
     loop {
         if let Some((lane, job)) = state.take(number) {
             if state.needs_thread(shared.threads_max) {
-                let _ = spawn(shared, &mut state);
+                spawn_or_log(shared, &mut state);
             }
             drop(state);
             job();

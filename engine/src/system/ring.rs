@@ -23,6 +23,7 @@ use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::File;
+use crate::log::{Level, Line, log};
 
 /// Reads in flight in a ring; more are refused, because they would wait for those of another disk.
 const DEPTH: u32 = 512;
@@ -168,7 +169,15 @@ fn run<T>(shared: &Shared<T>, made: &Sender<bool>, ended: &dyn Fn(Vec<(T, bool)>
 fn new_ring() -> Option<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(4 * DEPTH);
-    let ring = builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)).ok()?;
+    let ring = match builder.build(2 * DEPTH).or_else(|_| IoUring::new(2 * DEPTH)) {
+        Ok(ring) => ring,
+        Err(error) => {
+            let text = format!("no io_uring can be had ({error}): threads do cold reads instead");
+            let errno = error.raw_os_error().unwrap_or(0);
+            log(Line::new(Level::Info, "no-io-uring", text).with(errno));
+            return None;
+        }
+    };
     // Operations that would wait run on kernel threads: one device must not occupy all of these. An older kernel does
     // not have this call.
     let _ = ring.submitter().register_iowq_max_workers(&mut [DEPTH, 0]);

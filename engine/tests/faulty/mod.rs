@@ -11,7 +11,8 @@ use polyvol_engine::system::pool::Pool;
 use polyvol_engine::system::{Cached, File, Result, System, Task, TaskHandle, Urgency};
 
 /// What fails: the end of a file's name, and the call. Some rules do something else: a `rename` waits as long as its
-/// rule exists, and so does every call on a file with the rule `hang`; `fragments` makes a file slow, in pieces of
+/// rule exists, and so does every call on a file with the rule `hang`, and with `hang processor` also a read that must not
+/// wait; `fragments` makes a file slow, in pieces of
 /// [`FRAGMENT`] bytes: all are holes, and clearing one takes 2 ms.
 pub type Rules = Arc<Mutex<BTreeSet<(&'static str, &'static str)>>>;
 
@@ -68,6 +69,12 @@ impl File for FaultyFile {
         let hangs = |(name, call): &(&str, &str)| {
             *call == "hang" && self.path.to_string_lossy().ends_with(name)
         };
+        let hold = |(name, call): &(&str, &str)| {
+            *call == "hang processor" && self.path.to_string_lossy().ends_with(name)
+        };
+        while self.rules.lock().unwrap().iter().any(hold) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         if self.rules.lock().unwrap().iter().any(hangs) {
             return Ok(Cached::WouldWait);
         }

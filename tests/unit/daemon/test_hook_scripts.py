@@ -66,3 +66,17 @@ def test_fsfreeze_never_freezes_the_system_or_what_is_not_mounted(tmp_path: Path
 def test_without_a_stage_nothing_is_done(name: str, tmp_path: Path) -> None:
     assert hook(name, "", tmp_path).returncode != 0
     assert hook(name, "other", tmp_path).returncode == 2
+
+
+def test_a_thaw_that_fails_is_told_and_the_others_are_thawed(tmp_path: Path) -> None:
+    script(
+        tmp_path / "fsfreeze",
+        f'echo "$2" >> {tmp_path}/said\n'
+        'case $2 in /a) echo "fsfreeze: /a: unfreeze failed: Invalid argument" >&2; exit 1 ;;\n'
+        '/b) echo "fsfreeze: /b: unfreeze failed: Input/output error" >&2; exit 1 ;; esac',
+    )
+    thawed = hook("fsfreeze", "thaw", "/a", "/b", "/c", path=tmp_path)
+    assert (tmp_path / "said").read_text().split() == ["/c", "/b", "/a"]
+    why = "/b is perhaps still frozen: fsfreeze: /b: unfreeze failed: Input/output error\n"
+    assert (thawed.returncode, thawed.stderr) == (1, why)
+    assert hook("fsfreeze", "thaw", "/a", "/c", path=tmp_path).returncode == 0  # /a was not frozen

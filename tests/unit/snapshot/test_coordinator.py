@@ -16,6 +16,7 @@ from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.errors.cuts import CutFailed
+from tests.support.sim_checks import EngineError
 from tests.support.sim_engine import SimEngine, SimWorld
 
 MIB = 1 << 20
@@ -30,7 +31,8 @@ class Bench:
         self.engine = SimEngine(self.world, 2)
         (folder / "volumes").mkdir()
         self.volumes = [self._volume(name, folder) for name in ("a", "b")]
-        self.coordinator = Coordinator(self.engine, catalog)
+        self.left_over: list[tuple[Volume | None, str, Exception]] = []
+        self.coordinator = Coordinator(self.engine, catalog, lambda *failed: self.left_over.append(failed))
         self.world.calls.clear()
 
     def _volume(self, name: str, folder: Path) -> Volume:
@@ -126,6 +128,17 @@ def test_what_cannot_be_undone_is_named(bench: Bench) -> None:
         bench.coordinator.take(bench.volumes, "s")
     assert failed.value.undo_failed_on == ("b",)
     assert bench.catalog.snapshots.all() == []
+    [(volume, what, error)] = bench.left_over
+    assert (volume, what) == (bench.volumes[1], "dropping its snapshot")
+    assert "simulated failure of drop_snapshot" in str(error)
+
+
+def test_every_volume_that_a_rollback_fails_on_is_told(bench: Bench) -> None:
+    records = bench.coordinator.take(bench.volumes, "s")
+    bench.world.fail["roll_back"] = 0
+    with pytest.raises(EngineError, match="simulated failure of roll_back"):
+        bench.coordinator.roll_back(list(zip(bench.volumes, records, strict=True)), "before")
+    assert [(volume, what) for volume, what, _ in bench.left_over] == [(bench.volumes[1], "rolling back")]
 
 
 def test_a_rollback_whose_commit_was_made_and_has_failed_is_taken_back(

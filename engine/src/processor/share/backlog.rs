@@ -56,6 +56,18 @@ impl Kind {
         }
     }
 
+    /// Its name, for reports.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Kind::Waiting => "overlap",
+            Kind::Cold => "cold-read",
+            Kind::Job => "job",
+            Kind::Small => "small-write",
+            Kind::Clear => "clear",
+            Kind::Query => "query",
+        }
+    }
+
     /// The kind of a part when it is passed to other threads.
     pub(super) fn of(part: &Part) -> Kind {
         match part.request.verb {
@@ -89,6 +101,12 @@ impl Backlog {
     /// Whether the limit of a kind is reached. Not for [`Kind::Waiting`].
     pub(super) fn is_full(&self, kind: Kind) -> bool {
         self.out[kind as usize] >= kind.most()
+    }
+
+    /// All its parts, with their kinds.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Kind, &Part)> {
+        let kinds = KINDS.into_iter();
+        kinds.flat_map(|kind| self.lanes[kind as usize].iter().map(move |part| (kind, part)))
     }
 
     /// Counts one more in flight.

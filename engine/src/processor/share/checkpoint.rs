@@ -6,6 +6,8 @@
 //!                   the file, renames it, tells the journal which records it covers, and removes files that are not
 //!                   needed any more. The manifest names it before any record counts as covered, and before any file is
 //!                   removed.
+//! A failed one      is reported ([`CheckpointFailed`](Told::CheckpointFailed)) and made again after [`RETRY_MIN`], then after
+//!                   twice as long each time: until one succeeds, the journal grows, and so does the time of a recovery.
 //! No space          if the next segment cannot be prepared, Python gets a [`JournalFull`](Told::JournalFull) event,
 //!                   while half of the newest segment is left. Python frees space that it reserves for this, and calls
 //!                   `relieve`: a small segment is begun, and a checkpoint makes the segments before it removable.
@@ -28,13 +30,26 @@ use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::events::Event as Told;
 use crate::limits::CHECKPOINT_BYTES_MIN;
+use crate::log::{Level, Line, log};
 use crate::mutants::{Bug, bug};
 use crate::processor::durable::Durable;
 use crate::processor::messages::{Control, Event};
-use crate::processor::share::{Context, Local, Share};
+use crate::processor::share::{Context, Local, Share, count};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::{BLOCK_SIZE, Epoch};
+
+/// A checkpoint that failed is made again after so many ticks, 2 s, if no other is due.
+const RETRY_MIN: Tick = 8;
+/// The longest that it waits for that, ticks: 64 s.
+const RETRY_MAX: Tick = 256;
+
+/// That a share's last checkpoint failed: when, and after how many ticks it is made again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedCheckpoint {
+    at: Tick,
+    retry_after: Tick,
+}
 
 /// A checkpoint to write.
 pub struct Checkpoint {
@@ -93,9 +108,40 @@ impl Share {
         let durable = Arc::clone(self.flusher.durable());
         let (share, queue) = (self.number, Arc::clone(context.queue));
         context.checkpoints.run(Lane::Files(share), move || {
-            let bytes = checkpoint.write(&durable).unwrap_or(0);
-            queue.push(Event::Control(Box::new(Control::CheckpointDone(share, bytes, epoch))));
+            let written = checkpoint.write(&durable);
+            queue.push(Event::Control(Box::new(Control::CheckpointDone(share, written, epoch))));
         });
+    }
+
+    /// Notes how the last checkpoint ended, and reports it where that is news.
+    fn note_checkpoint(&mut self, failed: Option<Errno>, ticks: &Ticks) {
+        let errno = failed.map_or(0, Errno::raw);
+        let before = self.stats.checkpoint_errno.swap(errno, Ordering::Relaxed);
+        let volume = self.ask.volume;
+        if failed.is_none() {
+            self.failed_checkpoint = None;
+            if before != 0 {
+                self.ask.events.push(Told::CheckpointWritten(volume));
+            }
+            return;
+        }
+        count(&self.stats.checkpoint_failures, 1);
+        let doubled = |last: FailedCheckpoint| (2 * last.retry_after).min(RETRY_MAX);
+        let retry_after = self.failed_checkpoint.map_or(RETRY_MIN, doubled);
+        self.failed_checkpoint = Some(FailedCheckpoint { at: ticks.now(), retry_after });
+        if before != errno {
+            self.ask.events.push(Told::CheckpointFailed(volume));
+        }
+    }
+
+    /// Makes a checkpoint again that failed, when it is time for that.
+    pub(super) fn retry_checkpoint(&mut self, context: &Context<'_>) {
+        if let Some(FailedCheckpoint { at, retry_after }) = self.failed_checkpoint
+            && context.ticks.now().wrapping_sub(at) >= retry_after
+            && !self.leaving
+        {
+            self.begin_checkpoint(context);
+        }
     }
 
     /// Queues the preparation of the next segment, when it is time for that.
@@ -113,9 +159,17 @@ impl Share {
         context: &Context<'_>,
     ) {
         let identity = self.journal.identity().clone();
-        let (share, queue) = (self.number, Arc::clone(context.queue));
+        let (share, volume, queue) = (self.number, self.ask.volume, Arc::clone(context.queue));
         context.pool.run(Lane::Files(share), move || {
-            let prepared = make(&identity, number, previous).ok();
+            let made = make(&identity, number, previous);
+            if let Err(errno) = made
+                && !errno.is_no_space()
+            {
+                let text = format!("the next journal segment cannot be made: {errno:?}");
+                let line = Line::new(Level::Warning, "segment-not-made", text).with(errno.raw());
+                log(line.of_volume(volume));
+            }
+            let prepared = made.ok();
             prepared.iter().for_each(Prepared::prefault);
             queue.push(Event::Control(Box::new(Control::SegmentPrepared(share, prepared))));
         });
@@ -167,16 +221,22 @@ impl Share {
         }
     }
 
-    /// Handles the end of a checkpoint of `epoch`; `bytes` is its size, 0 if it failed.
-    pub fn checkpoint_done(&mut self, bytes: u64, epoch: Epoch, context: &Context<'_>) {
+    /// Handles the end of a checkpoint of `epoch`: its size in bytes, or why it failed.
+    pub fn checkpoint_done(
+        &mut self,
+        written: Result<u64, Errno>,
+        epoch: Epoch,
+        context: &Context<'_>,
+    ) {
         self.checkpointing = false;
-        if bytes > 0 {
+        if let Ok(bytes) = written {
             self.checkpoint_bytes = bytes;
             self.checkpoint_epoch = self.checkpoint_epoch.max(epoch);
         }
+        self.note_checkpoint(written.err(), context.ticks);
         let next = std::mem::take(&mut self.checkpoint_waiters[1]);
         for (_, waiter) in std::mem::replace(&mut self.checkpoint_waiters[0], next) {
-            let _ = waiter.send(bytes > 0); // the caller may wait no longer
+            let _ = waiter.send(written.is_ok()); // the caller may wait no longer
         }
         if !self.checkpoint_waiters[0].is_empty() {
             self.begin_checkpoint(context);
@@ -239,7 +299,11 @@ impl Share {
 /// `oldest_segment`.
 fn remove_covered(identity: &Identity, number: u64, oldest_segment: u64) {
     let old = |ending: &str, before: u64| {
-        let found = files(identity, ending).unwrap_or_default();
+        let found = files(identity, ending).unwrap_or_else(|error| {
+            let text = format!("files that are not needed any more stay: {}", error.what);
+            log(Line::new(Level::Warning, "files-not-removed", text));
+            Vec::new()
+        });
         found.into_iter().filter(move |(number, _)| *number < before).map(|(_, path)| path)
     };
     // Files that cannot be removed now are removed after the next checkpoint.

@@ -15,7 +15,7 @@
 //! Owner and locks   the share's processor; an errand has a lock, held to take it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::Errno;
@@ -23,6 +23,7 @@ use crate::geometry::Partition;
 use crate::io::device::Device;
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::Cold;
+use crate::processor::inspect::Place;
 use crate::processor::io_job::{Done, Job, NewPlace, Old, Step, Target};
 use crate::processor::part::Part;
 use crate::processor::share::backlog::Kind;
@@ -40,6 +41,8 @@ pub(in crate::processor) struct Errand {
     content: Mutex<Option<Box<Content>>>,
     /// When it was taken; 0: not yet.
     taken: AtomicU32,
+    /// A ring has it, not a thread.
+    in_ring: AtomicBool,
     reads: bool,
 }
 
@@ -48,7 +51,8 @@ impl Errand {
     pub(super) fn new(content: Content) -> Arc<Errand> {
         let reads = content.0.as_ref().is_some_and(|part| part.request.verb == Verb::Read);
         let content = Mutex::new(Some(Box::new(content)));
-        Arc::new(Errand { content, taken: AtomicU32::new(0), reads })
+        let (taken, in_ring) = (AtomicU32::new(0), AtomicBool::new(false));
+        Arc::new(Errand { content, taken, in_ring, reads })
     }
 
     /// Whether it only reads.
@@ -63,8 +67,23 @@ impl Errand {
         Some(*content)
     }
 
+    /// A ring has it from now on.
+    pub(in crate::processor) fn enter_ring(&self) {
+        self.in_ring.store(true, Ordering::Relaxed);
+    }
+
+    /// Where it is.
+    pub(in crate::processor) fn place(&self) -> Place {
+        match (self.taken.load(Ordering::Relaxed), self.in_ring.load(Ordering::Relaxed)) {
+            (0, _) => Place::Queued,
+            (_, true) => Place::Ring,
+            (_, false) => Place::Pool,
+        }
+    }
+
     /// Puts it back, to be done in another way.
     pub(in crate::processor) fn put_back(&self, content: Content) {
+        self.in_ring.store(false, Ordering::Relaxed);
         *self.content.lock().expect("no holder panics") = Some(Box::new(content));
         self.taken.store(0, Ordering::Relaxed);
     }
@@ -135,8 +154,10 @@ pub(super) struct Out {
     pub(super) span: Span,
     pub(super) epoch: Epoch,
     /// When its part arrived.
-    since: Tick,
-    errand: Arc<Errand>,
+    pub(super) since: Tick,
+    pub(super) errand: Arc<Errand>,
+    /// The kind of its part; `None`: the share's own work.
+    pub(super) kind: Option<Kind>,
     /// The request to answer; `None`: there is none, or it was given up.
     request: Option<Arc<Request>>,
     devices: Devices,
@@ -204,6 +225,12 @@ impl InFlight {
         let at = self.reserved.iter().position(|out| out.id == id);
         let found = at.map(|at| self.reserved.swap_remove(at));
         found.or_else(|| self.readers.remove(&id)).expect("a returned job was in flight")
+    }
+
+    /// All that is out, with whether its blocks are reserved.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (bool, &Out)> {
+        let reserved = self.reserved.iter().map(|out| (true, out));
+        reserved.chain(self.readers.values().map(|out| (false, out)))
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Out> {
@@ -317,7 +344,7 @@ impl Share {
         let errand = Errand::new((part, job));
         let (ours, given_up, counts) = (Arc::clone(&errand), false, None);
         let mut out =
-            Out { id, span, epoch, since, errand: ours, request, devices, given_up, counts };
+            Out { id, span, epoch, since, errand: ours, kind, request, devices, given_up, counts };
         out.counts = kind.filter(|_| !out.is_silent());
         out.counts.into_iter().for_each(|kind| self.backlog.begin(kind));
         if live {
@@ -375,6 +402,7 @@ impl Share {
         }
         self.end_waiting(context);
         self.end_checkpoint_waits(ticks);
+        self.retry_checkpoint(context);
         self.answer_settled(ticks);
         self.resume_waiting(context);
     }
@@ -448,6 +476,7 @@ impl Share {
             || !self.backlog.is_empty()
             || !self.without_space.is_empty()
             || !self.settling.is_empty()
+            || self.failed_checkpoint.is_some()
             || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())
     }
 }

@@ -21,6 +21,7 @@ mod cut;
 pub(super) mod fast_path;
 pub mod grow;
 pub(super) mod in_flight;
+mod inspect;
 mod pieces;
 pub mod read;
 pub mod reclaim;
@@ -33,7 +34,7 @@ mod zero;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use crate::block_map::history::History;
@@ -47,11 +48,13 @@ use crate::geometry::bad_blocks::BadBlocks;
 use crate::geometry::origin::Origin;
 use crate::processor::cold::Cold;
 use crate::processor::flusher::{Flusher, Waiter};
+use crate::processor::inspect::Doing;
 use crate::processor::lanes::{Lanes, lane_of};
 use crate::processor::messages::Ended;
 use crate::processor::part::Part;
 use crate::processor::queue::Queue;
 use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
+use crate::processor::share::checkpoint::FailedCheckpoint;
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
 use crate::processor::share::slot_retry::SlotRetry;
@@ -78,6 +81,9 @@ pub struct ShareStats {
     pub trims: AtomicU64,
     pub redirected_blocks: AtomicU64,
     pub errors: AtomicU64,
+    pub checkpoint_failures: AtomicU64,
+    /// Why the last checkpoint failed; 0: it did not.
+    pub checkpoint_errno: AtomicI32,
 }
 
 /// Adds to a counter that no other thread writes.
@@ -99,6 +105,8 @@ pub struct Local {
 pub struct Context<'a> {
     /// The processor's queue.
     pub queue: &'a Arc<Queue>,
+    /// What the processor is doing.
+    pub doing: &'a Doing,
     /// The system, for its clock.
     pub system: &'a dyn System,
     /// Threads that may block.
@@ -219,6 +227,7 @@ pub struct Share {
     /// Empty chunks that a pool thread is returning to their logs.
     returning: u64,
     checkpointing: bool,
+    failed_checkpoint: Option<FailedCheckpoint>,
     /// Waiters for the checkpoint in progress, and for the one after it.
     checkpoint_waiters: [Vec<(Tick, Sender<bool>)>; 2],
     checkpoint_bytes: u64,
@@ -281,6 +290,7 @@ impl Share {
             punching: false,
             leaving: false,
             checkpointing: false,
+            failed_checkpoint: None,
             checkpoint_waiters: Default::default(),
             checkpoint_bytes: 0,
             relieving: Vec::new(),
@@ -398,6 +408,7 @@ impl Share {
     /// Background work: releases slots, punches base places, prepares a segment, writes a checkpoint, when they are
     /// due.
     pub fn background_work(&mut self, context: &mut Context<'_>) {
+        context.doing.maintain(self.number);
         self.admit(context);
         let waiting = self.slots.pending_free();
         let many = waiting > PENDING_FREE_SLOTS_MAX && waiting > self.space.free() / 8;

@@ -1,5 +1,6 @@
 """Who uses a block device, by a /proc and a sysfs that are made up; and what a shutdown waits for."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_a_device_that_nobody_uses(host: Host) -> None:
     host.process("7", "mnt:[1]", ROOT_MOUNT)
     (host.proc / "self/mountinfo").write_text(ROOT_MOUNT + "30 1 43:32 / /other rw - ext4 /dev/nbd1 rw\n")
     assert users_of_nbd0() == []
+
+
+@pytest.mark.parametrize("name", ["self/mountinfo", "swaps"])
+def test_what_cannot_be_looked_at_may_be_in_use(
+    host: Host, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    read = Path.read_text
+
+    def fails(path: Path, *arguments: str, **named: str) -> str:
+        if path == host.proc / name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    [found] = users_of_nbd0()
+    assert found.startswith(f"perhaps in use, because {host.proc / name} cannot be read (")
 
 
 def test_mounts_count_in_every_mount_namespace_and_of_partitions(host: Host) -> None:
