@@ -181,8 +181,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         check_source(self, spec)
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
         stored = self.world.stored.setdefault(spec["uuid"], _Stored())
-        epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
-        epochs |= {rollback["to"] for rollback in spec["rollbacks"]}
+        epochs = {each["epoch"] for each in spec["snapshots"]} | {each["to"] for each in spec["rollbacks"]}
         check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
         stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
         stored.epoch = max(stored.epoch, spec["next_epoch"])
