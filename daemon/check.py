@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from polyvol.daemon.engine_border import EngineModule, load_engine
-from polyvol.daemon.errors import NoState, StateLocked, StateUnusable
+from polyvol.daemon.errors import NoState, SnapshotWasDeleted, StateLocked, StateUnusable
 from polyvol.daemon.types.status import CheckView, CheckVolumeView
 from polyvol.daemon.volumes.manifest_digests import other_time
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
@@ -288,6 +288,10 @@ class _Check:
         self._problems += [f"volume {volume.name}: {problem}" for problem in report["problems"]]
         if report["more_problems"]:
             self._problems.append(f"volume {volume.name}: {report['more_problems']} more problems")
+        for snapshot in snapshots:
+            if snapshot.epoch in report["deleted_snapshots"]:
+                deleted = SnapshotWasDeleted(name=f"{volume.name}@{snapshot.name}")
+                self._problems.append(f"volume {volume.name}: {deleted}")
         for path in report["leftovers"]:
             self._notes.append(f"{os.fspath(path)} is left of a crash: the next start removes it")
         return CheckVolumeView(

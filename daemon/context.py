@@ -19,7 +19,14 @@ from uuid import UUID
 from polyvol.daemon.config import IO_TIMEOUT_S
 from polyvol.daemon.consistent_read import ConsistentRead
 from polyvol.daemon.engine_border import EngineLike, guarded
-from polyvol.daemon.errors import EngineFailed, Restoring, VolumeBusy, VolumeNotServed, engine_errors
+from polyvol.daemon.errors import (
+    EngineFailed,
+    Restoring,
+    SnapshotWasDeleted,
+    VolumeBusy,
+    VolumeNotServed,
+    engine_errors,
+)
 from polyvol.daemon.events import Events
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.locks import CatalogLock, Locks, Operation
@@ -40,6 +47,7 @@ from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.specs import manifest_directory, volume_directory
 from polyvol.snapshot.errors.groups import UnknownGroup
+from polyvol.snapshot.snapshot import export_name
 
 if TYPE_CHECKING:
     from polyvol.engine import EngineStats, ExportInfo
@@ -53,6 +61,9 @@ class Context:
     id. `refusing`: keep-writing volumes with nothing left to drop. `left_over`: steps that could not be
     undone, a sentence each, by the volume's id (0: several volumes) and the step; a restart settles them.
     `restoring`: the export that a restore is written to, by volume id.
+    `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
+    that they were deleted, by volume id.
+    `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds of a clock that is never set, for
     waiting. `generation` and `run` are in the labels of the devices in use
@@ -76,6 +87,7 @@ class Context:
     refusing: set[VolumeId] = field(default_factory=set)
     left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
+    deleted_snapshots: dict[VolumeId, frozenset[int]] = field(default_factory=dict)
     rewritten: Counter[VolumeId] = field(default_factory=Counter)
     clock: Clock = wall_ns
     steady: Clock = steady_ns
@@ -219,6 +231,21 @@ class Context:
         if snapshot is None:
             raise UnknownSnapshot(volume=volume.name, name=name)
         return snapshot
+
+    def find_undeleted(self, volume: Volume, name: str) -> SnapshotRecord:
+        """As `find_snapshot`, for those who use what it shows: or SnapshotWasDeleted."""
+        snapshot = self.find_snapshot(volume, name)
+        self.refuse_deleted(volume, snapshot)
+        return snapshot
+
+    def was_deleted(self, snapshot: SnapshotRecord) -> bool:
+        """Whether only an older copy of the catalog has a snapshot."""
+        return snapshot.epoch in self.deleted_snapshots.get(snapshot.volume, ())
+
+    def refuse_deleted(self, volume: Volume, snapshot: SnapshotRecord) -> None:
+        """SnapshotWasDeleted if that is so."""
+        if self.was_deleted(snapshot):
+            raise SnapshotWasDeleted(name=export_name(volume.name, snapshot.name))
 
     def find_group(self, name: str) -> Group:
         """The group of this name, or UnknownGroup."""

@@ -102,7 +102,7 @@ class EngineLike(CutEngine, Protocol):
     def set_io_timeout(self, timeout_s: float) -> None:
         """How long a request may wait for a device, seconds; 0: without limit."""
 
-    def add_volume(self, spec: "VolumeSpec") -> None:
+    def add_volume(self, spec: "VolumeSpec") -> list[int]:
         """Take over a volume."""
 
     def grow_volume(self, spec: "VolumeSpec") -> None:

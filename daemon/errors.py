@@ -244,6 +244,18 @@ class NoRestore(PolyvolError):
     hint = "`polyvol volume show {name}` shows its present state"
 
 
+class SnapshotWasDeleted(PolyvolError):
+    """A snapshot that only an older copy of the catalog has: the journals say that it was deleted."""
+
+    code = "snapshot-was-deleted"
+    kind = "not-found"
+    sentence = (
+        "snapshot {name} was deleted after this copy of the catalog was made, and its blocks may have been"
+        " overwritten"
+    )
+    hint = "delete it again: `polyvol snapshot delete {name}`, or the group's snapshot that it is part of"
+
+
 class JournalsUnusable(PolyvolError):
     """A required file of a volume's journals is missing, damaged, or of another time."""
 

@@ -51,15 +51,16 @@ class Rollbacks:
     def roll_back(self, volume_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Roll a volume back to its snapshot."""
         with self._context.holding_served(volume_name, "snapshot rollback") as volume:
-            record = self._context.find_snapshot(volume, name)
+            record = self._context.find_undeleted(volume, name)
             return self._roll_back([(volume, record)], name, request, None)
 
     def roll_back_group(self, group_name: str, name: str, request: RollbackStart) -> RollbackView:
         """Roll all volumes of a group's snapshot back to it."""
         with self._groups.holding_snapshot(group_name, name, "snapshot rollback") as members:
             group = self._context.find_group(group_name)
-            for volume, _ in members:
+            for volume, record in members:
                 self._context.refuse_not_served(volume)
+                self._context.refuse_deleted(volume, record)
             return self._roll_back(members, name, request, group)
 
     def abandon_restore(self, volume: Volume, base: SnapshotRecord, restore: RestoreRecord) -> None:

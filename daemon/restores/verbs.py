@@ -272,7 +272,7 @@ class Restores:
         check_free("snapshot", request.snapshot, taken, export_name(volume.name, request.snapshot))
         base = None
         for record in self._context.catalog.snapshots.of(volume.id):
-            if _contents(record) == stream.base:
+            if _contents(record) == stream.base and not self._context.was_deleted(record):
                 base = record
         if base is None:
             raise _base_missing(request, stream)
@@ -294,6 +294,7 @@ class Restores:
         assert restore.base is not None
         base = self._context.catalog.snapshots.at(volume.id, restore.base)
         assert base is not None, "RT2"
+        self._context.refuse_deleted(volume, base)
         return base
 
 

@@ -66,5 +66,5 @@ class Diffs:
         self, volume_name: str, since: str, until: str | None
     ) -> tuple[Volume, SnapshotRecord, SnapshotRecord | None]:
         volume = self._context.find_served(volume_name, restoring=True)
-        older = self._context.find_snapshot(volume, since)
-        return volume, older, None if until is None else self._context.find_snapshot(volume, until)
+        older = self._context.find_undeleted(volume, since)
+        return volume, older, None if until is None else self._context.find_undeleted(volume, until)

@@ -255,7 +255,7 @@ class Snapshots:
         if not partitions:
             return self._show(volume_name, name)
         volume = context.find_served(volume_name, restoring=True)
-        record = self._context.find_snapshot(volume, name)
+        record = self._context.find_undeleted(volume, name)
         what = f"asking for the partitions of {export_name(volume.name, name)}"
         with context.engine_asked(what, volume, record):
             states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
@@ -332,6 +332,7 @@ class Snapshots:
             clones=clones.get((volume.id, record.epoch), []),
             use=uses.get((volume.id, record.epoch)),
             connections=clients.get(export, 0),
+            deleted=context.was_deleted(record),
             partitions=None,
         )
 

@@ -40,7 +40,8 @@ class SnapshotView:
     ('application'), or it shows what a power loss would have left ('crash'; `hook_trouble` says why, if
     there were hooks). `copy_of`: the UUID of the snapshot that it was restored from a backup of.
     `clones`: volumes that were made from it. `use`: what it holds, None while the volume is not served,
-    and in the answer to its creation."""
+    and in the answer to its creation. `deleted`: only an older copy of the catalog has it, and it is not
+    exported."""
 
     volume: str
     name: str
@@ -67,6 +68,7 @@ class SnapshotView:
     clones: list[str]
     use: SnapshotUseView | None
     connections: int
+    deleted: bool
     partitions: list[PartitionSnapshotView] | None = None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from polyvol.daemon.context import Context
-from polyvol.daemon.errors import EngineFailed
+from polyvol.daemon.errors import EngineFailed, SnapshotWasDeleted
 from polyvol.daemon.isolation import isolate
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
@@ -34,11 +34,23 @@ def export_live(context: Context, volume: Volume) -> None:
 def export_snapshots(context: Context, volume: Volume, snapshots: Iterable[SnapshotRecord]) -> None:
     """Export these snapshots of a volume, or say why one cannot be."""
     for snapshot in snapshots:
+        if context.was_deleted(snapshot):
+            continue  # the volume's reason says so
         name = export_name(volume.name, snapshot.name)
 
         what = f"exporting snapshot {name}"
         with isolate(context, what, volume=volume.name, SNAPSHOT=snapshot.name):
             export_snapshot(context.engine, volume, snapshot)
+
+
+def deleted_clause(context: Context, volume: Volume) -> str | None:
+    """Which snapshots of a volume only an older copy of the catalog has, as a clause, or None."""
+    found = [each for each in context.catalog.snapshots.of(volume.id) if context.was_deleted(each)]
+    if not found:
+        return None
+    first = SnapshotWasDeleted(name=export_name(volume.name, found[0].name))
+    more = len(found) - 1
+    return f"{first}" if not more else f"{first} ({more} more of its snapshots were deleted, too)"
 
 
 def end_export(context: Context, name: str) -> int:

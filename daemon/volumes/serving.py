@@ -50,7 +50,10 @@ class Serving:
         for volume in context.catalog.volumes.all():
             if volume.kept or not context.is_served(volume):
                 continue
-            names = {export_name(volume.name, name) for name in context.catalog.snapshots.names(volume.id)}
+            found = [
+                each for each in context.catalog.snapshots.of(volume.id) if not context.was_deleted(each)
+            ]
+            names = {export_name(volume.name, each.name) for each in found}
             right = volume.restoring or there.get(volume.name, -1) >= volume.size
             if volume.id in half or not right or not names <= there.keys():
                 self._workers.run(volume.id, partial(self._finish, volume))

@@ -55,7 +55,14 @@ from polyvol.daemon.types.volumes import (
 from polyvol.daemon.volumes import manifest_digests
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
-from polyvol.daemon.volumes.exporting import end_export, end_exports, ended, export_live, export_snapshots
+from polyvol.daemon.volumes.exporting import (
+    deleted_clause,
+    end_export,
+    end_exports,
+    ended,
+    export_live,
+    export_snapshots,
+)
 from polyvol.daemon.volumes.failed_checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete_restores import restore_reason, restore_view
@@ -189,7 +196,7 @@ class Volumes:
         context = self._context
         wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
         with context.holding_served(volume_name, "volume clone", restoring=True) as source:
-            snapshot = context.find_snapshot(source, name)
+            snapshot = context.find_undeleted(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
         text = f"volume {request.name} was cloned from {export_name(source.name, name)}"
         context.events.add("info", text, volume=request.name)
@@ -333,11 +340,14 @@ class Volumes:
         spec = volume_spec(context.catalog, volume, context.state_dir)
         try:
             with context.engine_errors(f"taking volume {volume.name} into service"):
-                context.engine.add_volume(spec)
+                deleted = context.engine.add_volume(spec)
         except EngineFailed as error:
             if error.kind == "corrupt":
                 raise JournalsUnusable(name=volume.name, why=error.facts["why"]) from error
             raise
+        context.deleted_snapshots[volume.id] = frozenset(deleted)
+        if deleted:
+            context.events.add_once("warning", f"volume {volume.name}: {deleted_clause(context, volume)}")
         if volume.manifests != len(partitions):
             context.catalog.volumes.set_manifests(volume.id, len(partitions))
         context.ask_when_full(volume)
@@ -465,8 +475,8 @@ class Volumes:
             reasons.append(bad_blocks_clause(bad))
         if context.state_trouble is not None:
             reasons.append(context.state_trouble)
-        reasons.append(context.file_trouble.get(volume.id))
-        reasons.append(checkpoint_trouble(context, volume.id))
+        reasons += [context.file_trouble.get(volume.id), checkpoint_trouble(context, volume.id)]
+        reasons.append(deleted_clause(context, volume))
         if volume.source is not None:
             source = self._source(volume.source)
             bad = bad_block_views(context, source, context.device_names())

@@ -220,9 +220,11 @@ class Engine:
     def set_io_timeout(self, timeout_s: float) -> None:
         """Seconds that a request may wait for a device before it fails; 0: any time. 60 unless set."""
 
-    def add_volume(self, spec: VolumeSpec) -> None:
+    def add_volume(self, spec: VolumeSpec) -> list[int]:
         """Take over a volume: recover its maps from its directory, serve its partitions. Not yet exported.
-        'corrupt' if the directory cannot be read back, or does not agree with the snapshots and rollbacks."""
+        Returns the epochs of snapshots in `spec` that the journals say were deleted: the catalog is an older
+        copy, and the volume is served without them. 'corrupt' if the directory cannot be read back, or does
+        not agree with the snapshots and rollbacks."""
 
     def grow_volume(self, spec: VolumeSpec) -> None:
         """Have a volume that is served be what this says: larger, by more extents of its last partition and

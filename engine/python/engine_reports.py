@@ -237,11 +237,13 @@ class HandOverReport(TypedDict):
 
 class CheckReport(TypedDict):
     """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
-    next start removes; slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
+    next start removes; `deleted_snapshots`: epochs of snapshots that only an older copy of the catalog has;
+    slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
 
     problems: list[str]
     more_problems: int
     leftovers: list[PathLike[str]]
+    deleted_snapshots: list[int]
     slots: int
     records: int
     checked_bytes: int

@@ -24,6 +24,8 @@ impl Errno {
     pub const ENOTSUP: Errno = Errno(libc::EOPNOTSUPP);
     /// The request's result is larger than fits.
     pub const EOVERFLOW: Errno = Errno(libc::EOVERFLOW);
+    /// Another thread is doing it.
+    pub const EAGAIN: Errno = Errno(libc::EAGAIN);
     /// The daemon is stopping.
     pub const ESHUTDOWN: Errno = Errno(libc::ESHUTDOWN);
 

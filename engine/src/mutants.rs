@@ -61,10 +61,12 @@ pub enum Bug {
     QuietEnd,
     /// A write that was given up is forgotten: later ones may pass it.
     ForgetGivenUp,
+    /// No record says that a snapshot was dropped.
+    NoDropRecord,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 27] = [
+pub const ALL: [Bug; 28] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -92,6 +94,7 @@ pub const ALL: [Bug; 27] = [
     Bug::NoManifest,
     Bug::QuietEnd,
     Bug::ForgetGivenUp,
+    Bug::NoDropRecord,
 ];
 
 #[cfg(feature = "simulator")]

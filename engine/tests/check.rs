@@ -12,6 +12,7 @@ use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
 use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::files::Identity;
+use polyvol_engine::change_log::past::Past;
 use polyvol_engine::checksum;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -84,7 +85,12 @@ impl World {
             processor,
             boot_id: [0; 16],
         };
-        let contents = Contents { first_seq: 2, epoch: 2, partitions: vec![(processor, versions)] };
+        let contents = Contents {
+            first_seq: 2,
+            epoch: 2,
+            past: Past::default(),
+            partitions: vec![(processor, versions)],
+        };
         checkpoint::write(&identity.checkpoint_path(1), &identity, 1, contents).unwrap();
     }
 

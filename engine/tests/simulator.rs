@@ -59,6 +59,7 @@ fn mutants_are_detected() {
         Bug::YoungTooLong,
         Bug::NoManifest,
         Bug::QuietEnd,
+        Bug::NoDropRecord,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -173,7 +173,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         check(1 <= processors <= 256, "invalid", f"{processors} processors")
         self.processors = max(self.processors, processors)
 
-    def add_volume(self, spec: "VolumeSpec") -> None:
+    def add_volume(self, spec: "VolumeSpec") -> list[int]:
         self._begin("add_volume", spec["id"])
         check(spec["id"] not in self.volumes, "exists", f"volume {spec['id']} is there")
         check(os.path.isdir(os.path.dirname(spec["directory"])), "io", "no parent directory")  # noqa: PTH112, PTH120
@@ -181,14 +181,14 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         check_source(self, spec)
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
         stored = self.world.stored.setdefault(spec["uuid"], _Stored())
-        epochs = {snapshot["epoch"] for snapshot in spec["snapshots"]}
-        epochs |= {rollback["to"] for rollback in spec["rollbacks"]}
+        epochs = {each["epoch"] for each in spec["snapshots"]} | {each["to"] for each in spec["rollbacks"]}
         check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
         stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
         stored.epoch = max(stored.epoch, spec["next_epoch"])
         apply_rollbacks(stored, spec)
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
         self.volumes[spec["id"]] = _Volume(spec, stored, logs)
+        return []
 
     def rename_volume(self, volume: int, name: str) -> None:
         self._begin("rename_volume", volume, name)

@@ -15,7 +15,7 @@ from polyvol.daemon.backup_errors import TransferFailed, WrongOption
 from polyvol.daemon.client.attach.address import parse_uri
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.transfer.client import NbdExport
-from polyvol.daemon.errors import SnapshotReplaced
+from polyvol.daemon.errors import SnapshotReplaced, SnapshotWasDeleted
 from polyvol.mapping.sizes import exact_size
 
 
@@ -45,6 +45,9 @@ def opened_snapshot(client: Client, volume: str, name: str, since: str | None = 
     """A snapshot's export, compared with snapshot `since`. What was read is of these snapshots if
     `check_first` of the export says so after it."""
     before = _look_up(client, volume, name, since)
+    for each in before:
+        if each is not None and each["deleted"]:
+            raise SnapshotWasDeleted(name=each["export"])
     full_name = f"{volume}@{name}"
     export = open_export(client, full_name, full_name, since=since)
     try:

@@ -61,7 +61,7 @@ def scrub(
 
 
 def _watch(client: Client, volume: str, uuid: str, view: dict[str, Any]) -> dict[str, Any]:
-    """Wait for the end of the scrub, with a progress bar on a terminal; its final view. The volume may be renamed."""
+    """Wait for the end of the scrub, with a progress bar on a terminal; the view at its end."""
     started = view["started"]
     with progress(f"scrubbing {volume}", view["total"]) as advance:
         done = 0

@@ -21,7 +21,9 @@ const ROLLBACKS_RECORDED: u32 = 2;
 pub struct CatalogState {
     /// Its snapshots and rollbacks.
     pub history: History,
-    /// The volume's size in blocks at each rollback.
+    /// The volume's size in blocks.
+    pub blocks: u64,
+    /// Its size in blocks at each rollback.
     pub sizes: Vec<u64>,
     /// What must exist of its journal.
     pub expect: Expect,
@@ -31,10 +33,11 @@ pub struct CatalogState {
 }
 
 impl CatalogState {
-    /// Snapshots without rollbacks, in order; the journal may end in any epoch.
+    /// Snapshots without rollbacks, in order; the journal may end in any epoch, and the volume may have grown.
     pub fn line(snapshots: &[Epoch]) -> CatalogState {
         CatalogState {
             history: History::line(snapshots),
+            blocks: u64::MAX,
             sizes: Vec::new(),
             expect: Expect::Nothing,
             reached: 0,
@@ -93,7 +96,7 @@ impl<'a> Agreement<'a> {
         let next = rollbacks.get(self.applied_rollbacks + due).filter(|next| next.at == epoch);
         let due = match (record.kind, next) {
             (RecordKind::Rollback, Some(next)) => {
-                let size = u64::from(record.first) << 32 | u64::from(record.partition);
+                let size = record.volume_blocks();
                 let same = next.to == record.place
                     && self.catalog.sizes.get(self.applied_rollbacks + due) == Some(&size);
                 if !same {

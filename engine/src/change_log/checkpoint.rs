@@ -19,9 +19,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::Identity;
-use super::format::{CHECKPOINT_MAGIC, FORMAT_VERSION, HEADER_BYTES, Header};
+use super::format::{CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header};
 use super::format::{possible, u32_at, u64_at};
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
+use super::past::{EpochRanges, Past};
+use crate::block_map::history::{History, Rollback};
 use crate::block_map::leaf::Leaf;
 use crate::block_map::place::Place;
 use crate::block_map::tree::{Map, Node, NodeRef, leaves};
@@ -38,6 +40,8 @@ pub struct Contents {
     pub first_seq: u64,
     /// The epoch in which it was taken.
     pub epoch: Epoch,
+    /// The volume's history up to it.
+    pub past: Past,
     /// Partitions that are not simply all base and never frozen, with their versions.
     pub partitions: Vec<(PartitionIndex, Versions)>,
 }
@@ -76,6 +80,7 @@ pub fn write(
     page[..bytes.len()].copy_from_slice(&bytes);
     out.put(&page)?;
     out.put(&contents.epoch.to_le_bytes())?;
+    write_past(&mut out, &contents.past)?;
     out.put(&(contents.partitions.len() as u64).to_le_bytes())?;
     for (partition, versions) in contents.partitions {
         write_partition(&mut out, partition, &versions)?;
@@ -121,6 +126,19 @@ impl<W: Write> Summed<W> {
         self.crc = checksum::crc32c_append(self.crc, bytes);
         Ok(self.inner.write_all(bytes)?)
     }
+}
+
+fn write_past<W: Write>(out: &mut Summed<W>, past: &Past) -> Result<(), Errno> {
+    let rollbacks = past.rollbacks.as_deref().unwrap_or(&[]);
+    out.put(&past.blocks.to_le_bytes())?;
+    out.put(&(past.dropped.ranges().len() as u64).to_le_bytes())?;
+    out.put(&(rollbacks.len() as u64).to_le_bytes())?;
+    let rollbacks = rollbacks.iter().map(|rollback| (rollback.at, rollback.to));
+    for (one, other) in past.dropped.ranges().iter().copied().chain(rollbacks) {
+        out.put(&one.to_le_bytes())?;
+        out.put(&other.to_le_bytes())?;
+    }
+    Ok(())
 }
 
 fn maps(versions: &Versions) -> impl Iterator<Item = (Epoch, &Map)> {
@@ -222,6 +240,8 @@ fn read_input(
     let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
         .map_err(|bad| Bad::Corrupt(format!("its header is damaged ({bad:?})")))?;
     let epoch = input.u64()?;
+    let past =
+        if header.version == FIRST_VERSION { Past::default() } else { read_past(&mut input)? };
     let count = input.u64()?;
     let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();
     for _ in 0..count {
@@ -245,7 +265,12 @@ fn read_input(
             return Err("one of its maps is later than the checkpoint".into());
         }
     }
-    let contents = Contents { first_seq: header.first_seq, epoch, partitions };
+    if past.dropped.ranges().last().is_some_and(|range| range.1 >= epoch)
+        || past.rollbacks.iter().flatten().any(|rollback| rollback.at >= epoch)
+    {
+        return Err("its history is later than the checkpoint".into());
+    }
+    let contents = Contents { first_seq: header.first_seq, epoch, past, partitions };
     Ok((header, contents, crc))
 }
 
@@ -304,6 +329,26 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
         let same = u64::from_le_bytes(crc) == u64::from(self.crc);
         if same { Ok(self.crc) } else { Err("its checksum does not match".into()) }
     }
+}
+
+fn read_past<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
+    input: &mut Input<R>,
+) -> Result<Past, Bad> {
+    let blocks = input.u64()?;
+    let (ranges, count) = (input.u64()?, input.u64()?);
+    let mut dropped = Vec::new();
+    for _ in 0..ranges {
+        dropped.push((input.u64()?, input.u64()?));
+    }
+    let mut rollbacks = Vec::new();
+    for _ in 0..count {
+        rollbacks.push(Rollback { at: input.u64()?, to: input.u64()? });
+    }
+    let dropped = EpochRanges::from_parts(dropped).ok_or("its history is out of order")?;
+    if blocks >= 1 << 62 || History::new(Vec::new(), rollbacks.clone()).is_none() {
+        return Err("its history is impossible".into());
+    }
+    Ok(Past { blocks, dropped, rollbacks: Some(rollbacks) })
 }
 
 fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(

@@ -72,6 +72,25 @@ impl Entry<'static> {
         Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
     }
 
+    /// The entry that says that no epoch from `first` to `last` has a snapshot any more.
+    pub fn dropped(first: Epoch, last: Epoch) -> Entry<'static> {
+        let (kind, place) = (RecordKind::Dropped, first);
+        Entry { kind, epoch: last, partition: 0, first: 0, count: 0, place, checksums: &[] }
+    }
+
+    /// The entry that says that the volume has grown to so many blocks, in `epoch`.
+    pub fn grown(epoch: Epoch, blocks: u64) -> Entry<'static> {
+        Entry {
+            kind: RecordKind::Grown,
+            epoch,
+            partition: blocks as u32,
+            first: (blocks >> 32) as u32,
+            count: 0,
+            place: 0,
+            checksums: &[],
+        }
+    }
+
     /// The entry of a rollback; `blocks` is the volume's size.
     pub fn rollback(rollback: Rollback, blocks: u64) -> Entry<'static> {
         Entry {

@@ -282,6 +282,10 @@ pub enum RecordKind {
     /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that was its target, `partition` and `first`
     /// the low and the high half of the volume's size in blocks.
     Rollback,
+    /// No epoch from `place` to `epoch` has a snapshot any more.
+    Dropped,
+    /// The volume has grown in `epoch`; `partition` and `first` hold the low and the high half of its size in blocks.
+    Grown,
 }
 
 /// One record, without its checksums.
@@ -306,6 +310,8 @@ pub struct Record {
 const KIND_MAP: u8 = 1;
 const KIND_CUT: u8 = 2;
 const KIND_ROLLBACK: u8 = 3;
+const KIND_DROPPED: u8 = 4;
+const KIND_GROWN: u8 = 5;
 const FLAG_SUMS: u8 = 1;
 
 /// Bytes of a record with so many checksums.
@@ -321,6 +327,8 @@ impl Record {
             RecordKind::Map => KIND_MAP,
             RecordKind::Cut => KIND_CUT,
             RecordKind::Rollback => KIND_ROLLBACK,
+            RecordKind::Dropped => KIND_DROPPED,
+            RecordKind::Grown => KIND_GROWN,
         };
         out[5] = if sums.is_empty() { 0 } else { FLAG_SUMS };
         let words = ((out.len() - RECORD_BYTES) / 8) as u16;
@@ -369,6 +377,8 @@ impl Record {
             KIND_MAP => RecordKind::Map,
             KIND_CUT => RecordKind::Cut,
             KIND_ROLLBACK => RecordKind::Rollback,
+            KIND_DROPPED => RecordKind::Dropped,
+            KIND_GROWN => RecordKind::Grown,
             other => return Err(other),
         };
         match bytes[5] {
@@ -393,6 +403,11 @@ impl Record {
             return Err(bytes[4]);
         }
         Ok(Some((record, length)))
+    }
+
+    /// The volume's size in blocks, for a record of a rollback or a growth.
+    pub fn volume_blocks(&self) -> u64 {
+        u64::from(self.first) << 32 | u64::from(self.partition)
     }
 
     /// The place, for a map record with a valid place and the right number of checksums.

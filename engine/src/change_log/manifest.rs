@@ -264,9 +264,14 @@ impl Manifest {
 
     /// Rewrites the file if it is gone or was replaced, or `always`; returns the new page. Called by the processor,
     /// whose last record is `appended`. The directory must exist: one that was moved away is not created again in its
-    /// old place.
+    /// old place. EAGAIN: another thread is changing it, and finds out by itself whether the file is gone: the processor
+    /// does not wait for its sync, unless it has to (`always`).
     pub fn renew(&self, appended: u64, always: bool) -> std::result::Result<Option<Page>, Errno> {
-        let mut current = self.current.lock().expect("no holder panics");
+        let mut current = match self.current.try_lock() {
+            Ok(current) => current,
+            Err(_) if !always => return Err(Errno::EAGAIN),
+            Err(_) => self.current.lock().expect("no holder panics"),
+        };
         if !always && current.known.is_there(&*self.identity.system)? {
             return Ok(None);
         }

@@ -27,6 +27,7 @@ mod known_file;
 pub mod leaf_bytes;
 pub mod manifest;
 mod old_segments;
+pub mod past;
 pub mod recover;
 pub mod segment;
 mod shared_journal;

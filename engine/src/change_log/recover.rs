@@ -25,6 +25,7 @@ use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::Start;
 use super::manifest::{self, Found};
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
+use super::past::{Past, Stale};
 use super::slot_set::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -69,9 +70,19 @@ pub struct Recovered {
     pub checkpoint: (u64, u32),
     /// The manifest, if there is one.
     pub manifest: Option<Found>,
+    /// The volume's history as it is recorded.
+    pub past: Past,
+    /// What the catalog has although the records say that it is gone. If there is such, nothing was recovered: recovery is
+    /// repeated without it.
+    pub stale: Stale,
 }
 
 impl Recovered {
+    /// What is returned if the catalog has what is gone.
+    fn without_maps(self) -> Recovered {
+        Recovered { partitions: BTreeMap::new(), ..self }
+    }
+
     /// The starting point of the next run's journal; takes the segments out of `self`.
     pub fn start(&mut self) -> Start {
         Start {
@@ -175,7 +186,13 @@ pub fn recover(
         previous: segments.last().map_or(0, |segment| segment.header.incarnation),
         checkpoint,
         manifest,
+        past: contents.past,
+        stale: Stale::default(),
     };
+    recovered.stale = recovered.past.stale(history, contents.epoch);
+    if !recovered.stale.is_empty() {
+        return Ok(recovered.without_maps());
+    }
     let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
     recovered.unrecorded_rollbacks = history.rollbacks().len() - rolled;
     if let Some(found) = &recovered.manifest
@@ -183,6 +200,15 @@ pub fn recover(
     {
         expect_records(identity, found, recovered.next_seq - 1)?;
     }
+    recovered.stale = recovered.past.stale(history, contents.epoch);
+    if !recovered.stale.is_empty() {
+        return Ok(recovered.without_maps());
+    }
+    let checked = recovered.past.check(history, catalog.blocks, rolled);
+    checked.map_err(|what| match segments.last() {
+        Some(segment) => corrupt(&segment.path, what),
+        None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
+    })?;
     for number in rolled..history.rollbacks().len() {
         roll_back(&mut recovered, history, number, 0, &shape_of);
     }
@@ -372,6 +398,19 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
     fn apply(&mut self, record: &Record, version: u32) -> std::result::Result<(), String> {
         if !possible(record.epoch) {
             return Err("its epoch is impossible".to_owned());
+        }
+        match record.kind {
+            RecordKind::Dropped if (1..=record.epoch).contains(&record.place) => {
+                self.recovered.past.dropped.add(record.place, record.epoch);
+                return Ok(());
+            }
+            RecordKind::Grown if possible(record.volume_blocks()) => {
+                let past = &mut self.recovered.past;
+                past.blocks = past.blocks.max(record.volume_blocks());
+                return Ok(());
+            }
+            RecordKind::Dropped | RecordKind::Grown => return Err("it is inconsistent".to_owned()),
+            RecordKind::Map | RecordKind::Cut | RecordKind::Rollback => {}
         }
         let rolled = self.agreement.applied_rollbacks();
         for number in rolled..rolled + self.agreement.check_record(record, version)? {

@@ -15,8 +15,9 @@ use super::format::{
 };
 use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
+use super::past::Past;
 use super::recover::{Recovered, Shape, recover};
-use crate::block_map::history::History;
+use crate::block_map::history::{History, Rollback};
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::error::{ErrorKind, Result};
@@ -284,8 +285,12 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     journal.shared().commit(8).unwrap();
     let all = back(&scratch, 2, &[]).unwrap();
     let identity = scratch.identity(1);
-    let contents =
-        Contents { first_seq: 9, epoch: 1, partitions: all.partitions.into_iter().collect() };
+    let contents = Contents {
+        first_seq: 9,
+        epoch: 1,
+        past: Past::default(),
+        partitions: all.partitions.into_iter().collect(),
+    };
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, 2, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(2)).unwrap();
@@ -374,16 +379,23 @@ fn versions() -> Versions {
     versions
 }
 
+fn past() -> Past {
+    let history = History::new(vec![2], vec![Rollback { at: 3, to: 2 }]).unwrap();
+    Past::of(&history, 4, u64::from(BLOCKS))
+}
+
 #[test]
 fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
     let scratch = Scratch::new();
-    let contents = Contents { first_seq: 42, epoch: 4, partitions: vec![(4, versions())] };
+    let contents =
+        Contents { first_seq: 42, epoch: 4, past: past(), partitions: vec![(4, versions())] };
     let path = scratch.0.join("checkpoint");
     checkpoint::write(&path, &scratch.identity(1), 3, contents.clone()).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let blocks_of = |partition| (partition == 4).then_some(BLOCKS);
     let (header, read) = checkpoint::read(&bytes, blocks_of).unwrap();
     assert_eq!((header.number, read.first_seq, read.epoch), (3, 42, 4));
+    assert_eq!(read.past, contents.past);
     let (wrote, found) = (&contents.partitions[0].1, &read.partitions[0].1);
     for epoch in [1, 2, 3, 4] {
         for block in 0..BLOCKS {

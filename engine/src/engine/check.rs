@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::block_map::versions::Versions;
 use crate::change_log::files::Identity;
+use crate::change_log::past::Stale;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::Log;
 use crate::checksum;
@@ -20,7 +21,7 @@ use crate::io::device::{Device, Mode};
 use crate::io::extent::Extent;
 use crate::processor::share::scrub::{SlotRun, for_each_slot_run};
 use crate::system::System;
-use crate::units::{BLOCK_SIZE, DeviceId, PartitionIndex};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Upper bound of described problems; all are counted.
@@ -33,6 +34,8 @@ pub struct CheckReport {
     pub problems: Vec<String>,
     /// Number of further problems.
     pub more_problems: u64,
+    /// Epochs of snapshots that the catalog has although the journals say that they were deleted.
+    pub deleted_snapshots: Vec<Epoch>,
     /// Files that a crash left, and that the next start removes.
     pub leftovers: Vec<PathBuf>,
     /// Slots that maps refer to.
@@ -48,8 +51,8 @@ struct LogCheck {
     used: Vec<u64>,
 }
 
-struct Check<'a> {
-    spec: &'a VolumeSpec,
+struct Check {
+    spec: VolumeSpec,
     data: bool,
     logs: BTreeMap<u16, LogCheck>,
     report: CheckReport,
@@ -62,7 +65,8 @@ pub fn check_volume(
     devices: &BTreeMap<DeviceId, PathBuf>,
     data: bool,
 ) -> Result<CheckReport> {
-    let mut check = Check { spec, data, logs: BTreeMap::new(), report: CheckReport::default() };
+    let mut check =
+        Check { spec: spec.clone(), data, logs: BTreeMap::new(), report: CheckReport::default() };
     let opened = check.open_devices(system, devices);
     if let Err(error) = check_spec(spec).and_then(|()| check.add_logs(&opened)) {
         check.problem(error.what);
@@ -73,9 +77,22 @@ pub fn check_volume(
     let mut processors: Vec<u32> = spec.partitions.iter().map(|(owner, _)| *owner).collect();
     processors.sort_unstable();
     processors.dedup();
-    for processor in processors {
-        let identity = spec.identity(system, processor, boot_id);
-        match recover_one(spec, &identity) {
+    let recover_all = |spec: &VolumeSpec| -> Vec<Result<Recovered>> {
+        let identity = |processor: &u32| spec.identity(system, *processor, boot_id);
+        processors.iter().map(|processor| recover_one(spec, &identity(processor))).collect()
+    };
+    let found = loop {
+        let found = recover_all(&check.spec);
+        let mut stale = Stale::default();
+        found.iter().flatten().for_each(|recovered| stale.add(&recovered.stale));
+        if stale.is_empty() {
+            break found;
+        }
+        check.spec.forget(&stale);
+        check.report.deleted_snapshots.extend(&stale.snapshots);
+    };
+    for one in found {
+        match one {
             Ok(recovered) => check.maps(recovered),
             Err(error) => check.problem(error.what),
         }
@@ -91,7 +108,7 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
     })
 }
 
-impl Check<'_> {
+impl Check {
     /// Opens the devices of change logs, read-only. One without a path is missing, which the caller has reported; one
     /// that cannot be opened is a problem, and its slots are not checked.
     fn open_devices(

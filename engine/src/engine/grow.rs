@@ -17,8 +17,9 @@ use std::sync::atomic::Ordering;
 
 use crate::change_log::files::{Identity, files};
 use crate::engine::Engine;
+use crate::engine::recovery::{SharePlan, recover_all};
 use crate::engine::spec::{VolumeSpec, check};
-use crate::engine::volumes::{NewShare, SharePlan, index_by_processor, recover_all, start_journal};
+use crate::engine::volumes::{NewShare, index_by_processor, start_journal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::io::extent::Extent;
@@ -33,10 +34,11 @@ use crate::volume::{ShareRef, View, Volume};
 
 impl Engine {
     /// Grows a volume to the shape in `spec`.
-    pub fn grow_volume(&self, spec: VolumeSpec) -> Result<()> {
+    pub fn grow_volume(&self, mut spec: VolumeSpec) -> Result<()> {
         check(&spec)?;
         let _no_cut = self.cutting.lock().expect("no holder panics"); // GR2
         let volume = self.volume(spec.id)?;
+        spec.forget(&volume.stale);
         let geometry = Arc::new(self.geometry(&spec)?);
         check_growth(&volume, &geometry)?;
         let new = geometry.partitions.iter().skip(volume.geometry.partitions.len());
@@ -48,7 +50,7 @@ impl Engine {
             .into_iter()
             .partition(|plan| share_of(&volume, plan).is_some());
         let identities: Vec<_> = new.iter().map(|plan| plan.identity.clone()).collect();
-        let new_shares = self.start_journals(new, &spec, &geometry, &volume);
+        let new_shares = self.start_journals(new, &mut spec, &geometry, &volume);
         let new_shares = new_shares.inspect_err(|_| identities.iter().for_each(remove_files))?;
         for extent in geometry.partitions.iter().flat_map(|partition| &partition.extents) {
             volume.durable.add_device(&extent.device);
@@ -83,11 +85,12 @@ impl Engine {
     fn start_journals(
         &self,
         new: Vec<SharePlan>,
-        spec: &VolumeSpec,
+        spec: &mut VolumeSpec,
         geometry: &Geometry,
         volume: &Volume,
     ) -> Result<Vec<NewShare>> {
-        let recovered = recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
+        let (recovered, _) =
+            recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
         let epoch = volume.epoch.load(Ordering::Acquire);
         let begin_one = |(plan, (recovered, slots))| {
             let (journal, locals) = start_journal(&plan, recovered, geometry, spec, epoch)?;
@@ -176,6 +179,7 @@ impl Engine {
             usage: std::sync::Mutex::default(),
             dropping: Arc::clone(&volume.dropping),
             rolling_back: Arc::clone(&volume.rolling_back),
+            stale: volume.stale.clone(),
         });
         let mut volumes = self.volumes.lock().expect("no holder panics");
         volumes.insert(grown.id, Arc::clone(&grown));

@@ -15,6 +15,7 @@ pub mod compare;
 pub mod grow;
 pub mod inspect;
 mod recovered_sync;
+mod recovery;
 mod rollback;
 pub mod scrub;
 pub mod snapshots;

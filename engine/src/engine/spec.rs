@@ -8,6 +8,7 @@ use crate::change_log::agreement::CatalogState;
 use crate::change_log::expected::Expect;
 use crate::change_log::files::Identity;
 use crate::change_log::format::possible;
+use crate::change_log::past::Stale;
 use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{PARTITION_BYTES_MAX, PARTITION_BYTES_MIN};
@@ -97,10 +98,17 @@ impl VolumeSpec {
         let reached = snapshots.chain(rollbacks).filter(|(_, size)| start < *size);
         CatalogState {
             history: self.history(),
+            blocks: self.size / BLOCK_SIZE,
             sizes: self.rollbacks.iter().map(|(_, size)| size / BLOCK_SIZE).collect(),
             expect: self.expect(processor),
             reached: reached.map(|(epoch, _)| epoch).max().unwrap_or(0),
         }
+    }
+
+    /// Forgets what only an older copy of the catalog has.
+    pub(super) fn forget(&mut self, stale: &Stale) {
+        self.snapshots.retain(|(epoch, _)| !stale.snapshots.contains(epoch));
+        self.rollbacks.retain(|(rollback, _)| !stale.rollbacks.contains(&rollback.at));
     }
 
     /// Size of the snapshot of this epoch, bytes.

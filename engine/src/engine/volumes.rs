@@ -12,16 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
-use crate::block_map::history::History;
-use crate::block_map::place::Place;
-use crate::change_log::files::Identity;
 use crate::change_log::journal::{Entry, Journal};
-use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::past::{EpochRanges, Stale};
+use crate::change_log::recover::Recovered;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
-use crate::change_log::used_slots::UsedSlots;
 use crate::engine::Engine;
 use crate::engine::recovered_sync::devices_to_sync;
+use crate::engine::recovery::{SharePlan, recover_all};
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::geometry::bad_blocks::BadBlocks;
@@ -40,13 +38,6 @@ use crate::volume::export::Export;
 use crate::volume::name::VolumeName;
 use crate::volume::{ShareRef, Volume};
 
-/// The share of a volume that one processor gets.
-pub(super) struct SharePlan {
-    pub(super) share: ShareRef,
-    pub(super) partitions: Vec<u32>,
-    pub(super) identity: Identity,
-}
-
 /// A plan with its recovered state.
 type RecoveredPlan = (SharePlan, (Recovered, Slots));
 
@@ -54,8 +45,9 @@ type RecoveredPlan = (SharePlan, (Recovered, Slots));
 pub(super) type NewShare = (SharePlan, Journal, Vec<Local>, Slots);
 
 impl Engine {
-    /// Opens a volume.
-    pub fn add_volume(&self, spec: VolumeSpec) -> Result<()> {
+    /// Opens a volume. Returns the epochs of snapshots that the catalog has although the journals say that they were
+    /// deleted, because it is an older copy: it is open without them.
+    pub fn add_volume(&self, mut spec: VolumeSpec) -> Result<Vec<Epoch>> {
         check(&spec)?;
         if self.volume(spec.id).is_ok() {
             let what = format!("volume {} is served already", spec.name);
@@ -73,17 +65,18 @@ impl Engine {
         self.refuse_stuck(&devices.cloned().collect::<Vec<_>>())?;
         let plans = self.plans(&spec, &geometry)?;
         let threads = self.system.threaded();
-        let recovered = recover_all(&plans, &spec, &geometry, &space, threads)?;
+        let (recovered, stale) = recover_all(&plans, &mut spec, &geometry, &space, threads)?;
+        let deleted = stale.snapshots.clone();
         self.make_volume_directory(&spec.directory).map_err(|e| {
             Error::io(format!("directory {} cannot be made", spec.directory.display()), e)
         })?;
         let number = self.allocate_share_number();
         let found = plans.into_iter().zip(recovered).collect();
-        let served = self.serve(spec, number, (geometry, origin), space, found);
+        let served = self.serve(spec, number, (geometry, origin), (space, stale), found);
         if served.is_err() {
             self.free_share_number(number);
         }
-        served
+        served.map(|()| deleted)
     }
 
     /// Creates it, durably: files that a flush makes durable must not be lost with the directory's name.
@@ -159,7 +152,7 @@ impl Engine {
         spec: VolumeSpec,
         number: u32,
         (geometry, origin): (Arc<Geometry>, Option<Arc<Origin>>),
-        space: Arc<Space>,
+        (space, stale): (Arc<Space>, Stale),
         found: Vec<RecoveredPlan>,
     ) -> Result<()> {
         let space_waiters = Arc::new(SpaceWaiters::default());
@@ -217,6 +210,7 @@ impl Engine {
             usage: std::sync::Mutex::default(),
             dropping: Arc::default(),
             rolling_back: Arc::default(),
+            stale,
         };
         let volume = self.publish(volume, shares)?;
         // A share that needs a held slot asks for it itself.
@@ -329,58 +323,6 @@ impl Engine {
     }
 }
 
-/// Recovers every processor's maps, and marks the slots that they refer to as used.
-pub(super) fn recover_all(
-    plans: &[SharePlan],
-    spec: &VolumeSpec,
-    geometry: &Geometry,
-    space: &Space,
-    threads: bool,
-) -> Result<Vec<(Recovered, Slots)>> {
-    let history = spec.history();
-    let recover_one = &|plan: &SharePlan| {
-        let catalog = spec.catalog_state(plan.share.processor);
-        let recovered = recover(&plan.identity, &catalog, |partition| {
-            let owner = geometry.partitions.get(partition as usize)?;
-            let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
-            let ours = owner.processor == plan.share.processor;
-            ours.then(|| spec.shape(partition, blocks as u32))
-        })?;
-        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
-        Ok((recovered, slots))
-    };
-    if !threads {
-        return plans.iter().map(recover_one).collect();
-    }
-    std::thread::scope(|scope| {
-        let spawn = |plan| scope.spawn(move || recover_one(plan));
-        let threads: Vec<_> = plans.iter().map(spawn).collect();
-        let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
-    })
-}
-
-fn mark_slots(
-    recovered: &Recovered,
-    history: &History,
-    space: &Space,
-    volume: &str,
-) -> Result<Slots> {
-    let bad = |place: Place, of: String| {
-        let what =
-            format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
-        Error::new(ErrorKind::Corrupt, what)
-    };
-    let mut used = UsedSlots::new(space);
-    for (partition, versions) in &recovered.partitions {
-        used.add_partition(versions, history)
-            .map_err(|place| bad(place, format!(" of partition {partition}")))?;
-    }
-    let mut slots = Slots::default();
-    slots.allocate_used(used).map_err(|place| bad(place, String::new()))?;
-    Ok(slots)
-}
-
 /// The epoch of new writes, and that of each processor's checkpoint.
 fn epochs(found: &[RecoveredPlan], spec: &VolumeSpec) -> (Epoch, Vec<Epoch>) {
     let recovered = || found.iter().map(|(_, (one, _))| one);
@@ -436,7 +378,8 @@ pub(super) fn start_journal(
     Ok((journal, locals))
 }
 
-/// Records in a journal what recovery did not find in it: rollbacks of the volume, and that it is in `epoch`.
+/// Records in a journal what recovery did not find in it: rollbacks of the volume, that it is in `epoch`, which epochs
+/// have no snapshot, and its size, unless the journal is new.
 fn record_history(
     journal: &mut Journal,
     recovered: &Recovered,
@@ -449,6 +392,14 @@ fn record_history(
     }
     if recovered.epoch < epoch {
         journal.append(Entry::cut(epoch - 1, 0))?;
+    }
+    let gone = EpochRanges::without(spec.history().snapshots(), epoch);
+    for (first, last) in gone.minus(&recovered.past.dropped) {
+        journal.append(Entry::dropped(first, last))?;
+    }
+    let blocks = spec.size / BLOCK_SIZE;
+    if recovered.next_seq > 1 && recovered.past.blocks < blocks {
+        journal.append(Entry::grown(epoch, blocks))?;
     }
     Ok(())
 }

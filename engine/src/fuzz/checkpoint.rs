@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::Target;
 use super::files::{Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
-use crate::block_map::history::History;
+use crate::block_map::history::{History, Rollback};
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
@@ -21,6 +21,7 @@ use crate::change_log::checkpoint::{self, Bad, Contents};
 use crate::change_log::format::{
     CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
 };
+use crate::change_log::past::Past;
 use crate::checksum;
 use crate::units::{Epoch, PartitionIndex, SlotIndex};
 
@@ -168,7 +169,10 @@ pub fn rich() -> Contents {
     change(&mut second, 2, 510, 4, Place::slot(4095, SlotIndex(7)), 143);
     second.freeze_before(3, &[1, 2]);
     change(&mut second, 3, 1290, 10, Place::slot(1, SlotIndex(90)), 144);
-    Contents { first_seq: 145, epoch: 3, partitions: vec![(0, first), (4, second)] }
+    let rollbacks = Some(vec![Rollback { at: 2, to: 1 }]);
+    let mut past = Past { blocks: 1 << 20, rollbacks, ..Past::default() };
+    past.dropped.add(2, 2);
+    Contents { first_seq: 145, epoch: 3, past, partitions: vec![(0, first), (4, second)] }
 }
 
 /// The input that gives this checkpoint.
@@ -179,7 +183,8 @@ pub fn compact(bytes: &[u8]) -> Vec<u8> {
 
 fn seeds() -> Vec<Vec<u8>> {
     let rich = rich();
-    let mut some = vec![Contents { first_seq: 1, epoch: 1, partitions: Vec::new() }];
+    let mut some =
+        vec![Contents { first_seq: 1, epoch: 1, past: Past::default(), partitions: Vec::new() }];
     for index in 0..2 {
         some.push(Contents { partitions: vec![rich.partitions[index].clone()], ..rich.clone() });
     }
@@ -187,7 +192,12 @@ fn seeds() -> Vec<Vec<u8>> {
     change(&mut small, 1, 3, 2, Place::slot(1, SlotIndex(5)), 1);
     small.freeze_before(2, &[1]);
     change(&mut small, 2, 4, 250, Place::ZERO, 2);
-    some.push(Contents { first_seq: 3, epoch: 2, partitions: vec![(0, small)] });
+    some.push(Contents {
+        first_seq: 3,
+        epoch: 2,
+        past: Past::default(),
+        partitions: vec![(0, small)],
+    });
     some.push(rich);
     let mut seeds: Vec<Vec<u8>> =
         some.iter().map(|one| [vec![0], compact(&bytes_of(one, 7))].concat()).collect();

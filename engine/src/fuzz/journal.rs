@@ -25,6 +25,7 @@ use crate::change_log::format::{
 use crate::change_log::manifest::{
     self, APPENDED_OFFSET, COPY_BYTES, COPY_OFFSETS, MANIFEST_BYTES, State,
 };
+use crate::change_log::past::Past;
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
 use crate::error::{ErrorKind, Result};
@@ -127,7 +128,12 @@ fn check(recovered: Recovered) {
     assert!(recovered.epoch > 0);
     let mut partitions: Vec<_> = recovered.partitions.into_iter().collect();
     partitions.sort_unstable_by_key(|(partition, _)| *partition);
-    let contents = Contents { first_seq: recovered.next_seq, epoch: recovered.epoch, partitions };
+    let contents = Contents {
+        first_seq: recovered.next_seq,
+        epoch: recovered.epoch,
+        past: Past::default(),
+        partitions,
+    };
     let bytes = bytes_of(&contents, recovered.next_number);
     let (_, again) = checkpoint::read(&bytes, blocks_of).expect("what was written is read");
     for ((_, versions), (_, others)) in contents.partitions.iter().zip(&again.partitions) {

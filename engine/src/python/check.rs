@@ -29,6 +29,7 @@ pub fn check<'py>(
     let dict = PyDict::new(py);
     dict.set_item("problems", report.problems)?;
     dict.set_item("more_problems", report.more_problems)?;
+    dict.set_item("deleted_snapshots", report.deleted_snapshots)?;
     dict.set_item("leftovers", report.leftovers)?;
     dict.set_item("slots", report.slots)?;
     dict.set_item("records", report.records)?;

@@ -112,7 +112,7 @@ impl Engine {
         })
     }
 
-    fn add_volume(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<()> {
+    fn add_volume(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<Vec<Epoch>> {
         let spec = spec::volume(spec)?;
         self.call(py, |this| this.inner.add_volume(spec))
     }

@@ -5,8 +5,7 @@
 //!                   the catalog; a deletion is committed first. The catalog changes at once, durably.
 //! Errors            the first error ends the simulation, with a sentence.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ use super::tamper::Older;
 use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::events::Event;
-use crate::io::device::Mode;
 use crate::system::System;
 use crate::units::{DeviceId, Epoch};
 
@@ -36,9 +34,11 @@ const STARTS_MAX: u32 = 30;
 #[derive(Clone, Debug)]
 pub(super) struct Catalog {
     pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
-    next_epoch: Epoch,
+    pub(super) next_epoch: Epoch,
     /// The volume was served before.
-    served: bool,
+    pub(super) served: bool,
+    /// Snapshots that were deleted: an older copy has them, in every third start.
+    pub(super) deleted: BTreeMap<Epoch, Option<u16>>,
 }
 
 /// State of an engine's run.
@@ -92,7 +92,7 @@ pub struct Simulation {
     pub(super) catalog: Catalog,
     boots_seen: u64,
     /// Devices that have ever become shorter: they are missing from the next start on.
-    lost: BTreeSet<DeviceId>,
+    pub(super) lost: BTreeSet<DeviceId>,
     pub(super) older: Older,
     /// Counts of what happened.
     pub counts: Counts,
@@ -112,7 +112,8 @@ impl Simulation {
         }
         let disk = Shelf::new(disk);
         let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
-        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false };
+        let deleted = BTreeMap::new();
+        let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false, deleted };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
         let older = Older::default();
         Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, counts }
@@ -169,7 +170,8 @@ impl Simulation {
             let engine = engine.map_err(|e| format!("an engine does not start: {e}"))?;
             engine.set_io_timeout(std::time::Duration::from_secs(2));
             system.set_tick(engine.ticker());
-            let result = self.serve(&engine);
+            let older = tampered.is_none() && self.counts.starts.is_multiple_of(3);
+            let result = self.serve(&engine, older);
             let running = Running { engine, system };
             if self.disk.lock().dead {
                 self.crashed(&running);
@@ -191,19 +193,6 @@ impl Simulation {
             self.crashed(&running);
         }
         Err("it does not start".to_owned())
-    }
-
-    fn serve(&self, engine: &Engine) -> crate::error::Result<()> {
-        for device in &self.shape.devices {
-            let mode = Mode { sparse: device.sparse, size: device.length, ..Mode::default() };
-            if self.lost.contains(&device.id) {
-                engine.absent_device(device.id, mode, false)?;
-            } else {
-                engine.open_device(device.id, Path::new(&device.path), mode)?;
-            }
-        }
-        let Catalog { snapshots, next_epoch, served } = self.catalog.clone();
-        engine.add_volume(self.shape.volume(snapshots, next_epoch, served))
     }
 
     /// Enables faults if the run has crashes: recovered maps are synced only now.
@@ -485,6 +474,8 @@ impl Simulation {
             snapshot.into_iter().for_each(|snapshot| self.host.lock().keep(epoch, snapshot));
             return Ok(());
         }
+        let log = self.catalog.snapshots.iter().find(|(other, _)| *other == epoch);
+        let log = log.and_then(|(_, log)| *log);
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
         self.host.lock().sample();
@@ -493,6 +484,9 @@ impl Simulation {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);
             if dropped.is_err() && !self.disk.lock().dead {
                 return Err("a snapshot cannot be dropped".to_owned());
+            }
+            if !self.disk.lock().dead && !self.sync_failed() {
+                self.catalog.deleted.insert(epoch, log);
             }
         }
         Ok(())

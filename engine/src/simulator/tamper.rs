@@ -4,6 +4,8 @@
 //!                   volume's directory, are replaced with those of an older time. The volume is then refused, and
 //!                   nothing in the state directory has changed; or it is served, and all reads are right. After a
 //!                   refusal the damage is undone, and the simulation continues.
+//! Older catalog     In some starts, the catalog is an older copy: it has the snapshots that were deleted. The engine has to
+//!                   return just these, and to serve the rest.
 //! Not detected      after a power loss, that the newest segment is from a time between its first commit and its last
 //!                   one: so older files are restored only after a kill, when the numbers of records are exact, or a
 //!                   clean stop.
@@ -13,9 +15,11 @@ use std::path::{Path, PathBuf};
 
 use super::contents::Contents;
 use super::disk::{Disk, Inode};
-use super::driver::{Result, Simulation};
+use super::driver::{Catalog, Result, Simulation};
 use super::faults::Role;
 use super::shape::DIRECTORY;
+use crate::engine::Engine;
+use crate::io::device::Mode;
 
 type Files = BTreeMap<PathBuf, Contents>;
 
@@ -79,6 +83,28 @@ impl Disk {
 }
 
 impl Simulation {
+    /// Has an engine serve the volume, by the catalog or by an `older` copy, of which it has to tell what is wrong.
+    pub(super) fn serve(&self, engine: &Engine, older: bool) -> crate::error::Result<()> {
+        for device in &self.shape.devices {
+            let mode = Mode { sparse: device.sparse, size: device.length, ..Mode::default() };
+            if self.lost.contains(&device.id) {
+                engine.absent_device(device.id, mode, false)?;
+            } else {
+                engine.open_device(device.id, Path::new(&device.path), mode)?;
+            }
+        }
+        let Catalog { mut snapshots, next_epoch, served, deleted } = self.catalog.clone();
+        let deleted = if older { deleted } else { BTreeMap::new() };
+        snapshots.extend(deleted.iter().map(|(epoch, log)| (*epoch, *log)));
+        snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
+        let found = engine.add_volume(self.shape.volume(snapshots, next_epoch, served))?;
+        if !self.disk.lock().dead && !deleted.keys().eq(&found) {
+            let what = format!("snapshots {:?} were deleted, found: {found:?}", deleted.keys());
+            self.host.lock().failure = Some(what);
+        }
+        Ok(())
+    }
+
     fn state_files(&self) -> Files {
         let mut disk = self.disk.lock();
         let files = disk.state_files().into_iter();

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::block_map::usage::UsageMemory;
+use crate::change_log::past::Stale;
 use crate::change_log::space::Space;
 use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
@@ -84,6 +85,8 @@ pub struct Volume {
     pub dropping: Arc<Mutex<()>>,
     /// Some shares may have rolled back to a snapshot, and others not.
     pub rolling_back: Arc<AtomicBool>,
+    /// What only an older copy of the catalog has of it.
+    pub stale: Stale,
 }
 
 impl Volume {

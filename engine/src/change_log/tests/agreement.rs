@@ -1,9 +1,9 @@
 //! How rollbacks in older journals are read, and which differences between a journal and a catalog are refused.
 
 use super::*;
-use crate::block_map::history::Rollback;
 use crate::change_log::expected::Expect;
 use crate::change_log::format::{Begin, FORMAT_VERSION, HEADER_BYTES};
+use crate::change_log::past::EpochRanges;
 use crate::units::SlotIndex;
 
 const S: Epoch = 1;
@@ -39,7 +39,8 @@ fn write(version: u32, records: &Records) -> Scratch {
         let (place, sums, blocks) = match kind {
             RecordKind::Map => (Place::slot(1, SlotIndex(place)).raw(), vec![0], 0),
             RecordKind::Cut => (place, Vec::new(), 0),
-            RecordKind::Rollback => (place, Vec::new(), BLOCKS),
+            RecordKind::Dropped => (place, Vec::new(), 0),
+            RecordKind::Rollback | RecordKind::Grown => (place, Vec::new(), BLOCKS),
         };
         let partition = if kind == RecordKind::Map { 4 } else { blocks };
         let count = sums.len() as u32;
@@ -55,6 +56,7 @@ fn write(version: u32, records: &Records) -> Scratch {
 fn catalog(rollbacks: &[Rollback], reached: Epoch) -> CatalogState {
     CatalogState {
         history: History::new(vec![S], rollbacks.to_vec()).unwrap(),
+        blocks: u64::from(BLOCKS),
         sizes: rollbacks.iter().map(|_| u64::from(BLOCKS)).collect(),
         expect: Expect::Nothing,
         reached,
@@ -168,11 +170,95 @@ fn a_journal_that_ends_before_the_catalogs_last_snapshot_is_refused() {
 fn a_checkpoint_with_a_map_later_than_itself_is_refused() {
     for (first_seq, epoch) in [(42, 2), (9, 4), (3, 4)] {
         let scratch = Scratch::new();
-        let contents = Contents { first_seq, epoch, partitions: vec![(4, versions())] };
+        let contents =
+            Contents { first_seq, epoch, past: Past::default(), partitions: vec![(4, versions())] };
         let path = scratch.0.join("checkpoint");
         checkpoint::write(&path, &scratch.identity(1), 3, contents).unwrap();
         let read = checkpoint::read(&std::fs::read(&path).unwrap(), |_| Some(BLOCKS));
         let later = "one of its maps is later than the checkpoint".to_owned();
         assert_eq!(read.unwrap_err(), checkpoint::Bad::Corrupt(later));
+    }
+}
+
+const DROPPED: RecordKind = RecordKind::Dropped;
+const GROWN: RecordKind = RecordKind::Grown;
+
+#[test]
+fn a_snapshot_whose_record_says_that_it_was_dropped_is_stale() {
+    let before = [(MAP, 1, 10), (CUT, S, 0), (MAP, 2, 20)];
+    assert!(read(&write(FORMAT_VERSION, &before), &catalog(&[], 2)).unwrap().stale.is_empty());
+    let after = [&before[..], &[(DROPPED, S, S), (MAP, 2, 10)]].concat();
+    let recovered = read(&write(FORMAT_VERSION, &after), &catalog(&[], 2)).unwrap();
+    assert_eq!(recovered.stale.snapshots, [S]);
+    assert!(recovered.partitions.is_empty());
+    let other = CatalogState { reached: 2, ..CatalogState::line(&[2]) };
+    let recovered = read(&write(FORMAT_VERSION, &after), &other).unwrap();
+    assert!(recovered.stale.is_empty() && recovered.past.dropped.has(S));
+    assert_eq!(live(&recovered), Place::slot(1, SlotIndex(10)));
+    refused(FORMAT_VERSION, &[(DROPPED, 1, 2)], &[], "it is inconsistent");
+    refused(FORMAT_VERSION, &[(DROPPED, 1, 0)], &[], "it is inconsistent");
+    // A rollback that only the catalog has needs its target.
+    let records = [(MAP, 1, 10), (CUT, S, 0), (CUT, 2, 0), (DROPPED, S, S)];
+    let mut undone = catalog(&[ROLLBACK], 3);
+    undone.history = History::new(vec![2], vec![ROLLBACK]).unwrap();
+    let error = read(&write(FORMAT_VERSION, &records), &undone).unwrap_err();
+    assert!(error.what.contains("was deleted before that"), "{error}");
+}
+
+#[test]
+fn a_growth_that_the_catalog_lacks_is_refused() {
+    let records = [(MAP, 1, 10), (GROWN, 1, 0)];
+    assert!(read(&write(FORMAT_VERSION, &records), &catalog(&[], 0)).is_ok());
+    let mut smaller = catalog(&[], 0);
+    smaller.blocks -= 1;
+    let error = read(&write(FORMAT_VERSION, &records), &smaller).unwrap_err();
+    assert!(error.what.contains("had grown"), "{error}");
+}
+
+#[test]
+fn a_catalog_is_compared_with_the_rollbacks_of_a_checkpoint() {
+    let history = |snapshots: &[Epoch], rollbacks: &[Rollback]| {
+        History::new(snapshots.to_vec(), rollbacks.to_vec()).unwrap()
+    };
+    let past = Past::of(&history(&[1, 2], &[ROLLBACK]), 5, 1);
+    assert!(past.check(&history(&[1, 2], &[ROLLBACK]), 1, 1).is_ok());
+    // Without snapshot 2, the volume descends from snapshot 1 in either case.
+    assert!(past.check(&history(&[1], &[]), 1, 0).is_ok());
+    let lacking = past.check(&history(&[1, 2], &[]), 1, 0).unwrap_err();
+    assert!(lacking.contains("was rolled back at epoch 3 to epoch 1"), "{lacking}");
+    let other = Rollback { to: 2, ..ROLLBACK };
+    assert_eq!(past.stale(&history(&[1, 2], &[other]), 5).rollbacks, [3]);
+    let forgotten = Past::of(&history(&[2], &[]), 5, 1);
+    let stale = forgotten.stale(&history(&[1, 2], &[ROLLBACK]), 5);
+    assert_eq!((stale.snapshots, stale.rollbacks), (vec![1], vec![3]));
+    // One that came after the checkpoint is not known to it.
+    let later = Rollback { at: 5, to: 2 };
+    assert!(forgotten.stale(&history(&[2], &[later]), 5).is_empty());
+    assert!(Past::default().stale(&history(&[1, 2], &[ROLLBACK]), 5).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn ranges_of_epochs_are_a_set(
+        added in prop::collection::vec((1..30u64, 0..6u64), 0..8),
+        others in prop::collection::btree_set(1..30u64, 0..10),
+    ) {
+        let mut ranges = EpochRanges::default();
+        let mut model = std::collections::BTreeSet::new();
+        for (first, more) in added {
+            ranges.add(first, first + more);
+            model.extend(first..=first + more);
+        }
+        prop_assert!((0..40).all(|epoch| ranges.has(epoch) == model.contains(&epoch)));
+        prop_assert_eq!(EpochRanges::from_parts(ranges.ranges().to_vec()), Some(ranges.clone()));
+        let others: Vec<Epoch> = others.into_iter().collect();
+        let without = EpochRanges::without(&others, 40);
+        prop_assert!((1..40).all(|epoch| without.has(epoch) != others.contains(&epoch)));
+        prop_assert!(!without.has(0) && !without.has(40));
+        let both: Vec<Epoch> =
+            without.minus(&ranges).into_iter().flat_map(|(first, last)| first..=last).collect();
+        let expected: Vec<Epoch> =
+            (1..40).filter(|epoch| without.has(*epoch) && !model.contains(epoch)).collect();
+        prop_assert_eq!(both, expected);
     }
 }

@@ -25,6 +25,7 @@ use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::files::Identity;
 use crate::change_log::files::files;
 use crate::change_log::journal;
+use crate::change_log::past::Past;
 use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::events::Event as Told;
@@ -36,7 +37,7 @@ use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Local, Share, count};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::Epoch;
+use crate::units::{BLOCK_SIZE, Epoch};
 
 /// A checkpoint that failed is made again after so many ticks, 2 s, if no other is due.
 const RETRY_MIN: Tick = 8;
@@ -288,6 +289,7 @@ impl Share {
         Contents {
             first_seq: self.journal.shared().appended() + 1,
             epoch: self.epoch,
+            past: Past::of(&self.history, self.epoch, self.geometry.size / BLOCK_SIZE),
             partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
         }
     }

@@ -2,15 +2,17 @@
 //!
 //! How it works      Jobs in flight are not touched: partitions keep their numbers and their bytes, so a plan with the
 //!                   older geometry is valid with the newer one. New blocks are empty, and no snapshot shows them.
-//! Durability        Nothing is recorded: the catalog has the size of the volume and of each snapshot.
+//! Durability        The catalog has the size of the volume and of each snapshot. The journal has the volume's, so that an
+//!                   older copy of the catalog is noticed; if there is no space for the record, the next checkpoint has it.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::versions::Versions;
+use crate::change_log::journal::Entry;
 use crate::geometry::Geometry;
 use crate::processor::share::{Local, Share};
-use crate::units::{LocalIndex, PartitionIndex};
+use crate::units::{BLOCK_SIZE, LocalIndex, PartitionIndex};
 
 /// The growth of a share.
 pub struct Growth {
@@ -28,6 +30,9 @@ impl Share {
     /// Serves the new blocks of its volume.
     pub fn grow(&mut self, growth: Growth) {
         self.geometry = growth.geometry;
+        if self.journal.append(Entry::grown(self.epoch, self.geometry.size / BLOCK_SIZE)).is_err() {
+            self.journal.bytes_since_checkpoint = u64::MAX / 2;
+        }
         if let Some((local, blocks)) = growth.longer {
             self.locals[local.index()].versions.grow(blocks, self.history.retained_epochs());
         }

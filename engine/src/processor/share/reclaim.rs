@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::place::Place;
+use crate::change_log::journal::Entry;
+use crate::change_log::past::EpochRanges;
 use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
@@ -279,6 +281,7 @@ impl Share {
         rollback: Option<Epoch>,
         answer: Sender<u64>,
     ) -> Dropping {
+        self.record_dropped(&epochs);
         self.history.remove_snapshots(&epochs);
         if let Some(at) = rollback {
             epochs.extend(self.history.forget_rollback(at)); // what only it has retained
@@ -291,6 +294,20 @@ impl Share {
             freed_blocks: 0,
             waits: rollback.is_none(),
             answer,
+        }
+    }
+
+    /// Records that snapshots are dropped, before anything that only they saw can be used again: a catalog that has them
+    /// is an older copy. If there is no space for that, the next checkpoint has it, and one is due.
+    fn record_dropped(&mut self, epochs: &[Epoch]) {
+        let mut dropped = EpochRanges::default();
+        epochs.iter().filter(|epoch| self.history.has(**epoch)).for_each(|epoch| {
+            dropped.add(*epoch, *epoch);
+        });
+        for (first, last) in dropped.ranges().iter().filter(|_| !bug(Bug::NoDropRecord)) {
+            if self.journal.append(Entry::dropped(*first, *last)).is_err() {
+                self.journal.bytes_since_checkpoint = u64::MAX / 2;
+            }
         }
     }
 

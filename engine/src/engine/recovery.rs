@@ -1,0 +1,109 @@
+//! Recovering a volume's maps: all processors' at once, and without what only an older copy of the catalog has.
+//!
+//! How it works      Each processor's maps are recovered on a thread of their own. If a journal says that a snapshot was
+//!                   deleted that the catalog has, all are recovered again without it: each processor has the same
+//!                   history, whichever journals say so. Then the slots that maps refer to are marked as used.
+//! Errors            those of [`recover`], and Corrupt for a slot that is outside its change log or in use twice.
+
+use crate::block_map::history::History;
+use crate::block_map::place::Place;
+use crate::change_log::files::Identity;
+use crate::change_log::past::Stale;
+use crate::change_log::recover::{Recovered, recover};
+use crate::change_log::slots::Slots;
+use crate::change_log::space::Space;
+use crate::change_log::used_slots::UsedSlots;
+use crate::engine::spec::VolumeSpec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::units::BLOCK_SIZE;
+use crate::volume::ShareRef;
+
+/// The share of a volume that one processor gets.
+pub(super) struct SharePlan {
+    pub(super) share: ShareRef,
+    pub(super) partitions: Vec<u32>,
+    pub(super) identity: Identity,
+}
+
+/// Recovers every processor's maps, and marks the slots that they refer to as used. What the journals say is gone is
+/// forgotten in `spec`, and returned.
+pub(super) fn recover_all(
+    plans: &[SharePlan],
+    spec: &mut VolumeSpec,
+    geometry: &Geometry,
+    space: &Space,
+    threads: bool,
+) -> Result<(Vec<(Recovered, Slots)>, Stale)> {
+    let mut all = Stale::default();
+    loop {
+        let found = recover_once(plans, spec, geometry, threads)?;
+        let mut stale = Stale::default();
+        found.iter().for_each(|recovered| stale.add(&recovered.stale));
+        if stale.is_empty() {
+            let history = spec.history();
+            let marked = on_threads(found, threads, &|recovered| {
+                let slots = mark_slots(&recovered, &history, space, &spec.name)?;
+                Ok((recovered, slots))
+            });
+            return marked.map(|found| (found, all));
+        }
+        spec.forget(&stale); // so the next round finds less
+        all.add(&stale);
+    }
+}
+
+fn recover_once(
+    plans: &[SharePlan],
+    spec: &VolumeSpec,
+    geometry: &Geometry,
+    threads: bool,
+) -> Result<Vec<Recovered>> {
+    on_threads(plans.iter().collect(), threads, &|plan: &SharePlan| {
+        let catalog = spec.catalog_state(plan.share.processor);
+        recover(&plan.identity, &catalog, |partition| {
+            let owner = geometry.partitions.get(partition as usize)?;
+            let blocks = geometry.partition_bytes(partition) / BLOCK_SIZE;
+            let ours = owner.processor == plan.share.processor;
+            ours.then(|| spec.shape(partition, blocks as u32))
+        })
+    })
+}
+
+/// Does something with each of these, each on a thread of its own.
+fn on_threads<I: Send, T: Send>(
+    items: Vec<I>,
+    threads: bool,
+    work: &(impl Fn(I) -> Result<T> + Sync),
+) -> Result<Vec<T>> {
+    if !threads {
+        return items.into_iter().map(work).collect();
+    }
+    std::thread::scope(|scope| {
+        let spawn = |item| scope.spawn(move || work(item));
+        let threads: Vec<_> = items.into_iter().map(spawn).collect();
+        let crashed = || Error::new(ErrorKind::Corrupt, "recovery has crashed");
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(crashed()))).collect()
+    })
+}
+
+fn mark_slots(
+    recovered: &Recovered,
+    history: &History,
+    space: &Space,
+    volume: &str,
+) -> Result<Slots> {
+    let bad = |place: Place, of: String| {
+        let what =
+            format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
+        Error::new(ErrorKind::Corrupt, what)
+    };
+    let mut used = UsedSlots::new(space);
+    for (partition, versions) in &recovered.partitions {
+        used.add_partition(versions, history)
+            .map_err(|place| bad(place, format!(" of partition {partition}")))?;
+    }
+    let mut slots = Slots::default();
+    slots.allocate_used(used).map_err(|place| bad(place, String::new()))?;
+    Ok(slots)
+}
