@@ -239,6 +239,6 @@ def wait_for_rollbacks(daemon: Daemon) -> None:
 
     def none() -> bool:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            return connection.execute("SELECT count(*) FROM rollback").fetchone() == (0,)
+            return bool(connection.execute("SELECT count(*) = 0 FROM rollback").fetchone()[0])
 
     wait_until(none, "the rollback is forgotten")
