@@ -2,16 +2,19 @@
 
 How it works      Files of /proc/self/task, which never wait for a device. Only root can read `stack`, and
                   `wchan` may be 0. Python's frames are those of one instant: file, line and function, without
-                  values.
+                  values. Python holds a lock of its own while it collects them, and so must not collect garbage:
+                  that runs code, which lets other threads run, and these wait for that lock forever.
 Errors            A thread that ends during the query is omitted; a file that cannot be read is empty.
 """
 
+import gc
 import os
 import sys
 import threading
 import traceback
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 from polyvol.daemon.debug.processors import TASKS, thread_name
 from polyvol.daemon.types.debug import ThreadView
@@ -23,7 +26,7 @@ _UTIME, _STIME = 11, 12
 
 def thread_views() -> list[ThreadView]:
     """All threads, by number."""
-    frames = sys._current_frames()
+    frames = _frames()
     python = {each.native_id: each for each in threading.enumerate() if each.native_id is not None}
     views = []
     for path in sorted(TASKS.iterdir(), key=lambda each: int(each.name)):
@@ -48,6 +51,21 @@ def thread_views() -> list[ThreadView]:
             )
         )
     return views
+
+
+_collecting_frames = threading.Lock()
+
+
+def _frames() -> dict[int, FrameType]:
+    """The current frame of each thread, by its ident, collected while there is no garbage collection."""
+    with _collecting_frames:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def native_id(ident: int) -> int | None:

@@ -50,7 +50,7 @@ def serve(peer):
                 return
             size, uuid = told()
             answer(peer, option, 3, struct.pack(">HQH", 0, size, 0x10d))
-            answer(peer, option, 3, struct.pack(">H", 2) + uuid.encode())
+            answer(peer, option, 3, struct.pack(">H", 2) + f"volume other ({uuid})".encode())
             answer(peer, option, 1)
             if option == 7:
                 break
