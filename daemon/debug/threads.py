@@ -2,8 +2,8 @@
 
 How it works      Files of /proc/self/task, which never wait for a device. Only root can read `stack`, and
                   `wchan` may be 0. Python's frames are those of one instant: file, line and function, without
-                  values. Python holds a lock of its own while it collects them, and so must not collect garbage:
-                  that runs code, which lets other threads run, and these wait for that lock forever.
+                  values. Python holds a lock of its own while it lists them. A garbage collection within that
+                  could run code, and let other threads run, which wait for that lock: nothing would ever end.
 Errors            A thread that ends during the query is omitted; a file that cannot be read is empty.
 """
 

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -353,3 +355,26 @@ def test_a_client_that_leaves_after_a_request_without_a_header_is_no_defect(
             client.sendall(b"GARBAGE\r\n\r\n")
     Client(service.state_dir).get("status")
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+COLLECTED = """
+import gc, threading, time
+from polyvol.daemon.debug.threads import thread_views
+def begin_threads():
+    while True:
+        each = threading.Thread(target=lambda: None)
+        each.start()
+        each.join()
+for _ in range(8):
+    threading.Thread(target=begin_threads, daemon=True).start()
+gc.callbacks.append(lambda phase, info: time.sleep(0.001))
+gc.set_threshold(1)
+until = time.monotonic() + 1
+while time.monotonic() < until:
+    assert thread_views()
+"""
+
+
+def test_garbage_collections_during_a_dump_do_not_stop_the_process() -> None:
+    """They run code that lets other threads run, which need the lock under which Python lists the frames."""
+    subprocess.run([sys.executable, "-c", COLLECTED], check=True, timeout=60)
