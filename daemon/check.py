@@ -24,7 +24,13 @@ from polyvol.daemon.errors import NoState, SnapshotWasDeleted, StateLocked, Stat
 from polyvol.daemon.types.status import CheckView, CheckVolumeView
 from polyvol.daemon.volumes.manifest_digests import other_time
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
-from polyvol.mapping.catalog.examine import Examiner, content_problems, reading, reference_problems
+from polyvol.mapping.catalog.examine import (
+    Examiner,
+    content_problems,
+    format_version,
+    reading,
+    reference_problems,
+)
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import BadMark, Mark
 from polyvol.mapping.catalog.rewrite import rewrite
@@ -145,7 +151,7 @@ def _catalog_problems(path: Path, copy: Path) -> Iterator[str]:
 
 def _database_problems(path: Path, copy: Path) -> Iterator[str]:
     with reading(path, copy) as connection:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = format_version(connection)
         if not 0 < version <= LATEST_VERSION:
             return  # the examination reports it
         found = content_problems(copy, connection, version) or reference_problems(connection)

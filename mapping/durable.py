@@ -21,14 +21,20 @@ def sync_file(path: Path) -> None:
     _sync(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
-def replace_file(path: Path, new: Path, data: bytes, *, mode: int) -> None:
-    """Have a file hold `data`, durably; a kill leaves it as it was or as it is to be. `new`: the name that it
-    has until it is complete, in the same directory; `mode`: as of open(2)."""
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+def write_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Have a file hold `data`; its name is not made durable. `mode`: as of open(2), if it is created.
+    A symbolic link is refused."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(fd)
+
+
+def replace_file(path: Path, new: Path, data: bytes, *, mode: int) -> None:
+    """Have a file hold `data`, durably; a kill leaves it as it was or as it is to be. `new`: the name that it
+    has until it is complete, in the same directory; `mode`: as of open(2)."""
+    write_file(new, data, mode=mode)
     new.rename(path)
     sync_directory(path.parent)
 

@@ -14,17 +14,16 @@ Errors            CatalogUnreadable, CatalogDamaged, StateFull (the copy does no
 """
 
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from polyvol.mapping.catalog.examine import reading
+from polyvol.mapping.catalog.examine import format_version, reading
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.readers import Readers
-from polyvol.mapping.durable import sync_directory
+from polyvol.mapping.durable import sync_directory, write_file
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 
@@ -53,7 +52,7 @@ def keep_before_upgrade(path: Path, latest: int, examine: Callable[[Path], bool]
             return  # CY3
     new = copy.with_name(f"{copy.name}.new")
     try:
-        _copy(path, new)
+        write_file(new, path.read_bytes(), mode=0o600)
         examine(new)
         new.rename(copy)
         sync_directory(path.parent)
@@ -72,13 +71,4 @@ def keep_before_upgrade(path: Path, latest: int, examine: Callable[[Path], bool]
 
 def _format_of(path: Path, file: Path) -> int:
     with reading(path, file) as connection:
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        return version
-
-
-def _copy(path: Path, new: Path) -> None:
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(path.read_bytes())
-        file.flush()
-        os.fsync(fd)
+        return format_version(connection)

@@ -30,7 +30,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog import copies, rewrite, sums
-from polyvol.mapping.catalog.examine import Examiner
+from polyvol.mapping.catalog.examine import Examiner, format_version
 from polyvol.mapping.catalog.failures import failure
 from polyvol.mapping.catalog.mark import Mark, Marked
 from polyvol.mapping.catalog.readers import Readers, connect
@@ -206,8 +206,7 @@ class Database:
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")  # when it begins again
         connection.execute("PRAGMA foreign_keys = ON")
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        for step in range(version + 1, latest + 1):
+        for step in range(format_version(connection) + 1, latest + 1):
             self._run_script(connection, (migrations / f"to_{step}.sql").read_text(), step)
         sums.keep(connection)
 

@@ -47,7 +47,7 @@ class Examiner:
             self._refuse_if_used("missing" if not file.exists() else "empty")
             return False
         with reading(self._path, file) as connection:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            version = format_version(connection)
             tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if version > self._latest or version < 0:
                 raise CatalogVersion(path=self._path, version=version, latest=self._latest)
@@ -97,6 +97,12 @@ def reading(path: Path, file: Path) -> Iterator[sqlite3.Connection]:
         raise failure(path, error, opening=True) from error
     except (UnicodeError, MemoryError) as error:  # Python's module raises them for messages and lengths
         raise CatalogDamaged(path=path, why="SQLite cannot read its schema") from error
+
+
+def format_version(connection: sqlite3.Connection) -> int:
+    """The version of a catalog's format; 0 of a file that has none."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def content_problems(file: Path, connection: sqlite3.Connection, version: int) -> list[str]:

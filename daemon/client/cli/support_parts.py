@@ -207,14 +207,19 @@ def _catalog(state_dir: Path, read_s: float) -> Json:
     import tempfile
 
     from polyvol.daemon.client.cli.catalog import copy_of_catalog
-    from polyvol.mapping.catalog.examine import content_problems, reading, reference_problems
+    from polyvol.mapping.catalog.examine import (
+        content_problems,
+        format_version,
+        reading,
+        reference_problems,
+    )
 
     data, running = copy_of_catalog(state_dir, read_s)
     with tempfile.TemporaryDirectory(prefix="polyvol-support-") as directory:
         copy = Path(directory) / "catalog.db"
         copy.write_bytes(data)
         with reading(copy, copy) as connection:
-            version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+            version = format_version(connection)
             problems = [*content_problems(copy, connection, version), *reference_problems(connection)]
             rows = connection.execute("SELECT name, type, sql FROM sqlite_master ORDER BY name").fetchall()
             tables = [name for name, kind, _ in rows if kind == "table"]
