@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from polyvol.daemon.backup_errors import TransferFailed, WrongOption
+from polyvol.daemon.backup_errors import WrongOption
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import (
     PATH,
@@ -21,7 +21,6 @@ from polyvol.daemon.client.cli.common import (
 from polyvol.daemon.client.cli.exports import Opened, identity, opened_snapshot
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.cli.tree import Verb
-from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
@@ -44,15 +43,14 @@ def backup(
     """Write a snapshot to a file or a pipe. With --since, what changed since an older one."""
     from polyvol.daemon.client.transfer.backup import backup_to_file, backup_to_pipe, new_header
     from polyvol.daemon.client.transfer.copy import copy_raw
-    from polyvol.daemon.client.transfer.file import signals_as_errors
+    from polyvol.daemon.client.transfer.file import refuse_own_files, signals_as_errors
 
     volume, own_name = split_snapshot(name)
     since = None if since is None else older_name(volume, since)
     to_pipe = str(output) == "-"
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
-    if not to_pipe and (state := state_dir_of(output)) is not None:
-        why = f"it would be among polyvold's own files in {state}"
-        raise TransferFailed(what=f"writing {output}", why=why, todo="give a path elsewhere")
+    if not to_pipe:
+        refuse_own_files(output)
     began = time.monotonic()
     with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         if raw:

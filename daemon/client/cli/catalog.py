@@ -14,14 +14,12 @@ from pathlib import Path
 
 import click
 
-from polyvol.daemon.backup_errors import TransferFailed
 from polyvol.daemon.client.cli.client import READ_S, Client
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.client.cli.unreachable import may_run
 from polyvol.daemon.errors import DaemonNotRunning
-from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.sizes import format_size
 
 
@@ -39,9 +37,9 @@ def backup(file: Path, force: bool, as_json: bool, state_dir: Path) -> None:
     """Copy the catalog to a file, also while polyvold runs.
 
     It has no data of volumes. docs/operating.md says how to restore it, and what an older catalog lacks."""
-    if (state := state_dir_of(file)) is not None:
-        why = f"it would be among polyvold's own files in {state}"
-        raise TransferFailed(what=f"writing {file}", why=why, todo="give a path elsewhere")
+    from polyvol.daemon.client.transfer.file import refuse_own_files
+
+    refuse_own_files(file)
     data, running = copy_of_catalog(state_dir)
     version = _write(file, data, replace=force)
     if as_json:
@@ -64,24 +62,16 @@ def copy_of_catalog(state_dir: Path, read_s: float = READ_S) -> tuple[bytes, boo
 
 def _write(path: Path, data: bytes, *, replace: bool) -> int:
     """Write the file, read it back and examine it, and give it its name; the format of the catalog."""
-    from polyvol.daemon.client.transfer.file import NewFile, file_errors, signals_as_errors
+    from polyvol.daemon.client.transfer.file import file_errors, new_file
     from polyvol.mapping.catalog.database import LATEST_VERSION
-    from polyvol.mapping.catalog.examine import Examiner, reading
+    from polyvol.mapping.catalog.examine import Examiner, format_version, reading
 
-    with signals_as_errors():
-        file = NewFile(path, resume=None, replace=replace)
-        try:
-            with file_errors(file.partial):
-                with open(file.fd, "wb", closefd=False) as opened:
-                    opened.write(data)
-                os.fsync(file.fd)
-            Examiner(file.partial, LATEST_VERSION, None).examine(file.partial)
-            with reading(file.partial, file.partial) as connection:
-                version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-            file.commit()
-        except BaseException:
-            file.remove()
-            raise
-        finally:
-            os.close(file.fd)
+    with new_file(path, replace=replace) as file:
+        with file_errors(file.partial):
+            with open(file.fd, "wb", closefd=False) as opened:
+                opened.write(data)
+            os.fsync(file.fd)
+        Examiner(file.partial, LATEST_VERSION, None).examine(file.partial)
+        with reading(file.partial, file.partial) as connection:
+            version = format_version(connection)
     return version

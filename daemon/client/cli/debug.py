@@ -1,21 +1,17 @@
 """polyvol debug: processors, dump: what polyvold is doing, to find what is stuck."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from polyvol.daemon.backup_errors import FileExists, TransferFailed
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.daemon.client.transfer.file import file_errors
-from polyvol.mapping.durable import sync_directory
+from polyvol.daemon.client.transfer.file import file_errors, new_file
 
-DUMP_MODE = 0o600
 _COUNTED = ("QUEUED", "WAITING", "HELD", "STARVED", "RESERVED", "POOL", "RING")
 _HEADER = ("PROC", "STATE", "VOLUME", *_COUNTED, "OLDEST")
 
@@ -63,34 +59,17 @@ def dump(file: Path, as_json: bool, state_dir: Path) -> None:
     FILE is JSON, and readable by its owner alone. It has names, paths and what threads are at, and nothing of
     what is stored on volumes. It is not overwritten.
     """
-    descriptor = _create(file)
-    try:
-        with file_errors(file), os.fdopen(descriptor, "w", encoding="ascii") as output:
-            found = Client(state_dir).get("debug", "dump")
+    with new_file(file) as new:
+        found = Client(state_dir).get("debug", "dump")
+        with file_errors(new.partial), open(new.fd, "w", encoding="ascii", closefd=False) as output:
             json.dump(found, output, indent=1)
             output.write("\n")
-            output.flush()
-            os.fsync(output.fileno())
-            sync_directory(file.parent)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
     for problem in found["problems"]:
         warn(problem)
     if as_json:
         print_json({"path": str(file), "problems": found["problems"]})
     else:
         say(f"{file} written")
-
-
-def _create(file: Path) -> int:
-    try:
-        with file_errors(file):
-            return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, DUMP_MODE)
-    except TransferFailed as error:
-        if isinstance(error.__cause__, FileExistsError):
-            raise FileExists(path=file, more="", todo="choose another name") from error
-        raise
 
 
 def _rows(processor: Json) -> Iterator[tuple[object, ...]]:

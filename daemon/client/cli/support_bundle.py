@@ -14,19 +14,16 @@ import re
 import tarfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from polyvol.daemon.backup_errors import TransferFailed
 from polyvol.daemon.client.cli.common import PATH, NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.ending import as_error
 from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.tree import Verb
-from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.sizes import format_size
 
 if TYPE_CHECKING:
@@ -71,12 +68,11 @@ def support_bundle(file: Path | None, timeout: int, as_json: bool, state_dir: Pa
     archive [polyvol-support-HOST-TIME.tar.gz in the working directory]. A file that exists is not
     replaced."""
     from polyvol.daemon.client.cli.support_parts import parts
+    from polyvol.daemon.client.transfer.file import refuse_own_files
 
     name = _name()
     path = Path(f"{name}.tar.gz") if file is None else file
-    if (state := state_dir_of(path)) is not None:
-        why = f"it would be among polyvold's own files in {state}"
-        raise TransferFailed(what=f"writing {path}", why=why, todo="give a path elsewhere")
+    refuse_own_files(path)
     found, size = _write(path, name, parts(state_dir, timeout), timeout)
     if as_json:
         print_json(
@@ -111,32 +107,23 @@ def _name() -> str:
 
 def _write(path: Path, name: str, wanted: "list[Part]", timeout_s: float) -> tuple[list[Collected], int]:
     """Make the bundle; the result of each part, and the bundle's size."""
-    from polyvol.daemon.client.transfer.file import NewFile, file_errors, signals_as_errors
+    from polyvol.daemon.client.transfer.file import file_errors, new_file
 
     found = []
-    with signals_as_errors():
-        new = NewFile(path, resume=None)
-        try:
-            with (
-                open(new.fd, "wb", closefd=False) as opened,
-                file_errors(new.partial),
-                tarfile.open(fileobj=opened, mode="w:gz") as archive,
-            ):
-                for part in wanted:
-                    text, absent = _collect(part, timeout_s)
-                    if text is not None:
-                        _add(archive, f"{name}/{part.name}", text)
-                    size = None if text is None else len(text)
-                    found.append(Collected(part.name, part.what, size, absent))
-                _add(archive, f"{name}/README.txt", _readme(found))
-            new.commit()
-            total = os.fstat(new.fd).st_size
-        except BaseException:
-            new.remove()
-            raise
-        finally:
-            with suppress(OSError):
-                os.close(new.fd)
+    with new_file(path) as new:
+        with (
+            open(new.fd, "wb", closefd=False) as opened,
+            file_errors(new.partial),
+            tarfile.open(fileobj=opened, mode="w:gz") as archive,
+        ):
+            for part in wanted:
+                text, absent = _collect(part, timeout_s)
+                if text is not None:
+                    _add(archive, f"{name}/{part.name}", text)
+                size = None if text is None else len(text)
+                found.append(Collected(part.name, part.what, size, absent))
+            _add(archive, f"{name}/README.txt", _readme(found))
+        total = os.fstat(new.fd).st_size
     return found, total
 
 

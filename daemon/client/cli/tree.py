@@ -135,32 +135,15 @@ def version_option(program: str) -> Callable[[AnyCommand], AnyCommand]:
 
 def common_options(*, hidden: bool) -> list[click.Parameter]:
     """The options that can be given before the verb."""
+
+    def option(name: str, what: str, **kind: Any) -> click.Option:  # noqa: ANN401
+        text = f"{what} (also after the command)."
+        return click.Option([name], help=text, expose_value=False, callback=_remember, hidden=hidden, **kind)
+
     return [
-        click.Option(
-            ["--state-dir"],
-            type=PATH,
-            metavar="DIR",
-            expose_value=False,
-            callback=_remember,
-            hidden=hidden,
-            help="The daemon's state directory (also after the command).",
-        ),
-        click.Option(
-            ["--json"],
-            is_flag=True,
-            expose_value=False,
-            callback=_remember,
-            hidden=hidden,
-            help="Print JSON (also after the command).",
-        ),
-        click.Option(
-            ["--local"],
-            is_flag=True,
-            expose_value=False,
-            callback=_remember,
-            hidden=hidden,
-            help="Show local times (also after the command).",
-        ),
+        option("--state-dir", "The daemon's state directory", type=PATH, metavar="DIR"),
+        option("--json", "Print JSON", is_flag=True),
+        option("--local", "Show local times", is_flag=True),
     ]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from polyvol.daemon.backup_errors import FileBusy, FileExists, TransferFailed
+from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.opening import NO_LOCKS
 
@@ -129,6 +130,31 @@ class NewFile:
         if self._replace is not None:
             todo += ", or give --force to replace it"
         return FileExists(path=self.path, more="", todo=todo)
+
+
+@contextmanager
+def new_file(path: Path, *, replace: bool | None = None) -> Iterator[NewFile]:
+    """FILE.partial, for what cannot be resumed. It becomes FILE after this context, or is removed if an error
+    or a signal ends it."""
+    with signals_as_errors():
+        new = NewFile(path, resume=None, replace=replace)
+        try:
+            yield new
+            new.commit()
+        except BaseException:
+            new.remove()
+            raise
+        finally:
+            with suppress(OSError):
+                os.close(new.fd)
+
+
+def refuse_own_files(path: Path) -> None:
+    """TransferFailed if a file at this path would be among those of a state directory."""
+    state = state_dir_of(path)
+    if state is not None:
+        why = f"it would be among polyvold's own files in {state}"
+        raise TransferFailed(what=f"writing {path}", why=why, todo="give a path elsewhere")
 
 
 @contextmanager
