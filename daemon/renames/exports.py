@@ -8,8 +8,8 @@ Invariants        NM1 exports end all together or not at all; NM2 an export show
                   catalog.
 Owner and locks   The caller holds the locks of the volumes from before the exports end until they exist
                   again.
-Errors            The error that `in_use` makes, if clients are connected; then all exports are unchanged. If
-                  an export cannot be made again, the engine loads its volume again.
+Errors            The error that `in_use` makes, if clients are connected, or EngineFailed; then all exports
+                  are unchanged. If an export cannot be made again, the engine loads its volume again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.volumes.exporting import export_live, export_snapshots
+from polyvol.daemon.volumes.exporting import end_export, export_live, export_snapshots
 from polyvol.daemon.volumes.verbs import Volumes
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.ids import VolumeId
@@ -49,10 +49,9 @@ def exports_ended(
     ended: list[Exported] = []
     try:
         for each, name in zip(exported, names, strict=True):
-            try:
-                context.engine.unexport(name)
-            except context.engine_error as error:  # a client connected in between
-                raise in_use(max(1, context.connections(names))) from error
+            clients = end_export(context, name)
+            if clients:  # one connected in between
+                raise in_use(clients)
             ended.append(each)
         yield
     finally:
