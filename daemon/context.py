@@ -59,11 +59,10 @@ class Context:
     devices, recent events, and the fill levels of change logs. `state_trouble`: why the state directory
     cannot take new data, as a sentence. `file_trouble`: which file of a volume's journals is gone, by volume
     id. `refusing`: keep-writing volumes with nothing left to drop. `left_over`: steps that could not be
-    undone, a sentence each, by the volume's id (0: several volumes) and the step; a restart settles them.
+    undone, a sentence each, by the volume's id (None: several volumes) and the step; a restart settles them.
     `restoring`: the export that a restore is written to, by volume id.
     `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
     that they were deleted, by volume id.
-    `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
     `clock`: nanoseconds since 1970, as stored; `steady`: nanoseconds of a clock that is never set, for
     waiting. `generation` and `run` are in the labels of the devices in use

@@ -37,10 +37,7 @@ class _Isolation:
     ) -> bool:
         if not isinstance(error, Exception):
             return error is None
-        expected = (PolyvolError, OSError, self._context.engine_error)
-        if not isinstance(error, expected):
-            _log.error("%s", self._what, exc_info=error)
-        self._failed(reason_of(self._context, error))
+        self._failed(logged_reason(self._context, self._what, error))
         return True
 
 
@@ -60,6 +57,13 @@ def isolate(
         context.events.add_once("warning", f"{what} failed: {reason}", volume=volume, **fields)
 
     return _Isolation(context, what, failed or report)
+
+
+def logged_reason(context: Context, what: str, error: Exception) -> str:
+    """An error as a clause for people; an unexpected one is logged with its traceback and `what`."""
+    if not isinstance(error, (PolyvolError, OSError, context.engine_error)):
+        _log.error("%s", what, exc_info=error)
+    return reason_of(context, error)
 
 
 def reason_of(context: Context, error: Exception) -> str:

@@ -6,30 +6,21 @@ How it works      The coordinator of cuts reports each step that failed while it
 Errors            None.
 """
 
-import logging
-
 from polyvol.daemon.context import Context
-from polyvol.daemon.isolation import reason_of
-from polyvol.mapping.errors import PolyvolError
+from polyvol.daemon.isolation import logged_reason
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Coordinator
-
-_log = logging.getLogger("polyvol")
 
 
 def coordinator(context: Context) -> Coordinator:
     """A coordinator whose failures are reported."""
 
     def left_over(volume: Volume | None, what: str, error: Exception) -> None:
-        of = "" if volume is None else f" of volume {volume.name}"
-        sentence = (
-            f"{what}{of} failed: {reason_of(context, error)}; a restart of polyvold clears up what is left of"
-            " that"
-        )
+        step = what if volume is None else f"{what} of volume {volume.name}"
+        reason = logged_reason(context, step, error)
+        sentence = f"{step} failed: {reason}; a restart of polyvold clears up what is left of that"
         context.left_over[None if volume is None else volume.id, what] = sentence
         context.events.add("warning", sentence, volume=None if volume is None else volume.name)
-        if not isinstance(error, (PolyvolError, OSError, context.engine_error)):
-            _log.error("%s%s", what, of, exc_info=error)
 
     return Coordinator(context.engine, context.catalog, left_over)
 

@@ -3,12 +3,13 @@
 How it works      The engine retries a failed checkpoint, after 2 s and then after longer and longer
                   (engine/src/processor/share/checkpoint.rs). Until one succeeds nothing is lost, but the
                   journals grow, and a start takes longer. The engine knows whether the last one failed: it is
-                  asked each time. Each processor has its own
-                  checkpoints, and reports them: an event is added only for what is news of the volume.
+                  asked each time. Each processor has its own checkpoints, and reports them: an event is
+                  added only for what is news of the volume.
 Errors            None.
 """
 
 from polyvol.daemon.context import Context
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.os_errors import reason_of
 
 
@@ -29,7 +30,7 @@ def checkpoint_trouble(context: Context, volume: int) -> str | None:
 def tell_checkpoint(context: Context, identity: int, told: dict[int, str]) -> None:
     """Report as an event that a volume's checkpoint failed, or that one was written again, unless it is what
     was told of it last; `told`: that, by volume."""
-    volume = next((each for each in context.catalog.volumes.all() if each.id == identity), None)
+    volume = context.catalog.volumes.get(VolumeId(identity))
     if volume is None or not context.is_served(volume):
         return  # whether one succeeds is not known any more
     trouble = checkpoint_trouble(context, identity)
