@@ -326,8 +326,8 @@ class ProcessorLook(TypedDict):
     """What a processor is at. `answered`: it has answered in time. `running`: a thread runs it; `sharing`: so
     many do its fast path; `thread` is the number of that thread, or of the last of those, `since_ms` for how
     long it has been at its batch, `own_thread` whether it is the processor's own. `doing`: the event that it
-    serves, or has served last, of `doing_volume`. `shares_known`: False if it does not answer and nothing is
-    known of its shares but their parts in the queue; `shares_ms`: how old that is."""
+    serves, or has served last, of `doing_volume`. `shares_ms`: how old what is said of its shares is;
+    None: it does not answer, and nothing is known of them but their parts in the queue."""
 
     processor: int
     answered: bool
@@ -340,7 +340,6 @@ class ProcessorLook(TypedDict):
     doing_volume: int | None
     queued_parts: Group
     queued_others: Group
-    shares_known: bool
     shares_ms: int | None
     shares: list[ShareLook]
 

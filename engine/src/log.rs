@@ -1,4 +1,4 @@
-//! Log: what the engine has to say that is no answer and no [event](crate::engine::events), for the daemon's log.
+//! Log: what the engine has to say that is no answer and no [event](crate::events), for the daemon's log.
 //!
 //! How it works      A short queue of lines for the process. A thread of Python takes them out and logs them as its own,
 //!                   so that they reach the journal with the daemon's fields; who adds one never waits for that, and

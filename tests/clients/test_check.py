@@ -49,8 +49,7 @@ def used(daemon: Daemon) -> Daemon:
     """A daemon with a volume of two partitions, a snapshot, and blocks written after it."""
     daemon.add_devices("a", "b", size="8M")
     daemon.add_devices("log", size="96M")
-    options = ["--partition-size", "1M", "--device", "a", "--device", "b", "--log-device", "log"]
-    daemon.ok("volume", "create", "v", "--size", "2M", "--processors", "2", *options)
+    daemon.create_on_two_devices("2M")
     with connect(daemon.uri("v")) as host:
         host.pwrite(b"a" * 2 * MIB, 0)
         daemon.ok("snapshot", "create", "v", "--name", "s")

@@ -28,8 +28,7 @@ def used(daemon: Daemon) -> Daemon:
     """A daemon with a volume of two processors, and devices with much room."""
     daemon.add_devices("a", "b", size="16M")
     daemon.add_devices("log", "other", size="96M")
-    options = ["--partition-size", "1M", "--device", "a", "--device", "b", "--log-device", "log"]
-    daemon.ok("volume", "create", "v", "--size", str(SIZE), "--processors", "2", *options)
+    daemon.create_on_two_devices(str(SIZE))
     return daemon
 
 

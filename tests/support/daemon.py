@@ -188,6 +188,13 @@ class Daemon:
             path = str(self.directory / f"{name}.img")
             self.api.post("devices", body={"path": path, "name": name, "size": parse_size(size)})
 
+    def create_on_two_devices(self, size: str) -> None:
+        """Create volume v on devices a and b, with a partition of 1 MiB for each of two processors in turn,
+        and a change log on device log."""
+        places = ("--device", "a", "--device", "b", "--log-device", "log")
+        options = ("--partition-size", "1M", "--processors", "2")
+        self.ok("volume", "create", "v", "--size", size, *options, *places)
+
     def make_volume(self, name: str = "v", *, size: str = "256M", processors: int = 2, **options: str) -> str:
         """A volume over two sparse devices of its own with a change-log device; the volume's name."""
         devices = [f"{name}-0", f"{name}-1", f"{name}-log"]

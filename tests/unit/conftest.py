@@ -60,6 +60,16 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def grouped(daemon: Daemon) -> Daemon:
+    """Group g of volumes a and b, with a snapshot s."""
+    for name in "ab":
+        daemon.ok("volume", "create", name, "--size", "1M")
+    daemon.ok("group", "create", "g", "a", "b")
+    daemon.ok("snapshot", "create", "@g", "--name", "s")
+    return daemon
+
+
+@pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     catalog = Catalog(tmp_path / "catalog.db")
     yield catalog

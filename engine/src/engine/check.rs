@@ -15,6 +15,7 @@ use crate::change_log::past::Stale;
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::Log;
 use crate::checksum;
+use crate::engine::recovery::without_stale;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
 use crate::error::{Error, Result};
 use crate::io::device::{Device, Mode};
@@ -77,20 +78,13 @@ pub fn check_volume(
     let mut processors: Vec<u32> = spec.partitions.iter().map(|(owner, _)| *owner).collect();
     processors.sort_unstable();
     processors.dedup();
-    let recover_all = |spec: &VolumeSpec| -> Vec<Result<Recovered>> {
+    let recover_all = |spec: &VolumeSpec| {
         let identity = |processor: &u32| spec.identity(system, *processor, boot_id);
-        processors.iter().map(|processor| recover_one(spec, &identity(processor))).collect()
+        Ok(processors.iter().map(|processor| recover_one(spec, &identity(processor))).collect())
     };
-    let found = loop {
-        let found = recover_all(&check.spec);
-        let mut stale = Stale::default();
-        found.iter().flatten().for_each(|recovered| stale.add(&recovered.stale));
-        if stale.is_empty() {
-            break found;
-        }
-        check.spec.forget(&stale);
-        check.report.deleted_snapshots.extend(&stale.snapshots);
-    };
+    let (found, stale): (Vec<Result<Recovered>>, Stale) =
+        without_stale(&mut check.spec, recover_all, |one| one.as_ref().ok())?;
+    check.report.deleted_snapshots = stale.snapshots;
     for one in found {
         match one {
             Ok(recovered) => check.maps(recovered),

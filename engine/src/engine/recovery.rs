@@ -35,18 +35,30 @@ pub(super) fn recover_all(
     space: &Space,
     threads: bool,
 ) -> Result<(Vec<(Recovered, Slots)>, Stale)> {
+    let once = |spec: &VolumeSpec| recover_once(plans, spec, geometry, threads);
+    let (found, stale) = without_stale(spec, once, |recovered| Some(recovered))?;
+    let history = spec.history();
+    let marked = on_threads(found, threads, &|recovered| {
+        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
+        Ok((recovered, slots))
+    });
+    marked.map(|found| (found, stale))
+}
+
+/// Recovers by `once` until no journal says that something of `spec` is gone; what one says is forgotten in it, and
+/// returned. `recovered`: that of one processor, if it could be recovered.
+pub(super) fn without_stale<T>(
+    spec: &mut VolumeSpec,
+    once: impl Fn(&VolumeSpec) -> Result<Vec<T>>,
+    recovered: impl Fn(&T) -> Option<&Recovered>,
+) -> Result<(Vec<T>, Stale)> {
     let mut all = Stale::default();
     loop {
-        let found = recover_once(plans, spec, geometry, threads)?;
+        let found = once(spec)?;
         let mut stale = Stale::default();
-        found.iter().for_each(|recovered| stale.add(&recovered.stale));
+        found.iter().filter_map(&recovered).for_each(|recovered| stale.add(&recovered.stale));
         if stale.is_empty() {
-            let history = spec.history();
-            let marked = on_threads(found, threads, &|recovered| {
-                let slots = mark_slots(&recovered, &history, space, &spec.name)?;
-                Ok((recovered, slots))
-            });
-            return marked.map(|found| (found, all));
+            return Ok((found, all));
         }
         spec.forget(&stale); // so the next round finds less
         all.add(&stale);

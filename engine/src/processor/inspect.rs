@@ -42,6 +42,19 @@ impl Group {
     }
 }
 
+/// The item of a list for which `same` holds; if there is none, `new` is added.
+pub(super) fn find_or_add<T>(
+    list: &mut Vec<T>,
+    same: impl Fn(&T) -> bool,
+    new: impl FnOnce() -> T,
+) -> &mut T {
+    let at = list.iter().position(same).unwrap_or_else(|| {
+        list.push(new());
+        list.len() - 1
+    });
+    &mut list[at]
+}
+
 /// Where a part is that was handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -157,10 +170,8 @@ impl QueueLook {
             match event {
                 Event::Part(part) => {
                     look.parts.add(first);
-                    match look.by_share.iter_mut().find(|(share, _)| *share == part.share) {
-                        Some((_, count)) => *count += 1,
-                        None => look.by_share.push((part.share, 1)),
-                    }
+                    let same = |(share, _): &(u32, u64)| *share == part.share;
+                    find_or_add(&mut look.by_share, same, || (part.share, 0)).1 += 1;
                 }
                 Event::Done(_) => look.others.add(first),
                 Event::Control(control) => {

@@ -132,7 +132,6 @@ fn processor<'py>(
         dict.set_item("queued", *count)?;
         shares.push(dict);
     }
-    dict.set_item("shares_known", look.shares.is_some())?;
     dict.set_item("shares", PyList::new(py, shares)?)?;
     Ok(dict)
 }

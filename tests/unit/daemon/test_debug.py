@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from polyvol.daemon.client.cli import debug as cli
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.commands import cli as commands
 from polyvol.daemon.service import Service
@@ -92,7 +91,6 @@ def stuck(thread: int) -> "EngineInspection":
                 "doing_volume": 1,
                 "queued_parts": {"count": 3, "oldest_ms": 12000},
                 "queued_others": {"count": 1, "oldest_ms": 12000},
-                "shares_known": False,
                 "shares_ms": None,
                 "shares": [share(queued=3)],
             },
@@ -108,7 +106,6 @@ def stuck(thread: int) -> "EngineInspection":
                 "doing_volume": 1,
                 "queued_parts": NONE,
                 "queued_others": NONE,
-                "shares_known": True,
                 "shares_ms": 0,
                 "shares": [
                     share(

@@ -20,7 +20,13 @@ def exports(daemon: Daemon) -> list[str]:
 
 @pytest.mark.parametrize(
     "verb",
-    [("snapshot", "delete", "v@s"), ("volume", "delete", "v", "--yes"), ("snapshot", "rollback", "v@s")],
+    [
+        ("snapshot", "delete", "v@s"),
+        ("volume", "delete", "v", "--yes"),
+        ("snapshot", "rollback", "v@s"),
+        ("snapshot", "rename", "v@s", "u"),
+        ("volume", "rename", "v", "w"),
+    ],
 )
 def test_an_export_that_the_engine_cannot_end_is_not_said_to_have_a_client(
     volume: Daemon, verb: tuple[str, ...]

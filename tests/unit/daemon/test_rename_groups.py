@@ -8,17 +8,6 @@ from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 from tests.unit.daemon.test_renames import add_schedule, exports, said
 
-
-@pytest.fixture
-def grouped(daemon: Daemon) -> Daemon:
-    """Group g of volumes a and b, with a snapshot s."""
-    for name in "ab":
-        daemon.ok("volume", "create", name, "--size", "1M")
-    daemon.ok("group", "create", "g", "a", "b")
-    daemon.ok("snapshot", "create", "@g", "--name", "s")
-    return daemon
-
-
 # Groups
 
 

@@ -27,16 +27,6 @@ def used(daemon: Daemon) -> Daemon:
     return daemon
 
 
-@pytest.fixture
-def grouped(daemon: Daemon) -> Daemon:
-    """Group g of volumes a and b, with a snapshot s."""
-    for name in "ab":
-        daemon.ok("volume", "create", name, "--size", "1M")
-    daemon.ok("group", "create", "g", "a", "b")
-    daemon.ok("snapshot", "create", "@g", "--name", "s")
-    return daemon
-
-
 def exports(daemon: Daemon) -> set[str]:
     return {export["name"] for export in daemon.service.exports()}
 

@@ -1,6 +1,6 @@
 //! Inspect: what a share has, counted by the state that its parts are in (H2). See [`crate::processor::inspect`].
 
-use crate::processor::inspect::{Group, Handed, ShareLook};
+use crate::processor::inspect::{Group, Handed, ShareLook, find_or_add};
 use crate::processor::share::Share;
 
 impl Share {
@@ -18,12 +18,9 @@ impl Share {
         };
         self.settling.iter().for_each(|(_, since, _)| look.settling.add(*since));
         for (kind, part) in self.backlog.iter() {
-            let at = look.backlog.iter().position(|(name, _)| *name == kind.name());
-            let at = at.unwrap_or_else(|| {
-                look.backlog.push((kind.name(), Group::default()));
-                look.backlog.len() - 1
-            });
-            look.backlog[at].1.add(part.since);
+            let same = |(name, _): &(&str, Group)| *name == kind.name();
+            let new = || (kind.name(), Group::default());
+            find_or_add(&mut look.backlog, same, new).1.add(part.since);
         }
         for (reserved, out) in self.out.iter() {
             if reserved {
@@ -35,11 +32,8 @@ impl Share {
             let kind = out.kind.map_or("own", |kind| kind.name());
             let place = out.errand.place();
             let same = |handed: &Handed| handed.kind == kind && handed.place == place;
-            let at = look.handed.iter().position(same).unwrap_or_else(|| {
-                look.handed.push(Handed { kind, place, group: Group::default() });
-                look.handed.len() - 1
-            });
-            look.handed[at].group.add(out.since);
+            let new = || Handed { kind, place, group: Group::default() };
+            find_or_add(&mut look.handed, same, new).group.add(out.since);
         }
         look
     }
