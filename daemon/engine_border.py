@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         HandOverReport,
         LogLine,
         LogSpec,
-        PartitionState,
+        PartitionMapState,
         ScrubReport,
         SpaceStats,
         VolumeSpec,
@@ -168,7 +168,7 @@ class EngineLike(CutEngine, Protocol):
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""
 
-    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
+    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionMapState]":
         """Each partition's state, now or at a cut."""
 
     def changes(

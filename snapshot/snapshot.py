@@ -11,7 +11,7 @@ from polyvol.mapping.names import unique_name
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from polyvol.engine import PartitionState
+    from polyvol.engine import PartitionMapState
     from polyvol.mapping.records.snapshots import SnapshotRecord
     from polyvol.mapping.records.volumes import Volume
 
@@ -58,7 +58,7 @@ def described_uuid(description: str) -> UUID | None:
     return None if found is None else UUID(found[1])
 
 
-def partition_snapshots(states: "Iterable[PartitionState]") -> tuple[PartitionSnapshot, ...]:
+def partition_snapshots(states: "Iterable[PartitionMapState]") -> tuple[PartitionSnapshot, ...]:
     """The engine's answer as records."""
     return tuple(
         PartitionSnapshot(

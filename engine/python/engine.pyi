@@ -18,6 +18,15 @@ from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
 )
 from polyvol.engine_reports import (
+    ChangeLogRun as ChangeLogRun,
+)
+from polyvol.engine_reports import (
+    ChangeLogSize as ChangeLogSize,
+)
+from polyvol.engine_reports import (
+    ChangeLogState as ChangeLogState,
+)
+from polyvol.engine_reports import (
     CheckReport as CheckReport,
 )
 from polyvol.engine_reports import (
@@ -57,10 +66,19 @@ from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
 )
 from polyvol.engine_reports import (
+    Location as Location,
+)
+from polyvol.engine_reports import (
     LogLine as LogLine,
 )
 from polyvol.engine_reports import (
     LogStats as LogStats,
+)
+from polyvol.engine_reports import (
+    PartitionMapState as PartitionMapState,
+)
+from polyvol.engine_reports import (
+    PartitionSnapshotState as PartitionSnapshotState,
 )
 from polyvol.engine_reports import (
     PartitionState as PartitionState,
@@ -94,6 +112,9 @@ from polyvol.engine_reports import (
 )
 from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
+)
+from polyvol.engine_reports import (
+    WriteCounts as WriteCounts,
 )
 
 ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
@@ -321,8 +342,31 @@ class Engine:
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free."""
 
-    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
-        """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
+    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionMapState]:
+        """The map of each partition, now (None) or as a snapshot holds it, by partition number."""
+
+    def partition_snapshots(
+        self, volume: int, epoch: int, first: int, count: int
+    ) -> list[PartitionSnapshotState]:
+        """The partition snapshots of the snapshot of this epoch, by partition number, from partition `first`
+        on, at most so many; fewer, or none, if the snapshot has no more. 'not-found': no such snapshot."""
+
+    def partitions(self, volume: int, first: int, count: int) -> list[PartitionState]:
+        """The partitions as they are now, by number, from partition `first` on, at most so many."""
+
+    def change_logs(self, volume: int, first: int, count: int, begin: int | None) -> list[ChangeLogState]:
+        """The change logs of the partitions from `first` on, so many partitions, by partition and beginning;
+        only those that exist, and only those that begin with this epoch (0: with the volume; None: all)."""
+
+    def change_log_runs(
+        self, volume: int, partition: int, begin: int, first_run: int, count: int
+    ) -> tuple[list[ChangeLogRun], int]:
+        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many; and
+        how many it has in all (0: there is no such change log)."""
+
+    def locate(self, volume: int, offset: int, epoch: int | None) -> Location:
+        """Where this byte of the volume (None), or of the snapshot of this epoch, is. 'invalid': it is behind
+        its end; 'not-found': no such snapshot."""
 
     def changes(
         self, volume: int, since: int, until: int | None, start: int, extents_max: int

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         ExportInfo,
         HandOverReport,
         LogSpec,
-        PartitionState,
+        PartitionMapState,
         ScrubReport,
         SpaceStats,
         VolumeSpec,
@@ -310,7 +310,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         del self._volume(volume).stored.snapshots[epoch]
         return len(blocks) * BLOCK
 
-    def partition_states(self, volume: int, epoch: int | None) -> "list[PartitionState]":
+    def partition_states(self, volume: int, epoch: int | None) -> "list[PartitionMapState]":
         self._begin("partition_states", volume, epoch)
         target = self._volume(volume)
         blocks = target.stored.blocks if epoch is None else self._snapshot(volume, epoch)
