@@ -18,6 +18,9 @@ from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
 )
 from polyvol.engine_reports import (
+    ChangeLogCount as ChangeLogCount,
+)
+from polyvol.engine_reports import (
     ChangeLogRun as ChangeLogRun,
 )
 from polyvol.engine_reports import (
@@ -358,11 +361,15 @@ class Engine:
         """The change logs of the partitions from `first` on, so many partitions, by partition and beginning;
         only those that exist, and only those that begin with this epoch (0: with the volume; None: all)."""
 
+    def change_log_counts(self, volume: int) -> list[ChangeLogCount]:
+        """How many change logs begin with each epoch, by processor: those that `change_logs` would tell. Its
+        cost follows the partitions that were written and their frozen maps, not their blocks."""
+
     def change_log_runs(
         self, volume: int, partition: int, begin: int, first_run: int, count: int
     ) -> tuple[list[ChangeLogRun], int]:
-        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many; and
-        how many it has in all (0: there is no such change log)."""
+        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many;
+        and how many it has in all (0: there is no such change log)."""
 
     def locate(self, volume: int, offset: int, epoch: int | None) -> Location:
         """Where this byte of the volume (None), or of the snapshot of this epoch, is. 'invalid': it is behind

@@ -54,8 +54,8 @@ class ChangeLogSize(TypedDict):
 
 
 class PartitionSnapshotState(TypedDict):
-    """One partition as it was at a cut. `size`: bytes that the snapshot has of it. `frozen`: the snapshot has a
-    map of its own (False: the partition has not been written since, and it shares the live one). `slots`,
+    """One partition as it was at a cut. `size`: bytes that the snapshot has of it. `frozen`: the snapshot has
+    a map of its own (False: the partition has not been written since, and it shares the live one). `slots`,
     `zeroes` and `bases` count the blocks of its map by their kind of place. `writes` and `written_bytes`:
     since the partition exists, or was first served by a version that counts; `last_write_ns`: since 1970,
     right to a few milliseconds (0: never). `write_seq` is the number, in its processor's journal, of its
@@ -71,11 +71,11 @@ class PartitionSnapshotState(TypedDict):
     slots: int
     zeroes: int
     bases: int
-    writes: int
-    written_bytes: int
-    last_write_ns: int
+    writes: int | None
+    written_bytes: int | None
+    last_write_ns: int | None
     write_seq: int
-    checksummed: int
+    checksummed: int | None
     since: WriteCounts | None
     log: ChangeLogSize | None
 
@@ -89,9 +89,9 @@ class PartitionState(TypedDict):
     slots: int
     zeroes: int
     bases: int
-    writes: int
-    written_bytes: int
-    last_write_ns: int
+    writes: int | None
+    written_bytes: int | None
+    last_write_ns: int | None
     write_seq: int
     versions: int
     newest_snapshot: int
@@ -114,6 +114,15 @@ class ChangeLogState(TypedDict):
     writes: int | None
     written_bytes: int | None
     ended: int | None
+
+
+class ChangeLogCount(TypedDict):
+    """How many change logs a processor has that begin with the snapshot of epoch `begin` (0: with the
+    volume)."""
+
+    begin: int
+    processor: int
+    logs: int
 
 
 class ChangeLogRun(TypedDict):
