@@ -18,15 +18,6 @@ from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
 )
 from polyvol.engine_reports import (
-    ChangeLogRun as ChangeLogRun,
-)
-from polyvol.engine_reports import (
-    ChangeLogSize as ChangeLogSize,
-)
-from polyvol.engine_reports import (
-    ChangeLogState as ChangeLogState,
-)
-from polyvol.engine_reports import (
     CheckReport as CheckReport,
 )
 from polyvol.engine_reports import (
@@ -66,22 +57,10 @@ from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
 )
 from polyvol.engine_reports import (
-    Location as Location,
-)
-from polyvol.engine_reports import (
     LogLine as LogLine,
 )
 from polyvol.engine_reports import (
     LogStats as LogStats,
-)
-from polyvol.engine_reports import (
-    PartitionMapState as PartitionMapState,
-)
-from polyvol.engine_reports import (
-    PartitionSnapshotState as PartitionSnapshotState,
-)
-from polyvol.engine_reports import (
-    PartitionState as PartitionState,
 )
 from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
@@ -113,7 +92,34 @@ from polyvol.engine_reports import (
 from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
 )
-from polyvol.engine_reports import (
+from polyvol.partition_reports import (
+    ChangeLogRun as ChangeLogRun,
+)
+from polyvol.partition_reports import (
+    ChangeLogSize as ChangeLogSize,
+)
+from polyvol.partition_reports import (
+    ChangeLogState as ChangeLogState,
+)
+from polyvol.partition_reports import (
+    Location as Location,
+)
+from polyvol.partition_reports import (
+    PartitionMapState as PartitionMapState,
+)
+from polyvol.partition_reports import (
+    PartitionSnapshotState as PartitionSnapshotState,
+)
+from polyvol.partition_reports import (
+    PartitionState as PartitionState,
+)
+from polyvol.partition_reports import (
+    RecordedCut as RecordedCut,
+)
+from polyvol.partition_reports import (
+    RecordedCuts as RecordedCuts,
+)
+from polyvol.partition_reports import (
     WriteCounts as WriteCounts,
 )
 
@@ -361,8 +367,8 @@ class Engine:
     def change_log_runs(
         self, volume: int, partition: int, begin: int, first_run: int, count: int
     ) -> tuple[list[ChangeLogRun], int]:
-        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many; and
-        how many it has in all (0: there is no such change log)."""
+        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many;
+        and how many it has in all (0: there is no such change log)."""
 
     def locate(self, volume: int, offset: int, epoch: int | None) -> Location:
         """Where this byte of the volume (None), or of the snapshot of this epoch, is. 'invalid': it is behind
