@@ -18,18 +18,6 @@ from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
 )
 from polyvol.engine_reports import (
-    ChangeLogCount as ChangeLogCount,
-)
-from polyvol.engine_reports import (
-    ChangeLogRun as ChangeLogRun,
-)
-from polyvol.engine_reports import (
-    ChangeLogSize as ChangeLogSize,
-)
-from polyvol.engine_reports import (
-    ChangeLogState as ChangeLogState,
-)
-from polyvol.engine_reports import (
     CheckReport as CheckReport,
 )
 from polyvol.engine_reports import (
@@ -69,22 +57,10 @@ from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
 )
 from polyvol.engine_reports import (
-    Location as Location,
-)
-from polyvol.engine_reports import (
     LogLine as LogLine,
 )
 from polyvol.engine_reports import (
     LogStats as LogStats,
-)
-from polyvol.engine_reports import (
-    PartitionMapState as PartitionMapState,
-)
-from polyvol.engine_reports import (
-    PartitionSnapshotState as PartitionSnapshotState,
-)
-from polyvol.engine_reports import (
-    PartitionState as PartitionState,
 )
 from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
@@ -116,7 +92,37 @@ from polyvol.engine_reports import (
 from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
 )
-from polyvol.engine_reports import (
+from polyvol.partition_reports import (
+    ChangeLogCount as ChangeLogCount,
+)
+from polyvol.partition_reports import (
+    ChangeLogRun as ChangeLogRun,
+)
+from polyvol.partition_reports import (
+    ChangeLogSize as ChangeLogSize,
+)
+from polyvol.partition_reports import (
+    ChangeLogState as ChangeLogState,
+)
+from polyvol.partition_reports import (
+    Location as Location,
+)
+from polyvol.partition_reports import (
+    PartitionMapState as PartitionMapState,
+)
+from polyvol.partition_reports import (
+    PartitionSnapshotState as PartitionSnapshotState,
+)
+from polyvol.partition_reports import (
+    PartitionState as PartitionState,
+)
+from polyvol.partition_reports import (
+    RecordedCut as RecordedCut,
+)
+from polyvol.partition_reports import (
+    RecordedCuts as RecordedCuts,
+)
+from polyvol.partition_reports import (
     WriteCounts as WriteCounts,
 )
 

@@ -6,6 +6,8 @@ Sizes and offsets are bytes; *_ns are nanoseconds.
 from os import PathLike
 from typing import Literal, TypedDict
 
+from polyvol.partition_reports import RecordedCuts
+
 
 class ProcessorStall(TypedDict):
     """How long one processor kept writes waiting for a cut, in nanoseconds."""
@@ -22,134 +24,6 @@ class CutReport(TypedDict):
     stall_ns: int
     """The longest of the processors'."""
     processors: list[ProcessorStall]
-
-
-class PartitionMapState(TypedDict):
-    """One partition's map at a cut, or now.
-
-    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
-    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
-    map of its own (False: it still shares the live one)."""
-
-    partition: int
-    processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
-
-
-class WriteCounts(TypedDict):
-    """Writes, zeroes and trims, those in place too, and the bytes that they covered."""
-
-    writes: int
-    written_bytes: int
-
-
-class ChangeLogSize(TypedDict):
-    """What a change log holds: blocks in slots, and blocks that became zero, which need none."""
-
-    blocks: int
-    zeroes: int
-
-
-class PartitionSnapshotState(TypedDict):
-    """One partition as it was at a cut. `size`: bytes that the snapshot has of it. `frozen`: the snapshot has
-    a map of its own (False: the partition has not been written since, and it shares the live one). `slots`,
-    `zeroes` and `bases` count the blocks of its map by their kind of place. `writes` and `written_bytes`:
-    since the partition exists, or was first served by a version that counts; `last_write_ns`: since 1970,
-    right to a few milliseconds (0: never). `write_seq` is the number, in its processor's journal, of its
-    latest mapping change (0: none). `checksummed`: blocks with a checksum. `since`: since the snapshot before
-    it on its line, or since the partition exists (None: it is not known). `log`: the change log that begins
-    with it (None: there is none, because nothing that is still seen was redirected since)."""
-
-    partition: int
-    processor: int
-    epoch: int
-    size: int
-    frozen: bool
-    slots: int
-    zeroes: int
-    bases: int
-    writes: int | None
-    written_bytes: int | None
-    last_write_ns: int | None
-    write_seq: int
-    checksummed: int | None
-    since: WriteCounts | None
-    log: ChangeLogSize | None
-
-
-class PartitionState(TypedDict):
-    """One partition now: its map and its counters as in `PartitionSnapshotState`; `versions`: how many maps
-    of it are frozen; `newest_snapshot`: the epoch of the newest snapshot that shows it (0: none does)."""
-
-    partition: int
-    processor: int
-    slots: int
-    zeroes: int
-    bases: int
-    writes: int | None
-    written_bytes: int | None
-    last_write_ns: int | None
-    write_seq: int
-    versions: int
-    newest_snapshot: int
-
-
-class ChangeLogState(TypedDict):
-    """One change log: that of a partition, which begins with the snapshot of epoch `begin` (0: with the
-    volume). `blocks` in slots and `zeroes`, which need none; `runs` of consecutive slots; `areas`: number of
-    each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
-    its end (None: it is not known). `ended`: the epoch of the next snapshot on its line (None: it is the
-    current one, or its line ended with a rollback)."""
-
-    partition: int
-    processor: int
-    begin: int
-    blocks: int
-    zeroes: int
-    runs: int
-    areas: list[tuple[int, int]]
-    writes: int | None
-    written_bytes: int | None
-    ended: int | None
-
-
-class ChangeLogCount(TypedDict):
-    """How many change logs a processor has that begin with the snapshot of epoch `begin` (0: with the
-    volume)."""
-
-    begin: int
-    processor: int
-    logs: int
-
-
-class ChangeLogRun(TypedDict):
-    """Blocks of a change log that lie together: `blocks` of the partition from `block` on, in log area
-    `area`, on `device` from byte `offset` on."""
-
-    block: int
-    blocks: int
-    area: int
-    device: int
-    offset: int
-
-
-class Location(TypedDict):
-    """Where a byte of a volume, or of a snapshot, is. `kind`: at its base place, nowhere because it is zero,
-    in a change log, or where the snapshot has it that the volume is a clone of ('source'; its place is found
-    there). `area` (a log area's number) and `begin` (the change log's) are for 'log' alone; `device` and
-    `device_offset`, the byte's, for 'base' and 'log'."""
-
-    partition: int
-    processor: int
-    block: int
-    kind: Literal["base", "zero", "log", "source"]
-    area: int | None
-    device: int | None
-    device_offset: int | None
-    begin: int | None
 
 
 class LogStats(TypedDict):
@@ -356,7 +230,8 @@ class HandOverReport(TypedDict):
 class CheckReport(TypedDict):
     """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
     next start removes; `deleted_snapshots`: epochs of snapshots that only an older copy of the catalog has;
-    slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
+    slots that maps refer to, records behind the checkpoints, bytes of slots checked; `processors`: those that
+    could be read back, with what they say of cuts."""
 
     problems: list[str]
     more_problems: int
@@ -365,6 +240,7 @@ class CheckReport(TypedDict):
     slots: int
     records: int
     checked_bytes: int
+    processors: list[RecordedCuts]
 
 
 class ClientInfo(TypedDict):
