@@ -55,9 +55,10 @@ class PartitionSnapshot:
     snapshot has of it. `frozen`: it has a block map of its own (False: the partition was not written since,
     and the snapshot shares the live map). `slots`, `zeroes` and `bases`: how many blocks of its map are in
     slots, are zero, and are at their base place; `checksummed` have a checksum. `total`: what hosts had
-    written to the partition until the cut, and `last_write_ns` when they did last (since 1970; 0: never);
-    None: it is unknown, because the snapshot was taken by a version that did not count. `since`: what they
-    had written since the snapshot before it on its line (None: unknown). `write_seq`: the number of its
+    written to the partition until the cut, since it exists or was first served by a version that counts
+    (None: unknown, because the snapshot was taken before that); `last_write_ns`: when they did last (since
+    1970; 0: never; None: unknown). `since`: what they had written since the snapshot before it on its line
+    (None: unknown). `write_seq`: the number of its
     latest mapping change in its processor's journal (0: none). `log_size`: what the change log that begins
     with it holds now (None: there is none, because the partition was not written since)."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polyvol.mapping.ids import Epoch
-from polyvol.snapshot.partition_snapshot import Writes, counted
+from polyvol.snapshot.partition_snapshot import Writes
 
 if TYPE_CHECKING:
     from polyvol.engine import PartitionState as EngineState
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PartitionState:
     """One partition now: its number and the processor that owns it. The counters are those of
-    `PartitionSnapshot`; `frozen_maps`: how many block maps of snapshots it keeps; `newest_snapshot`: the
-    epoch of the newest snapshot that shows it (0: none does)."""
+    `PartitionSnapshot`, but always known as far as they were counted; `frozen_maps`: how many block maps of
+    snapshots it keeps; `newest_snapshot`: the epoch of the newest snapshot that shows it (0: none does)."""
 
     number: int
     processor: int
     slots: int
     zeroes: int
     bases: int
-    total: Writes | None
+    total: Writes
     last_write_ns: int | None
     write_seq: int
     frozen_maps: int
@@ -39,7 +39,7 @@ def partition_state(state: "EngineState") -> PartitionState:
         slots=state["slots"],
         zeroes=state["zeroes"],
         bases=state["bases"],
-        total=counted(state["writes"], state["written_bytes"]),
+        total=Writes(state["writes"], state["written_bytes"]),
         last_write_ns=state["last_write_ns"],
         write_seq=state["write_seq"],
         frozen_maps=state["versions"],

@@ -12,10 +12,11 @@ class PartitionStateView:
     """A partition as it is now. `size`: bytes of the volume that it has; `devices` have its extents; `state`:
     'ok', or 'faulty' with a `reason` if a device that it lies on is missing or faulty. `slots`, `zeroes` and
     `bases`: how many blocks of its block map are in change logs, are zero, and are at their base place.
-    `writes` counts writes, zeroes and trims, those in place too, and `written` the bytes that they covered;
-    `last_write` is the time of the last one, null if there was none; null for all three if nothing is known.
-    `write_seq`: the number of its latest mapping change in its processor's journal (0: none). `frozen_maps`:
-    how many block maps of snapshots it keeps. `newest_snapshot`: the name of the newest one that shows it."""
+    `writes` counts writes, zeroes and trims, those in place too, and `written` the bytes that they covered,
+    since it exists or was first served by a version that counts. `last_write`: the time of the last one;
+    null: there was none, or it is not known (`last_write_known`). `write_seq`: the number of its latest
+    mapping change in its processor's journal (0: none). `frozen_maps`: how many block maps of snapshots it
+    keeps. `newest_snapshot`: the name of the newest one that shows it."""
 
     number: int
     processor: int
@@ -26,9 +27,10 @@ class PartitionStateView:
     slots: int
     zeroes: int
     bases: int
-    writes: int | None
-    written: int | None
+    writes: int
+    written: int
     last_write: str | None
+    last_write_known: bool
     write_seq: int
     frozen_maps: int
     newest_snapshot: str | None
@@ -80,11 +82,12 @@ class PartitionSnapshotView:
     of it. `frozen`: it has a block map of its own (false: as the live one, because the partition was not
     written since). `slots`, `zeroes` and `bases`: how many blocks of its map are in change logs, are zero,
     and are at their base place; `blocks_mapped` counts the first two; `checksummed` have a checksum. `total`:
-    what hosts had written to the partition until the cut; `last_write`: when they did last, null if they had
-    not; `since`: what they had written since the snapshot before. `counted`: whether `total` and `last_write`
-    are known (not if it was taken by a version that did not count); `since` is null if it is not known.
-    `write_seq`: the number of its latest mapping change in its processor's journal (0: none). `log`: the
-    change log that begins with it; null: there is none, because the partition was not written since."""
+    what hosts had written to the partition until the cut, since it exists or was first served by a version
+    that counts; null: it is not known, because the snapshot was taken before that. `last_write`: when they
+    did last; null: they had not, or it is not known (`last_write_known`). `since`: what they had written
+    since the snapshot before; null: it is not known. `write_seq`: the number of its latest mapping change in
+    its processor's journal (0: none). `log`: the change log that begins with it; null: there is none, because
+    the partition was not written since."""
 
     id: str
     snapshot: str
@@ -98,9 +101,9 @@ class PartitionSnapshotView:
     bases: int
     blocks_mapped: int
     checksummed: int | None
-    counted: bool
     total: WritesView | None
     last_write: str | None
+    last_write_known: bool
     since: WritesView | None
     write_seq: int
     log: LogSizeView | None

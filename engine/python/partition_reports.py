@@ -39,8 +39,9 @@ class PartitionSnapshotState(TypedDict):
     """One partition as it was at a cut. `size`: bytes that the snapshot has of it. `frozen`: the snapshot has
     a map of its own (False: the partition has not been written since, and it shares the live one). `slots`,
     `zeroes` and `bases` count the blocks of its map by their kind of place. `writes` and `written_bytes`:
-    since the partition exists, or was first served by a version that counts; `last_write_ns`: since 1970,
-    right to a few milliseconds (0: never). `write_seq` is the number, in its processor's journal, of its
+    since the partition exists, or was first served by a version that counts (None: the snapshot was taken
+    before); `last_write_ns`: since 1970, right to a few milliseconds (0: never; None: it is not known).
+    `write_seq` is the number, in its processor's journal, of its
     latest mapping change (0: none). `checksummed`: blocks with a checksum. `since`: since the snapshot before
     it on its line, or since the partition exists (None: it is not known). `log`: the change log that begins
     with it (None: there is none, because nothing that is still seen was redirected since)."""
@@ -53,9 +54,9 @@ class PartitionSnapshotState(TypedDict):
     slots: int
     zeroes: int
     bases: int
-    writes: int
-    written_bytes: int
-    last_write_ns: int
+    writes: int | None
+    written_bytes: int | None
+    last_write_ns: int | None
     write_seq: int
     checksummed: int
     since: WriteCounts | None
@@ -73,7 +74,7 @@ class PartitionState(TypedDict):
     bases: int
     writes: int
     written_bytes: int
-    last_write_ns: int
+    last_write_ns: int | None
     write_seq: int
     versions: int
     newest_snapshot: int
@@ -83,7 +84,8 @@ class ChangeLogState(TypedDict):
     """One change log: that of a partition, which begins with the snapshot of epoch `begin` (0: with the
     volume). `blocks` in slots and `zeroes`, which need none; `runs` of consecutive slots; `areas`: number of
     each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
-    its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are still added)."""
+    its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are still
+    added)."""
 
     partition: int
     processor: int

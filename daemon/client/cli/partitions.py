@@ -10,7 +10,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.logs import print_logs
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import UNKNOWN, known, known_size, pages
+from polyvol.daemon.client.cli.pages import UNKNOWN, known, pages
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.sizes import SIZE_MAX
@@ -40,7 +40,7 @@ def list_partitions(volume: str, as_json: bool, state_dir: Path) -> None:
     if as_json:
         print_json(partitions)
         return
-    last = moments([part["last_write"] for part in partitions])
+    last = _last_writes(partitions)
     print_table(
         (
             *("PARTITION", "PROCESSOR", "STATE", "DEVICES", "SLOTS", "ZEROES", "WRITES", "WRITTEN"),
@@ -54,9 +54,9 @@ def list_partitions(volume: str, as_json: bool, state_dir: Path) -> None:
                 listed(part["devices"]),
                 part["slots"],
                 part["zeroes"],
-                known(part["writes"]),
-                known_size(part["written"]),
-                instant if part["writes"] is not None else UNKNOWN,
+                part["writes"],
+                format_size(part["written"]),
+                instant,
                 part["frozen_maps"],
                 part["newest_snapshot"],
             )
@@ -81,7 +81,7 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
     if as_json:
         print_json({**shown, "partition_snapshots": snapshots})
         return
-    last = moment(shown["last_write"]) or "never"
+    last = moment(shown["last_write"]) or ("never" if shown["last_write_known"] else UNKNOWN)
     print_facts(
         [
             ("partition", f"{shown['number']} of volume {shown['volume']}"),
@@ -92,7 +92,7 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
             ("reason", shown["reason"]),
             ("block map", _map_text(shown)),
             ("written", _written_text(shown["writes"], shown["written"])),
-            ("last write", last if shown["writes"] is not None else UNKNOWN),
+            ("last write", last),
             ("frozen maps", counted(shown["frozen_maps"], "block map")),
             ("newest snapshot", shown["newest_snapshot"] or "none"),
         ]
@@ -123,7 +123,7 @@ def add_partitions(client: Client, shown: Json) -> None:
 
 def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bool = False) -> None:
     """A table of partition snapshots: of the snapshots of one partition, or of the partitions of one."""
-    last = moments([part["last_write"] for part in snapshots])
+    last = _last_writes(snapshots)
     print_table(
         (
             "SNAPSHOT" if of_one_partition else "PARTITION",
@@ -136,10 +136,10 @@ def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bo
                 part["processor"],
                 part["slots"],
                 part["zeroes"],
-                part["total"]["writes"] if part["counted"] else UNKNOWN,
-                format_size(part["total"]["written"]) if part["counted"] else UNKNOWN,
+                UNKNOWN if part["total"] is None else part["total"]["writes"],
+                UNKNOWN if part["total"] is None else format_size(part["total"]["written"]),
                 UNKNOWN if part["since"] is None else _written_text(**part["since"]),
-                instant if part["counted"] else UNKNOWN,
+                instant,
                 _OWN_MAP if part["frozen"] else _LIVE_MAP,
                 _log_text(part["log"]),
             )
@@ -183,7 +183,12 @@ def _map_text(shown: Json) -> str:
     return f"{shown['slots']} blocks in slots, {shown['zeroes']} zero, {shown['bases']} at their base place"
 
 
-def _written_text(writes: int | None, written: int | None) -> str:
-    if writes is None or written is None:
-        return UNKNOWN
+def _last_writes(parts: Sequence[Json]) -> list[str]:
+    """A column of times."""
+    times = moments([part["last_write"] for part in parts])
+    known = [part["last_write_known"] for part in parts]
+    return [each if sure else UNKNOWN for each, sure in zip(times, known, strict=True)]
+
+
+def _written_text(writes: int, written: int) -> str:
     return f"{counted(writes, 'write')}, {format_size(written)}" if writes else "0 writes"

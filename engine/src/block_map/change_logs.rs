@@ -131,6 +131,28 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
         found
     }
 
+    /// The beginnings of the change logs that exist. Of each only the first block is looked for.
+    pub fn beginnings(&self) -> Vec<Epoch> {
+        let mut found = Vec::new();
+        for index in self.candidates(None) {
+            let begins = self.begin_of(index);
+            if !found.contains(&begins) && self.adds_any(index) {
+                found.push(begins);
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// Whether a version has anything that its parent has not.
+    fn adds_any(&self, index: usize) -> bool {
+        let parent = self.versions.parent_of(index, self.history);
+        let parent = parent.map(|parent| self.versions.map(parent));
+        let mut runs = Vec::new();
+        added_slots(self.versions.map(index), parent, Wanted::Any, &mut runs);
+        !runs.is_empty() || (self.is_seen(index) && self.added_zeroes(index) > 0)
+    }
+
     /// The versions whose blocks may be in the change log that begins with `begin`.
     fn candidates(&self, begin: Option<Epoch>) -> std::ops::Range<usize> {
         let end = self.versions.frozen().len() + 1;
@@ -149,7 +171,8 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
         let parent = self.versions.parent_of(index, self.history);
         let map = self.versions.map(index);
         let sorted = log.runs.is_empty();
-        added_slots(map, parent.map(|parent| self.versions.map(parent)), &mut log.runs);
+        let older = parent.map(|parent| self.versions.map(parent));
+        added_slots(map, older, Wanted::All, &mut log.runs);
         if !sorted {
             log.runs.sort_unstable();
         }
@@ -212,12 +235,23 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
     }
 }
 
+/// How much of what was added is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    /// Whether there is anything.
+    Any,
+}
+
 /// Appends the runs of slots that `map` has and `parent` has not, in order of their blocks.
-fn added_slots(map: &Map, parent: Option<&Map>, runs: &mut Vec<Run>) {
+fn added_slots(map: &Map, parent: Option<&Map>, wanted: Wanted, runs: &mut Vec<Run>) {
     if parent.is_some_and(|parent| map.same(parent)) {
         return;
     }
     for leaf in 0..leaves(map.blocks()) as u32 {
+        if wanted == Wanted::Any && !runs.is_empty() {
+            return;
+        }
         let NodeRef::Leaf(mine) = map.node(leaf) else { continue };
         let theirs = match parent.map(|parent| parent.node(leaf)) {
             Some(NodeRef::Leaf(theirs)) if Arc::ptr_eq(mine, theirs) => continue,

@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use crate::block_map::change_logs::{Attribution, ChangeLog, PlaceCounts, count_places, on_devices};
+use crate::block_map::change_logs::{
+    Attribution, ChangeLog, PlaceCounts, count_places, on_devices,
+};
 use crate::block_map::counters::Counters;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -39,8 +41,10 @@ pub struct PartitionSnapshot {
     pub frozen: bool,
     /// The blocks of its map.
     pub places: PlaceCounts,
-    /// What was counted until the cut.
-    pub counters: Counters,
+    /// What was counted until the cut; `None`: it was not counted.
+    pub counters: Option<Counters>,
+    /// When the last write ended, nanoseconds since 1970 (0: there was none); `None`: it is not known.
+    pub last_write_ns: Option<u64>,
     /// Sequence number of the latest mapping change.
     pub write_seq: u64,
     /// Writes and bytes since the snapshot before it; `None`: they were not counted.
@@ -60,6 +64,8 @@ pub struct LivePartition {
     pub places: PlaceCounts,
     /// What was counted.
     pub counters: Counters,
+    /// When the last write ended, nanoseconds since 1970 (0: there was none); `None`: it is not known.
+    pub last_write_ns: Option<u64>,
     /// Sequence number of the latest mapping change.
     pub write_seq: u64,
     /// Frozen maps.
@@ -159,6 +165,25 @@ fn counters_from(page: &VersionsPage, versions: &Versions, begin: Epoch) -> Opti
     }
 }
 
+/// What was counted when the snapshot of `epoch` was taken, and when the last write before that ended.
+fn counters_of(
+    page: &VersionsPage,
+    versions: &Versions,
+    epoch: Epoch,
+) -> (Option<Counters>, Option<u64>) {
+    if epoch < page.counted_from {
+        return (None, None);
+    }
+    let counters = versions.counters_at(epoch);
+    (Some(counters), last_write(page, counters))
+}
+
+/// When the last write ended. A write that was not counted may have been the last one.
+fn last_write(page: &VersionsPage, counters: Counters) -> Option<u64> {
+    let known = counters.last_write_ns != 0 || page.counted_from == 0;
+    known.then_some(counters.last_write_ns)
+}
+
 impl Engine {
     /// Calls `f` with a processor and some of its partitions until it has had all partitions of a range.
     fn each_page(
@@ -213,8 +238,10 @@ impl Engine {
                     continue; // it came later
                 }
                 let (map, frozen) = versions.at(epoch);
-                let counters = versions.counters_at(epoch);
-                let since = counters_from(page, versions, before);
+                let (counters, last_write_ns) = counters_of(page, versions, epoch);
+                let since = counters_from(page, versions, before)
+                    .zip(counters)
+                    .map(|(before, counters)| counters.since(&before));
                 let attribution = attribution(&volume, partition, versions, &page.history);
                 let log = attribution.change_logs(Some(epoch)).pop();
                 found.push(PartitionSnapshot {
@@ -224,8 +251,9 @@ impl Engine {
                     frozen,
                     places: count_places(map, (size / BLOCK_SIZE) as u32),
                     counters,
+                    last_write_ns,
                     write_seq: map.recorded_seq(),
-                    since: since.map(|before| counters.since(&before)),
+                    since,
                     log: log.map(|log| (log.blocks(), log.zeroes)),
                 });
             }
@@ -252,6 +280,7 @@ impl Engine {
                     processor,
                     places: count_places(&versions.live, versions.live.blocks()),
                     counters: versions.counters(),
+                    last_write_ns: last_write(page, versions.counters()),
                     write_seq: versions.live.recorded_seq(),
                     versions: versions.frozen().len(),
                     newest_snapshot: newest.copied().unwrap_or(0),
@@ -286,6 +315,25 @@ impl Engine {
             Ok(())
         })?;
         found.sort_unstable_by_key(|one| (one.partition, one.begin));
+        Ok(found)
+    }
+
+    /// How many change logs begin with each epoch, by processor, in this order.
+    pub fn change_log_counts(
+        &self,
+        volume: VolumeId,
+    ) -> Result<BTreeMap<(Epoch, ProcessorIndex), u64>> {
+        let volume = self.volume(volume)?;
+        let mut found = BTreeMap::new();
+        self.each_page(&volume, 0..PartitionIndex::MAX, |processor, page| {
+            for (partition, versions) in &page.versions {
+                let attribution = attribution(&volume, *partition, versions, &page.history);
+                for begin in attribution.beginnings() {
+                    *found.entry((begin, processor)).or_default() += 1;
+                }
+            }
+            Ok(())
+        })?;
         Ok(found)
     }
 
@@ -344,8 +392,7 @@ impl Engine {
             if let Some(epoch) = epoch.filter(|epoch| !page.history.has(*epoch)) {
                 return Err(no_snapshot(&volume, epoch));
             }
-            let index =
-                epoch.map_or(versions.frozen().len(), |epoch| versions.first_from(epoch));
+            let index = epoch.map_or(versions.frozen().len(), |epoch| versions.first_from(epoch));
             spot = Some(match versions.map(index).place(block) {
                 Place::BASE if volume.origin.is_some() => Spot::Source,
                 Place::BASE => {
@@ -392,8 +439,7 @@ fn attribution<'a>(
     versions: &'a Versions,
     history: &'a History,
 ) -> Attribution<'a, impl Fn(Epoch) -> u32 + 'a> {
-    let blocks_at =
-        move |epoch| (volume.partition_bytes_at(partition, epoch) / BLOCK_SIZE) as u32;
+    let blocks_at = move |epoch| (volume.partition_bytes_at(partition, epoch) / BLOCK_SIZE) as u32;
     Attribution { versions, history, blocks_at }
 }
 
@@ -429,8 +475,7 @@ fn describe(
     let written = counters_from(page, versions, log.begin).map(|begin| {
         let snapshots = ends.snapshots.iter().map(|epoch| versions.counters_at(*epoch));
         let all = snapshots.chain(ends.live.then(|| versions.counters()));
-        all.map(|end| end.since(&begin))
-            .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+        all.map(|end| end.since(&begin)).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
     });
     LogOfPartition {
         partition,

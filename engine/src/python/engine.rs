@@ -338,6 +338,11 @@ impl Engine {
         partitions::change_logs(py, &found)
     }
 
+    fn change_log_counts<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyList>> {
+        let found = self.call(py, |this| this.inner.change_log_counts(volume))?;
+        partitions::counts(py, &found)
+    }
+
     fn change_log_runs<'py>(
         &self,
         py: Python<'py>,

@@ -1,5 +1,7 @@
 //! Partitions: partitions, partition snapshots, change logs and places as Python dictionaries.
 
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -9,15 +11,20 @@ use crate::engine::partitions::{
     LivePartition, LocatedRun, Location, LogOfPartition, PartitionSnapshot, Spot,
 };
 use crate::processor::share::stats::PartitionState;
-use crate::units::Epoch;
+use crate::units::{Epoch, ProcessorIndex};
 
-fn set_map(dict: &Bound<'_, PyDict>, places: PlaceCounts, counters: Counters) -> PyResult<()> {
+fn set_map(
+    dict: &Bound<'_, PyDict>,
+    places: PlaceCounts,
+    counters: Option<Counters>,
+    last_write_ns: Option<u64>,
+) -> PyResult<()> {
     dict.set_item("slots", places.slots)?;
     dict.set_item("zeroes", places.zeroes)?;
     dict.set_item("bases", places.bases)?;
-    dict.set_item("writes", counters.writes)?;
-    dict.set_item("written_bytes", counters.written_bytes)?;
-    dict.set_item("last_write_ns", counters.last_write_ns)
+    dict.set_item("writes", counters.map(|counters| counters.writes))?;
+    dict.set_item("written_bytes", counters.map(|counters| counters.written_bytes))?;
+    dict.set_item("last_write_ns", last_write_ns)
 }
 
 /// A dictionary with two numbers, if there are any.
@@ -66,7 +73,7 @@ pub fn snapshots<'py>(
         dict.set_item("epoch", epoch)?;
         dict.set_item("size", one.size)?;
         dict.set_item("frozen", one.frozen)?;
-        set_map(&dict, one.places, one.counters)?;
+        set_map(&dict, one.places, one.counters, one.last_write_ns)?;
         dict.set_item("write_seq", one.write_seq)?;
         dict.set_item("checksummed", one.places.slots)?;
         dict.set_item("since", pair(py, ["writes", "written_bytes"], one.since)?)?;
@@ -83,7 +90,7 @@ pub fn partitions<'py>(py: Python<'py>, found: &[LivePartition]) -> PyResult<Bou
         let dict = PyDict::new(py);
         dict.set_item("partition", one.partition)?;
         dict.set_item("processor", one.processor)?;
-        set_map(&dict, one.places, one.counters)?;
+        set_map(&dict, one.places, Some(one.counters), one.last_write_ns)?;
         dict.set_item("write_seq", one.write_seq)?;
         dict.set_item("versions", one.versions)?;
         dict.set_item("newest_snapshot", one.newest_snapshot)?;
@@ -107,6 +114,22 @@ pub fn change_logs<'py>(py: Python<'py>, found: &[LogOfPartition]) -> PyResult<B
         dict.set_item("writes", one.written.map(|written| written.0))?;
         dict.set_item("written_bytes", one.written.map(|written| written.1))?;
         dict.set_item("ended", one.ended)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `ChangeLogCount`.
+pub fn counts<'py>(
+    py: Python<'py>,
+    found: &BTreeMap<(Epoch, ProcessorIndex), u64>,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for ((begin, processor), logs) in found {
+        let dict = PyDict::new(py);
+        dict.set_item("begin", begin)?;
+        dict.set_item("processor", processor)?;
+        dict.set_item("logs", logs)?;
         list.append(dict)?;
     }
     Ok(list)

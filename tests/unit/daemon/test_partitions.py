@@ -89,16 +89,13 @@ def test_what_is_unknown_is_not_shown_as_zero(written: Daemon) -> None:
     maps.counts[3] = Counts(known=False)
     table = rows(written.ok("snapshot", "show", "v@a", "--partitions").partition("\n\n")[2])
     assert [row[4:8] for row in table] == [["unknown"] * 4] * 4
+    assert [row[8] for row in rows(written.ok("partition", "list", "v"))[:1]] != ["unknown"]
     for part in said(written, "snapshot", "show", "v@a", "--partitions")["partitions"]:
-        assert (part["counted"], part["total"], part["since"], part["last_write"]) == (
-            False,
-            None,
-            None,
-            None,
-        )
-    assert rows(written.ok("partition", "list", "v"))[3][6:9] == ["unknown"] * 3
+        assert (part["total"], part["since"], part["last_write"]) == (None, None, None)
+        assert not part["last_write_known"]
+    assert rows(written.ok("partition", "list", "v"))[3][8] == "unknown"
     shown = written.ok("partition", "show", "v", "3")
-    assert (fact(shown, "written"), fact(shown, "last write")) == ("unknown", "unknown")
+    assert (fact(shown, "written"), fact(shown, "last write")) == ("0 writes", "unknown")
     assert fact(written.ok("log", "show", "v@a#1"), "written since the cut") == "unknown"
 
 
