@@ -157,6 +157,13 @@ class Parts(RuleBasedStateMachine):
                 assert low <= found <= high, f"{name}#{number}: {low} <= {found} <= {high}"
                 counts[number] = found
 
+    def teardown(self) -> None:
+        """Leave nothing for the next run."""
+        if not self.daemon.running:
+            self.daemon.start()
+        for name in reversed(self.volumes):
+            self.daemon.api.delete("volumes", name)
+
     @invariant()
     def views_are_right(self) -> None:
         for name, volume in self.volumes.items():

@@ -21,6 +21,7 @@ PARTITION = NumberType(0, SIZE_MAX)
 _OWN_MAP = "its own"
 _LIVE_MAP = "as the live one: not written since"
 _NO_LOG = "none: not written since"
+_NO_LOG_YET = "none: not written until the next snapshot"
 
 
 @click.group(cls=Noun)
@@ -141,7 +142,7 @@ def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bo
                 UNKNOWN if part["since"] is None else _written_text(**part["since"]),
                 instant,
                 _OWN_MAP if part["frozen"] else _LIVE_MAP,
-                _log_text(part["log"]),
+                _log_text(part["log"], own_map=part["frozen"]),
             )
             for part, instant in zip(snapshots, last, strict=True)
         ],
@@ -172,9 +173,9 @@ def shares_text(shares: Sequence[Json] | None) -> str:
     return listed([f"{each['processor']} ({counted(each['partitions'], 'partition')})" for each in shares])
 
 
-def _log_text(log: Json | None) -> str:
+def _log_text(log: Json | None, *, own_map: bool) -> str:
     if log is None:
-        return _NO_LOG
+        return _NO_LOG_YET if own_map else _NO_LOG
     zeroes = f", {log['zeroes']} zero" if log["zeroes"] else ""
     return f"{log['id']}: {counted(log['blocks'], 'block')}{zeroes}"
 

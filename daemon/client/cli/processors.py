@@ -22,7 +22,9 @@ def processor() -> None:
 @json_option
 @state_dir_option
 def list_processors(as_json: bool, state_dir: Path) -> None:
-    """List the processors, and what they have done since polyvold was started."""
+    """List the processors, and what they have done.
+
+    Counters begin with the start of polyvold."""
     processors = Client(state_dir).get("processors")
     if as_json:
         print_json(processors)
