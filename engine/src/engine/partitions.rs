@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use crate::block_map::change_logs::{Attribution, ChangeLog, PlaceCounts, count_places, on_devices};
+use crate::block_map::change_logs::{
+    Attribution, ChangeLog, PlaceCounts, count_places, on_devices,
+};
 use crate::block_map::counters::Counters;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -344,8 +346,7 @@ impl Engine {
             if let Some(epoch) = epoch.filter(|epoch| !page.history.has(*epoch)) {
                 return Err(no_snapshot(&volume, epoch));
             }
-            let index =
-                epoch.map_or(versions.frozen().len(), |epoch| versions.first_from(epoch));
+            let index = epoch.map_or(versions.frozen().len(), |epoch| versions.first_from(epoch));
             spot = Some(match versions.map(index).place(block) {
                 Place::BASE if volume.origin.is_some() => Spot::Source,
                 Place::BASE => {
@@ -392,8 +393,7 @@ fn attribution<'a>(
     versions: &'a Versions,
     history: &'a History,
 ) -> Attribution<'a, impl Fn(Epoch) -> u32 + 'a> {
-    let blocks_at =
-        move |epoch| (volume.partition_bytes_at(partition, epoch) / BLOCK_SIZE) as u32;
+    let blocks_at = move |epoch| (volume.partition_bytes_at(partition, epoch) / BLOCK_SIZE) as u32;
     Attribution { versions, history, blocks_at }
 }
 
@@ -429,8 +429,7 @@ fn describe(
     let written = counters_from(page, versions, log.begin).map(|begin| {
         let snapshots = ends.snapshots.iter().map(|epoch| versions.counters_at(*epoch));
         let all = snapshots.chain(ends.live.then(|| versions.counters()));
-        all.map(|end| end.since(&begin))
-            .fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
+        all.map(|end| end.since(&begin)).fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1))
     });
     LogOfPartition {
         partition,
