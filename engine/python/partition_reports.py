@@ -84,8 +84,7 @@ class ChangeLogState(TypedDict):
     """One change log: that of a partition, which begins with the snapshot of epoch `begin` (0: with the
     volume). `blocks` in slots and `zeroes`, which need none; `runs` of consecutive slots; `areas`: number of
     each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
-    its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are still
-    added)."""
+    its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are added)."""
 
     partition: int
     processor: int

@@ -151,7 +151,8 @@ impl Versions {
         if counters.writes > self.counters_at(epoch).writes {
             self.freeze_before(epoch, snapshots);
         }
-        let raised = |known: Counters| if counters.writes > known.writes { counters } else { known };
+        let raised =
+            |known: Counters| if counters.writes > known.writes { counters } else { known };
         let older = self.first_from(epoch);
         if older < self.frozen.len() {
             let later = Arc::make_mut(&mut self.frozen)[older..].iter_mut();

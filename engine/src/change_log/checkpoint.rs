@@ -376,7 +376,11 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
     fn counters(&mut self) -> Result<Counters, Bad> {
         let (writes, written_bytes) = (self.u64()?, self.u64()?);
         let counters = Counters { writes, written_bytes, last_write_ns: self.u64()? };
-        if counters.are_possible() { Ok(counters) } else { Err("its counters are impossible".into()) }
+        if counters.are_possible() {
+            Ok(counters)
+        } else {
+            Err("its counters are impossible".into())
+        }
     }
 
     /// The next partition of a list, behind its last one, and its size in blocks.

@@ -143,7 +143,9 @@ impl BadHeader {
     pub fn words(self) -> String {
         match self {
             BadHeader::Version(version) => {
-                format!("it has format version {version}, which this version of polyvol cannot read")
+                format!(
+                    "it has format version {version}, which this version of polyvol cannot read"
+                )
             }
             BadHeader::Magic => "it is another kind of file".to_owned(),
             BadHeader::Checksum => "its header is damaged".to_owned(),
@@ -456,12 +458,7 @@ impl Record {
 /// The words of a record of a state. The last one is not 0, as the checksums of other records are not.
 pub fn state_words(counters: &Counters) -> [u32; 4] {
     let Counters { writes, written_bytes, .. } = counters;
-    [
-        *written_bytes as u32,
-        (written_bytes >> 32) as u32,
-        (writes >> 32) as u32,
-        *writes as u32,
-    ]
+    [*written_bytes as u32, (written_bytes >> 32) as u32, (writes >> 32) as u32, *writes as u32]
 }
 
 /// Whether a number that begins with 1 and is incremented by one can have this value.

@@ -173,31 +173,30 @@ impl Engine {
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
-        let made =
-            new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
-                let share = Share::new(ShareConfig {
-                    number,
-                    geometry: Arc::clone(&geometry),
-                    origin: origin.clone(),
-                    space: Arc::clone(&space),
-                    space_waiters: Arc::clone(&space_waiters),
-                    ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
-                    flusher: Arc::clone(&flusher),
-                    bad: Arc::clone(&bad),
-                    stats: Arc::clone(&plan.share.stats),
-                    locals: begun.locals,
-                    journal: begun.journal,
-                    recorded: begun.recorded,
-                    slots,
-                    epoch,
-                    checkpoint_epoch: checkpoints[ordinal],
-                    history: spec.history(),
-                    default_logs: spec.default_logs.clone(),
-                    ordinal,
-                    named_log: spec.named_log(),
-                });
-                (plan.share, share)
+        let made = new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
+            let share = Share::new(ShareConfig {
+                number,
+                geometry: Arc::clone(&geometry),
+                origin: origin.clone(),
+                space: Arc::clone(&space),
+                space_waiters: Arc::clone(&space_waiters),
+                ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
+                flusher: Arc::clone(&flusher),
+                bad: Arc::clone(&bad),
+                stats: Arc::clone(&plan.share.stats),
+                locals: begun.locals,
+                journal: begun.journal,
+                recorded: begun.recorded,
+                slots,
+                epoch,
+                checkpoint_epoch: checkpoints[ordinal],
+                history: spec.history(),
+                default_logs: spec.default_logs.clone(),
+                ordinal,
+                named_log: spec.named_log(),
             });
+            (plan.share, share)
+        });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
             id: spec.id,

@@ -274,12 +274,7 @@ impl Processor {
     }
 
     /// Serves one event if that changes no state; otherwise returns it.
-    fn apply_shared(
-        &self,
-        event: Event,
-        wall_ns: u64,
-        answered: &mut Answered,
-    ) -> Option<Event> {
+    fn apply_shared(&self, event: Event, wall_ns: u64, answered: &mut Answered) -> Option<Event> {
         let Event::Part(mut part) = event else { return Some(event) };
         let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
         let fast = |share| Share::try_fast(share, &mut part, wall_ns).map(|result| (share, result));

@@ -37,11 +37,7 @@ pub fn engine<'py>(
 }
 
 /// A `ProcessorStats`.
-fn processor<'py>(
-    py: Python<'py>,
-    number: usize,
-    handle: &Handle,
-) -> PyResult<Bound<'py, PyDict>> {
+fn processor<'py>(py: Python<'py>, number: usize, handle: &Handle) -> PyResult<Bound<'py, PyDict>> {
     let stats = &handle.stats;
     let counted: [(&str, &AtomicU64); 5] = [
         ("parts", &stats.parts),
