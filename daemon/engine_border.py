@@ -14,6 +14,9 @@ from polyvol.snapshot.coordinator import CutEngine
 if TYPE_CHECKING:
     from polyvol.engine import (
         BlockStatus,
+        ChangeLogCount,
+        ChangeLogRun,
+        ChangeLogState,
         CheckReport,
         ClientInfo,
         DeviceEvent,
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
         EngineStats,
         ExportInfo,
         HandOverReport,
+        Location,
         LogLine,
         LogSpec,
+        PartitionMapState,
+        PartitionSnapshotState,
         PartitionState,
         ScrubReport,
         SpaceStats,
@@ -168,8 +174,32 @@ class EngineLike(CutEngine, Protocol):
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""
 
-    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionState]":
+    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionMapState]":
         """Each partition's state, now or at a cut."""
+
+    def partition_snapshots(
+        self, volume: int, epoch: int, first: int, count: int
+    ) -> "Sequence[PartitionSnapshotState]":
+        """Some partition snapshots of a snapshot."""
+
+    def partitions(self, volume: int, first: int, count: int) -> "Sequence[PartitionState]":
+        """Some partitions, as they are now."""
+
+    def change_logs(
+        self, volume: int, first: int, count: int, begin: int | None
+    ) -> "Sequence[ChangeLogState]":
+        """The change logs of some partitions; all, or those that begin with this epoch."""
+
+    def change_log_counts(self, volume: int) -> "Sequence[ChangeLogCount]":
+        """How many change logs begin with each epoch."""
+
+    def change_log_runs(
+        self, volume: int, partition: int, begin: int, first_run: int, count: int
+    ) -> "tuple[list[ChangeLogRun], int]":
+        """Some runs of a change log, and how many it has."""
+
+    def locate(self, volume: int, offset: int, epoch: int | None) -> "Location":
+        """Where a byte is."""
 
     def changes(
         self, volume: int, since: int, until: int | None, start: int, extents_max: int

@@ -45,6 +45,10 @@ from polyvol.daemon.hooks.run import HookRunner
 from polyvol.daemon.host import memory, sockets
 from polyvol.daemon.host.notify import Store
 from polyvol.daemon.operations import daemon_view, operation_views
+from polyvol.daemon.partitions.logs import PartitionLogs
+from polyvol.daemon.partitions.places import Places
+from polyvol.daemon.partitions.verbs import Partitions
+from polyvol.daemon.processors.verbs import Processors
 from polyvol.daemon.renames.verbs import Renames
 from polyvol.daemon.restores.verbs import Restores
 from polyvol.daemon.schedules.verbs import Schedules
@@ -421,6 +425,10 @@ class Service:
             self._context, self._volumes, self._serving, self._snapshots, self._groups
         )
         self._diffs = Diffs(self._context)
+        self.partitions: Partitions = Partitions(self._context)
+        self.partition_logs: PartitionLogs = PartitionLogs(self._context)
+        self.places: Places = Places(self._context)
+        self.processors: Processors = Processors(self._context)
         self._deletions = Deletions(self._context)
         self._rollbacks = Rollbacks(self._context, self._volumes, self._snapshots, self._groups)
         self._restores = Restores(

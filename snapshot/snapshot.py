@@ -1,17 +1,16 @@
-"""Snapshots as their users see them: names, and the partition snapshots that one is made of."""
+"""Snapshots as their users see them: the overall snapshot, and names of exports."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.mapping.names import unique_name
+from polyvol.snapshot.partition_snapshot import PartitionSnapshotId
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from polyvol.engine import PartitionState
     from polyvol.mapping.records.snapshots import SnapshotRecord
     from polyvol.mapping.records.volumes import Volume
 
@@ -19,17 +18,41 @@ _DESCRIBED = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)")
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionSnapshot:
-    """One partition as it was at a cut: its number, its processor, and its state there. `write_seq` numbers
-    its latest mapping change (0: none yet), `blocks_mapped` counts blocks not at their base place, `frozen`
-    is False while the snapshot still shares the partition's live block map."""
+class SnapshotShare:
+    """How many of a volume's partitions one processor held at a cut."""
 
-    partition: int
     processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The overall snapshot of a volume: one partition snapshot of each partition that it had at the cut.
+
+    `record` has its identity (its UUID; within its volume, its epoch and its name), its cut, and what is
+    known of that. `shares`: how many of the partition snapshots each processor held (None: unknown, because
+    it was taken by a version that did not record it). Nothing of it changes after the cut but its name, its
+    holds, and whether it is kept for clones. What it refers to is found by numbers, so it costs nothing for
+    partitions that nobody asks for."""
+
+    volume: "Volume"
+    record: "SnapshotRecord"
+    shares: tuple[SnapshotShare, ...] | None
+
+    @property
+    def export(self) -> str:
+        """Its name as an export: VOLUME@SNAPSHOT."""
+        return export_name(self.volume.name, self.record.name)
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions the volume had at the cut: its partition snapshots are numbered from 0 on."""
+        return -(-self.record.size // self.volume.partition_size)
+
+    def partition_snapshot(self, partition: int) -> PartitionSnapshotId:
+        """The identity of the partition snapshot of this partition."""
+        assert 0 <= partition < self.partition_count
+        return PartitionSnapshotId(self.volume.id, self.record.epoch, partition)
 
 
 def export_name(volume: str, snapshot: str | None = None) -> str:
@@ -56,21 +79,6 @@ def described_uuid(description: str) -> UUID | None:
     has no parentheses."""
     found = _DESCRIBED.search(description)
     return None if found is None else UUID(found[1])
-
-
-def partition_snapshots(states: "Iterable[PartitionState]") -> tuple[PartitionSnapshot, ...]:
-    """The engine's answer as records."""
-    return tuple(
-        PartitionSnapshot(
-            state["partition"],
-            state["processor"],
-            state["epoch"],
-            state["write_seq"],
-            state["blocks_mapped"],
-            state["frozen"],
-        )
-        for state in states
-    )
 
 
 def default_name(now: "datetime", taken: set[str], prefix: str = "") -> str:

@@ -26,6 +26,8 @@ from polyvol.daemon.debug import routes as debug
 from polyvol.daemon.devices import routes as device
 from polyvol.daemon.errors import BadRequest, InternalError, NoSuchPage, http_status
 from polyvol.daemon.groups import routes as group
+from polyvol.daemon.partitions import routes as partition
+from polyvol.daemon.processors import routes as processor
 from polyvol.daemon.ranges import NUMBER_MAX
 from polyvol.daemon.renames import routes as rename
 from polyvol.daemon.restores import routes as restore
@@ -61,6 +63,8 @@ ROUTES: list[Route] = [
     *clients.ROUTES,
     *debug.ROUTES,
     *volume.ROUTES,
+    *partition.ROUTES,
+    *processor.ROUTES,
     *snapshot.ROUTES,
     *diff.ROUTES,
     *deletions.ROUTES,

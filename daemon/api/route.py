@@ -31,14 +31,21 @@ class Call:
     def number(self, name: str, default: int) -> int:
         """A query parameter that is a whole number."""
         value = self.query.get(name)
-        if value is None:
-            return default
-        if not value.isascii() or not value.isdecimal() or len(value) > _DIGITS_MAX:
-            raise BadRequest(why=f"{name} is {value[:100]!r}, and can be a whole number up to {NUMBER_MAX}")
-        number = int(value)
-        if number > NUMBER_MAX:
-            raise BadRequest(why=f"{name} is {number}, which is more than {NUMBER_MAX}")
-        return number
+        return default if value is None else _whole(name, value)
+
+    def number_in_path(self, name: str) -> int:
+        """A part of the path that is a whole number."""
+        return _whole(name, self.path[name])
+
+
+def _whole(name: str, value: str) -> int:
+    """A whole number up to NUMBER_MAX; BadRequest."""
+    if not value.isascii() or not value.isdecimal() or len(value) > _DIGITS_MAX:
+        raise BadRequest(why=f"{name} is {value[:100]!r}, and can be a whole number up to {NUMBER_MAX}")
+    number = int(value)
+    if number > NUMBER_MAX:
+        raise BadRequest(why=f"{name} is {number}, which is more than {NUMBER_MAX}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def fault_clause(fault: "DeviceFaultStats") -> str:
     return clause
 
 
-def _partition_trouble(partition: Partition, troubles: Mapping[int, Trouble]) -> str | None:
+def partition_trouble(partition: Partition, troubles: Mapping[int, Trouble]) -> str | None:
     """Why a partition is faulty, as a clause, or None."""
     for extent in partition.extents:
         trouble = troubles.get(extent.device)
@@ -111,7 +111,7 @@ def partition_views(context: Context, volume: Volume, names: dict[int, str]) -> 
     troubles = device_troubles(context)
     views = []
     for partition in context.catalog.volumes.partitions(volume.id):
-        reason = _partition_trouble(partition, troubles)
+        reason = partition_trouble(partition, troubles)
         views.append(
             PartitionView(
                 number=partition.number,

@@ -10,9 +10,14 @@ ROUTES = [
         "GET",
         "/v1/snapshots",
         "All snapshots",
-        lambda service, call: service.snapshots.list_all(call.query.get("volume")),
+        lambda service, call: service.snapshots.list_all(
+            call.query.get("volume"), parts=call.flag("partitions")
+        ),
         list[SnapshotView],
-        query=(("volume", "string", "Only those of this volume"),),
+        query=(
+            ("volume", "string", "Only those of this volume"),
+            ("partitions", "boolean", "With their partition snapshots counted"),
+        ),
     ),
     Route(
         "POST",

@@ -22,14 +22,12 @@ from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
 from polyvol.daemon.left_over import coordinator
+from polyvol.daemon.partitions.counts import parts_of
+from polyvol.daemon.partitions.pages import COUNT_MAX
+from polyvol.daemon.partitions.verbs import Partitions
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.snapshots import (
-    PartitionSnapshotView,
-    SnapshotDeleted,
-    SnapshotView,
-    SnapshotWanted,
-    StallView,
-)
+from polyvol.daemon.types.partitions import PartitionSnapshotView
+from polyvol.daemon.types.snapshots import SnapshotDeleted, SnapshotView, SnapshotWanted, StallView
 from polyvol.daemon.types.usage import SnapshotUseView
 from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import end_export, ended, export_snapshots
@@ -44,12 +42,7 @@ from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.coordinator import Thaw
 from polyvol.snapshot.errors.groups import SnapshotInGroup
 from polyvol.snapshot.errors.holds import SnapshotHeld
-from polyvol.snapshot.snapshot import (
-    PartitionSnapshot,
-    default_name,
-    export_name,
-    partition_snapshots,
-)
+from polyvol.snapshot.snapshot import default_name, export_name
 from polyvol.snapshot.timing import SECOND_NS
 
 
@@ -59,6 +52,7 @@ class Snapshots:
     def __init__(self, context: Context, change_logs: ChangeLogs) -> None:
         self._context = context
         self._change_logs = change_logs
+        self._partitions = Partitions(context)
         self._coordinator = coordinator(context)
         self._later = Workers("polyvol-drop")
 
@@ -231,8 +225,8 @@ class Snapshots:
         export_snapshots(self._context, volume, [record])
 
     @reads
-    def list_all(self, volume_name: str | None = None) -> list[SnapshotView]:
-        """The snapshots of one volume, or all."""
+    def list_all(self, volume_name: str | None = None, *, parts: bool = False) -> list[SnapshotView]:
+        """The snapshots of one volume, or all; with their partition snapshots counted, if `parts`."""
         context = self._context
         names, clients = context.device_names(), context.clients()
         if volume_name is None:
@@ -243,26 +237,28 @@ class Snapshots:
             by_id = {volume.id: volume}
             records = context.catalog.snapshots.of(volume.id)
         uses = snapshot_uses(context, by_id.values())
-        return [
-            self._view(by_id[record.volume], record, names, clients, uses)
-            for record in records
-            if record.volume in by_id
-        ]
+        records = [record for record in records if record.volume in by_id]
+        views = [self._view(by_id[record.volume], record, names, clients, uses) for record in records]
+        if not parts:
+            return views
+        counted = parts_of(context, records, by_id)
+        return [replace(view, parts=each) for view, each in zip(views, counted, strict=True)]
 
     def show(self, volume_name: str, name: str, *, partitions: bool) -> SnapshotView:
         """One snapshot, with its partition snapshots if asked for."""
-        context = self._context
         if not partitions:
             return self._show(volume_name, name)
-        volume = context.find_served(volume_name, restoring=True)
-        record = self._context.find_undeleted(volume, name)
-        what = f"asking for the partitions of {export_name(volume.name, name)}"
-        with context.engine_asked(what, volume, record):
-            states = partition_snapshots(context.engine.partition_states(volume.id, record.epoch))
+        pages, uuids = list[PartitionSnapshotView](), set[str]()
+        following: int | None = 0
+        while following is not None:
+            page = self._partitions.of_snapshot(volume_name, name, following, COUNT_MAX)
+            pages += page.partition_snapshots
+            uuids.add(page.uuid)
+            following = page.next
         view = self._show(volume_name, name)
-        if view.uuid != str(record.uuid):  # it was deleted, and another one has its name
+        if uuids != {view.uuid}:  # it was deleted, and another one has its name
             raise UnknownSnapshot(volume=volume_name, name=name)
-        return replace(view, partitions=[_part_view(part) for part in states])
+        return replace(view, partitions=pages)
 
     @reads
     def _show(self, volume_name: str, name: str) -> SnapshotView:
@@ -335,14 +331,3 @@ class Snapshots:
             deleted=context.was_deleted(record),
             partitions=None,
         )
-
-
-def _part_view(part: PartitionSnapshot) -> PartitionSnapshotView:
-    return PartitionSnapshotView(
-        partition=part.partition,
-        processor=part.processor,
-        epoch=part.epoch,
-        write_seq=part.write_seq,
-        blocks_mapped=part.blocks_mapped,
-        frozen=part.frozen,
-    )

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from polyvol.daemon.ranges import Names
 from polyvol.daemon.types.base import STRICT
+from polyvol.daemon.types.partitions import PartitionSnapshotView, SnapshotPartsView
 from polyvol.daemon.types.usage import SnapshotUseView
 from polyvol.mapping.records.snapshots import Consistency, Origin
 
@@ -15,18 +16,6 @@ class StallView:
 
     processor: int
     stall_ns: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionSnapshotView:
-    """One partition as it was at the cut; snapshot/snapshot.py says what each means."""
-
-    partition: int
-    processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +30,8 @@ class SnapshotView:
     there were hooks). `copy_of`: the UUID of the snapshot that it was restored from a backup of.
     `clones`: volumes that were made from it. `use`: what it holds, None while the volume is not served,
     and in the answer to its creation. `deleted`: only an older copy of the catalog has it, and it is not
-    exported."""
+    exported. `parts` counts its partition snapshots, and `partitions` has each of them; both only if asked
+    for (a page of them: /v1/volumes/{volume}/snapshots/{snapshot}/partitions)."""
 
     volume: str
     name: str
@@ -69,6 +59,7 @@ class SnapshotView:
     use: SnapshotUseView | None
     connections: int
     deleted: bool
+    parts: SnapshotPartsView | None = None
     partitions: list[PartitionSnapshotView] | None = None
 
 

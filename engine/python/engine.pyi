@@ -63,9 +63,6 @@ from polyvol.engine_reports import (
     LogStats as LogStats,
 )
 from polyvol.engine_reports import (
-    PartitionState as PartitionState,
-)
-from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
 )
 from polyvol.engine_reports import (
@@ -94,6 +91,39 @@ from polyvol.engine_reports import (
 )
 from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
+)
+from polyvol.partition_reports import (
+    ChangeLogCount as ChangeLogCount,
+)
+from polyvol.partition_reports import (
+    ChangeLogRun as ChangeLogRun,
+)
+from polyvol.partition_reports import (
+    ChangeLogSize as ChangeLogSize,
+)
+from polyvol.partition_reports import (
+    ChangeLogState as ChangeLogState,
+)
+from polyvol.partition_reports import (
+    Location as Location,
+)
+from polyvol.partition_reports import (
+    PartitionMapState as PartitionMapState,
+)
+from polyvol.partition_reports import (
+    PartitionSnapshotState as PartitionSnapshotState,
+)
+from polyvol.partition_reports import (
+    PartitionState as PartitionState,
+)
+from polyvol.partition_reports import (
+    RecordedCut as RecordedCut,
+)
+from polyvol.partition_reports import (
+    RecordedCuts as RecordedCuts,
+)
+from polyvol.partition_reports import (
+    WriteCounts as WriteCounts,
 )
 
 ErrorKind = Literal["not-found", "exists", "busy", "invalid", "corrupt", "io"]
@@ -321,8 +351,35 @@ class Engine:
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free."""
 
-    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionState]:
-        """The state of each partition, now (None) or as a snapshot holds it, by partition number."""
+    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionMapState]:
+        """The map of each partition, now (None) or as a snapshot holds it, by partition number."""
+
+    def partition_snapshots(
+        self, volume: int, epoch: int, first: int, count: int
+    ) -> list[PartitionSnapshotState]:
+        """The partition snapshots of the snapshot of this epoch, by partition number, from partition `first`
+        on, at most so many; fewer, or none, if the snapshot has no more. 'not-found': no such snapshot."""
+
+    def partitions(self, volume: int, first: int, count: int) -> list[PartitionState]:
+        """The partitions as they are now, by number, from partition `first` on, at most so many."""
+
+    def change_logs(self, volume: int, first: int, count: int, begin: int | None) -> list[ChangeLogState]:
+        """The change logs of the partitions from `first` on, so many partitions, by partition and beginning;
+        only those that exist, and only those that begin with this epoch (0: with the volume; None: all)."""
+
+    def change_log_counts(self, volume: int) -> list[ChangeLogCount]:
+        """How many change logs begin with each epoch, by processor: those that `change_logs` would tell. Its
+        cost follows the partitions that were written and their frozen maps, not their blocks."""
+
+    def change_log_runs(
+        self, volume: int, partition: int, begin: int, first_run: int, count: int
+    ) -> tuple[list[ChangeLogRun], int]:
+        """The runs of a change log, in the order of its blocks, from number `first_run` on, at most so many;
+        and how many it has in all (0: there is no such change log)."""
+
+    def locate(self, volume: int, offset: int, epoch: int | None) -> Location:
+        """Where this byte of the volume (None), or of the snapshot of this epoch, is. 'invalid': it is behind
+        its end; 'not-found': no such snapshot."""
 
     def changes(
         self, volume: int, since: int, until: int | None, start: int, extents_max: int

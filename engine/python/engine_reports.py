@@ -6,6 +6,8 @@ Sizes and offsets are bytes; *_ns are nanoseconds.
 from os import PathLike
 from typing import Literal, TypedDict
 
+from polyvol.partition_reports import RecordedCuts
+
 
 class ProcessorStall(TypedDict):
     """How long one processor kept writes waiting for a cut, in nanoseconds."""
@@ -22,21 +24,6 @@ class CutReport(TypedDict):
     stall_ns: int
     """The longest of the processors'."""
     processors: list[ProcessorStall]
-
-
-class PartitionState(TypedDict):
-    """One partition at a cut, or now.
-
-    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
-    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
-    map of its own (False: it still shares the live one)."""
-
-    partition: int
-    processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
 
 
 class LogStats(TypedDict):
@@ -156,13 +143,18 @@ class VolumeStats(TypedDict):
 
 
 class ProcessorStats(TypedDict):
-    """Counters of one processor since start."""
+    """Counters of one processor since start. Of its `parts`, readers of connections did `reader_parts` on its
+    behalf, because it was idle. `cpu_ns`: of its own thread, nanoseconds. `queued`: events in its queue now.
+    """
 
     processor: int
     parts: int
+    reader_parts: int
     batches: int
     slow_ios: int
     partitions: int
+    cpu_ns: int
+    queued: int
 
 
 class DeviceFaultStats(TypedDict):
@@ -238,7 +230,8 @@ class HandOverReport(TypedDict):
 class CheckReport(TypedDict):
     """What `check` has found: `problems`, a sentence each, and how many more; `leftovers`: files that the
     next start removes; `deleted_snapshots`: epochs of snapshots that only an older copy of the catalog has;
-    slots that maps refer to, records behind the checkpoints, bytes of slots checked."""
+    slots that maps refer to, records behind the checkpoints, bytes of slots checked; `processors`: those that
+    could be read back, with what they say of cuts."""
 
     problems: list[str]
     more_problems: int
@@ -247,6 +240,7 @@ class CheckReport(TypedDict):
     slots: int
     records: int
     checked_bytes: int
+    processors: list[RecordedCuts]
 
 
 class ClientInfo(TypedDict):

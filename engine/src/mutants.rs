@@ -63,10 +63,12 @@ pub enum Bug {
     ForgetGivenUp,
     /// No record says that a snapshot was dropped.
     NoDropRecord,
+    /// No record says what was counted of a partition at a cut.
+    NoStateRecord,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 28] = [
+pub const ALL: [Bug; 29] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -95,6 +97,7 @@ pub const ALL: [Bug; 28] = [
     Bug::QuietEnd,
     Bug::ForgetGivenUp,
     Bug::NoDropRecord,
+    Bug::NoStateRecord,
 ];
 
 #[cfg(feature = "simulator")]

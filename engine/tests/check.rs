@@ -88,8 +88,8 @@ impl World {
         let contents = Contents {
             first_seq: 2,
             epoch: 2,
-            past: Past::default(),
             partitions: vec![(processor, versions)],
+            ..Contents::first()
         };
         checkpoint::write(&identity.checkpoint_path(1), &identity, 1, contents).unwrap();
     }

@@ -11,6 +11,8 @@
 //!                   are reported as changes.
 
 mod copied;
+mod counted;
+mod differences;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -94,6 +96,7 @@ struct Twin {
     grown: u16,
     /// Which of `SIZES` it has.
     size: usize,
+    counted: counted::Counted,
 }
 
 impl Twin {
@@ -125,6 +128,7 @@ impl Twin {
             rollbacks: Vec::new(),
             grown: 0,
             size: 0,
+            counted: counted::Counted::default(),
         };
         twin.start();
         twin
@@ -228,7 +232,10 @@ impl Twin {
     fn ended(&mut self, result: Result<(), Errno>, offset: u64, length: u64, new: &[u8]) {
         let range = offset as usize..(offset + length) as usize;
         match result {
-            Ok(()) => self.live[range].copy_from_slice(new),
+            Ok(()) => {
+                self.live[range].copy_from_slice(new);
+                self.counted.written(offset, length);
+            }
             Err(errno) => {
                 assert_eq!(errno, Errno::ENOSPC);
                 let now = self.client().read(offset, length).unwrap();
@@ -238,6 +245,7 @@ impl Twin {
                     assert!(*byte == old || *byte == new[i], "neither old nor new at {i}");
                 }
                 self.live[range].copy_from_slice(&now);
+                self.counted.read_again(self.engine.as_ref().unwrap());
             }
         }
     }
@@ -269,6 +277,7 @@ impl Twin {
             Op::Trim { offset, length } => {
                 let (offset, length) = self.within(offset, length);
                 self.client().range(Verb::Trim, offset, length, false).unwrap();
+                self.counted.written(offset, length);
                 let now = self.client().read(offset, length).unwrap();
                 let range = offset as usize..(offset + length) as usize;
                 for (old, new) in self.live[range].iter_mut().zip(now.data.as_slice()) {
@@ -300,6 +309,9 @@ impl Twin {
             Op::Restart { kill } => {
                 self.stop(kill);
                 self.start();
+                if kill {
+                    self.counted.read_again(self.engine.as_ref().unwrap());
+                }
                 self.check();
             }
         }
@@ -314,6 +326,7 @@ impl Twin {
         self.engine().flush(VOLUME).unwrap();
         self.engine().export(&format!("v@{epoch}"), "", VOLUME, Some(epoch)).unwrap();
         self.snapshots.insert(epoch, self.live.clone());
+        self.counted.cut(self.engine.as_ref().unwrap(), epoch);
         self.check();
     }
 
@@ -328,7 +341,9 @@ impl Twin {
         self.next_epoch = epoch + 2;
         if safety {
             self.snapshots.insert(epoch, self.live.clone());
+            self.counted.cut(self.engine.as_ref().unwrap(), epoch);
         }
+        self.counted.roll_back(to);
         let mut shown = self.snapshots[&to].clone();
         self.rollbacks.push((rollback, SIZES[self.size], shown.len() as u64));
         shown.resize(self.live.len(), 0);
@@ -353,7 +368,8 @@ impl Twin {
             self.rollbacks.retain(|(rollback, _, _)| rollback.at != at);
             if killed {
                 self.stop(true);
-                return self.start();
+                self.start();
+                return self.counted.read_again(self.engine.as_ref().unwrap());
             }
             self.engine().forget_rollback(VOLUME, at).unwrap();
         }
@@ -405,32 +421,8 @@ impl Twin {
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
         assert_eq!(at, size);
-        self.check_changes();
-    }
-
-    /// Between every two instants, all differences are reported as changes.
-    fn check_changes(&self) {
-        for (since, before) in &self.snapshots {
-            let later =
-                self.snapshots.range(since + 1..).map(|(epoch, after)| (Some(*epoch), after));
-            for (until, after) in later.chain([(None, &self.live)]) {
-                let size = after.len() as u64;
-                let mut before = before.clone();
-                before.resize(after.len(), 0); // blocks added by growth did not exist before
-                let changes = self.engine().changes(VOLUME, *since, until, 0, usize::MAX).unwrap();
-                assert_eq!(changes.next, None);
-                let mut at = 0;
-                for (offset, length) in changes.extents.into_iter().chain([(size, 0)]) {
-                    assert!(offset >= at && offset + length <= size, "in order, and inside");
-                    let unchanged = at as usize..offset as usize;
-                    assert!(
-                        before[unchanged.clone()] == after[unchanged],
-                        "a change from {since} to {until:?} between {at} and {offset} is not reported"
-                    );
-                    at = offset + length;
-                }
-            }
-        }
+        differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
+        self.counted.check(self.engine(), self.snapshots.keys());
     }
 }
 

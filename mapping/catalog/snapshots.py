@@ -52,6 +52,13 @@ class Snapshots:
         rows = self._database.rows("SELECT name FROM snapshot WHERE volume = ? AND NOT kept", volume)
         return {row["name"] for row in rows}
 
+    def names_by_epoch(self, volume: VolumeId) -> dict[int, str]:
+        """The names of a volume's snapshots, by epoch."""
+        rows = self._database.rows(
+            "SELECT epoch, name FROM snapshot WHERE volume = ? AND NOT kept ORDER BY epoch", volume
+        )
+        return {row["epoch"]: row["name"] for row in rows}
+
     def with_kept(self, volume: VolumeId) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch, and those that are deleted and kept for their clones: all that the
         engine has to know."""

@@ -19,7 +19,7 @@ from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.devices import insert_device
 from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.ids import VolumeId
-from polyvol.mapping.partition import Partition
+from polyvol.mapping.partition import PARTITIONS_MAX, Partition
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import CloneSource, Volume, VolumeState, WhenFull
@@ -51,13 +51,15 @@ class Volumes:
         rows = self._database.rows(f"{_VOLUMES} WHERE id = ?", volume)
         return _volume(rows[0]) if rows else None
 
-    def partitions(self, volume: VolumeId) -> list[Partition]:
-        """A volume's partitions, in order."""
+    def partitions(self, volume: VolumeId, first: int = 0, count: int = PARTITIONS_MAX) -> list[Partition]:
+        """A volume's partitions, in order: those from number `first` on, at most so many."""
         rows = self._database.rows(
             "SELECT number, processor, device, offset, length FROM partition"
             " LEFT JOIN partition_extent ON partition_extent.volume = partition.volume AND partition = number"
-            " WHERE partition.volume = ? ORDER BY number, ordinal",
+            " WHERE partition.volume = ? AND number >= ? AND number < ? ORDER BY number, ordinal",
             volume,
+            first,
+            first + count,
         )
         return [
             Partition(number, processor, tuple(extent_of(row) for row in group if row["device"] is not None))
@@ -70,6 +72,28 @@ class Volumes:
             "SELECT DISTINCT processor FROM partition WHERE volume = ? ORDER BY processor", volume
         )
         return [row["processor"] for row in rows]
+
+    def of_processor(self, processor: int) -> dict[int, tuple[int, int, int]]:
+        """How many partitions of each volume a processor owns, and the lowest and the highest number of them,
+        by the volume's id."""
+        rows = self._database.rows(
+            "SELECT volume, count(*) AS parts, min(number) AS first, max(number) AS last FROM partition"
+            " WHERE processor = ? GROUP BY volume ORDER BY volume",
+            processor,
+        )
+        return {row["volume"]: (row["parts"], row["first"], row["last"]) for row in rows}
+
+    def numbers_of_processor(self, volume: VolumeId, processor: int, first: int, count: int) -> list[int]:
+        """The partitions of a volume that a processor owns, from number `first` on, at most so many."""
+        rows = self._database.rows(
+            "SELECT number FROM partition WHERE volume = ? AND processor = ? AND number >= ?"
+            " ORDER BY number LIMIT ?",
+            volume,
+            processor,
+            first,
+            count,
+        )
+        return [row["number"] for row in rows]
 
     def devices(self, volume: VolumeId) -> list[int]:
         """The ids of the devices that a volume's partitions have extents on."""

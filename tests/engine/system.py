@@ -3,7 +3,8 @@
 How it works      Two devices hold 1 MiB partitions on three processors, one partition lying on both; two
                   change logs are on a third device: the volume's own, which is small, and one to name. A
                   restart stops the engine and starts another on the same files; a killed one gets its
-                  journals back as they were before the stop could write checkpoints.
+                  journals back as they were before the stop could write checkpoints. What the engine counts
+                  of partitions, and says of their snapshots and change logs, is compared along the way.
 Owner and locks   One thread cuts, deletes and restarts; any may read and write.
 """
 
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from polyvol.engine import Engine, Handle
+from tests.engine.counted import Counted
 from tests.support.model import BLOCK, errno_of, same
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class EngineSystem:
         self._snapshots: dict[int, int | None] = {}
         self._next_epoch = 1
         self._grown: list[LogSpec] = []
+        self._counted = Counted(VOLUME, PARTITION)
         for name, size in (
             ("a", 4 * MIB),
             ("b", 4 * MIB),
@@ -113,18 +116,25 @@ class EngineSystem:
         return self.live.pread(length, offset)
 
     def write(self, data: bytes, offset: int, *, fua: bool = False) -> None:
+        self._counted.begin(offset, len(data))
         self.live.pwrite(data, offset, fua=fua)
+        self._counted.end(offset, len(data))
 
     def zero(self, length: int, offset: int, *, no_hole: bool, fast: bool, fua: bool) -> None:
+        self._counted.begin(offset, length)
         self.live.zero(length, offset, no_hole=no_hole, fast=fast, fua=fua)
+        self._counted.end(offset, length)
 
     def trim(self, length: int, offset: int, *, fua: bool) -> None:
+        self._counted.begin(offset, length)
         self.live.trim(length, offset, fua=fua)
+        self._counted.end(offset, length)
 
     def flush(self) -> None:
         self.live.flush()
 
     def statuses(self) -> Iterable[tuple[int, bool]]:
+        self._counted.check(self.engine)
         at = 0
         for status in self.live.block_status(self.size, 0):
             assert status["offset"] == at
@@ -132,6 +142,7 @@ class EngineSystem:
             yield status["length"], status["zero"]
 
     def read_snapshot(self, name: str) -> bytes:
+        self._counted.check_snapshot(self.engine, int(name))
         handle = self.engine.open(f"v@{name}")
         try:
             assert handle.read_only
@@ -143,7 +154,7 @@ class EngineSystem:
             handle.close()
 
     def cut(self, *, named_log: bool = False) -> str:
-        log = NAMED_LOG if named_log else None
+        log, ended = NAMED_LOG if named_log else None, self._counted.ended()
         report = self.engine.cut([{"volume": VOLUME, "log": log}])
         epoch = report["epochs"][VOLUME]
         assert epoch >= self._next_epoch, "an epoch was used twice"
@@ -152,6 +163,7 @@ class EngineSystem:
         self.engine.flush(VOLUME)
         self.engine.export(f"v@{epoch}", "", VOLUME, epoch)
         self._snapshots[epoch] = log
+        self._counted.cut(self.engine, epoch, ended)
         return str(epoch)
 
     def delete(self, name: str) -> None:
@@ -159,6 +171,7 @@ class EngineSystem:
         self.engine.unexport(f"v@{name}")
         del self._snapshots[epoch]
         self.engine.drop_snapshot(VOLUME, epoch)
+        self._counted.deleted(epoch)
 
     def restart(self, *, kill: bool = False) -> None:
         self.live.close()
@@ -170,6 +183,8 @@ class EngineSystem:
             shutil.rmtree(volume)
             saved.rename(volume)
         self._start()
+        if kill:
+            self._counted.killed(self.engine)
 
     def grow(self) -> None:
         """Add a change log of 4 MiB, unless there are many."""

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_changes import Comparisons
@@ -25,6 +25,7 @@ from tests.support.sim_clones import block_of, check_source, refuse_source
 from tests.support.sim_debug import SimInspection, SimLog
 from tests.support.sim_devices import ABSENT, SimDevices
 from tests.support.sim_growth import SimGrowth, apply_rollbacks, size_of
+from tests.support.sim_partitions import SimMaps, SimPartitions
 
 if TYPE_CHECKING:
     from polyvol.daemon.engine_border import CheckLike
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
         ExportInfo,
         HandOverReport,
         LogSpec,
-        PartitionState,
         ScrubReport,
         SpaceStats,
         VolumeSpec,
@@ -54,20 +54,9 @@ HUNG_S = 60.0
 
 
 @dataclass
-class _Stored:
-    """What a volume leaves behind: its blocks, its snapshots' blocks by epoch, its epoch."""
-
-    blocks: dict[int, bytes] = field(default_factory=dict)
-    snapshots: dict[int, dict[int, bytes]] = field(default_factory=dict)
-    epoch: int = 1
-    rolled_back: int = 0
-    """The last rollback that it has."""
-
-
-@dataclass
 class _Volume:
     spec: "VolumeSpec"
-    stored: _Stored
+    stored: SimMaps
     logs: dict[int, int]
 
 
@@ -84,7 +73,7 @@ class SimWorld(SimLog):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stored: dict[str, _Stored] = {}
+        self.stored: dict[str, SimMaps] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.fail: dict[str, int] = {}
         """Call name -> how many calls of it still succeed before one fails (and all later ones)."""
@@ -145,7 +134,7 @@ class SimWorld(SimLog):
             self.fail[name] -= 1
 
 
-class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
+class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons):
     """As polyvol.engine.Engine."""
 
     def __init__(self, world: SimWorld, processors: int) -> None:
@@ -180,10 +169,10 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         check_spec(spec, self.processors, set(self.devices))
         check_source(self, spec)
         os.makedirs(spec["directory"], exist_ok=True)  # noqa: PTH103
-        stored = self.world.stored.setdefault(spec["uuid"], _Stored())
+        stored = self.world.stored.setdefault(spec["uuid"], SimMaps())
         epochs = {each["epoch"] for each in spec["snapshots"]} | {each["to"] for each in spec["rollbacks"]}
         check(epochs <= stored.snapshots.keys(), "corrupt", "a snapshot is not in the journal")
-        stored.snapshots = {epoch: stored.snapshots[epoch] for epoch in epochs}
+        stored.keep_only(epochs)
         stored.epoch = max(stored.epoch, spec["next_epoch"])
         apply_rollbacks(stored, spec)
         logs = {log["number"]: sum(part["length"] for part in log["extents"]) for log in spec["logs"]}
@@ -280,10 +269,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
             target = self._volume(each["volume"])
             check(each["log"] is None or each["log"] in target.logs, "not-found", "no such log")
         for each in volumes:
-            stored = self._volume(each["volume"]).stored
-            stored.snapshots[stored.epoch] = dict(stored.blocks)
-            epochs[each["volume"]] = stored.epoch
-            stored.epoch += 1
+            epochs[each["volume"]] = self._volume(each["volume"]).stored.cut()
         return {
             "epochs": epochs,
             "instant_ns": self.world.clock(),
@@ -307,25 +293,8 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         for export in self._exports.values():
             check((export.volume, export.epoch) != (volume, epoch), "busy", "the snapshot is exported")
         refuse_source(self, volume, epoch)
-        del self._volume(volume).stored.snapshots[epoch]
+        self._volume(volume).stored.drop(epoch)
         return len(blocks) * BLOCK
-
-    def partition_states(self, volume: int, epoch: int | None) -> "list[PartitionState]":
-        self._begin("partition_states", volume, epoch)
-        target = self._volume(volume)
-        blocks = target.stored.blocks if epoch is None else self._snapshot(volume, epoch)
-        size = target.spec["partition_size"]
-        return [
-            {
-                "partition": number,
-                "processor": partition["processor"],
-                "epoch": target.stored.epoch if epoch is None else epoch,
-                "write_seq": 0,
-                "blocks_mapped": sum(1 for block in blocks if block * BLOCK // size == number),
-                "frozen": epoch is not None,
-            }
-            for number, partition in enumerate(target.spec["partitions"])
-        ]
 
     def scrub(self, volume: int, partition: int, cursor: tuple[int, int], bytes_max: int) -> "ScrubReport":
         self._begin("scrub", volume, partition, cursor)
@@ -361,7 +330,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
 
     def stats(self) -> "EngineStats":
         return {
-            "processors": [],
+            "processors": self.processor_stats(),
             "devices": [
                 {
                     "device": device,
@@ -461,7 +430,10 @@ class SimHandle:
             block, within = divmod(offset + at, BLOCK)
             piece = bytes(data[at : at + BLOCK - within])
             old = self._block(block)
-            self._volume.stored.blocks[block] = old[:within] + piece + old[within + len(piece) :]
+            new = old[:within] + piece + old[within + len(piece) :]
+            stored, spec = self._volume.stored, self._volume.spec
+            stored.put(block, new, clone=spec["source"] is not None)
+            stored.note(block * BLOCK // spec["partition_size"], len(piece), self._engine.world.clock())
             at += len(piece)
 
     def zero(

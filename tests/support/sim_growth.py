@@ -38,7 +38,7 @@ class SimGrowth:
         check(to in stored.snapshots, "invalid", f"no epoch {to}")
         live = [name for name, one in self._exports.items() if (one.volume, one.epoch) == (volume, None)]
         check(not live, "busy", f"export {live} shows the live volume")
-        stored.blocks, stored.epoch, stored.rolled_back = dict(stored.snapshots[to]), at + 1, at
+        stored.go_back(at, to)
 
     def relieve(self, volume: int) -> None:
         self._begin("relieve", volume)
@@ -70,8 +70,7 @@ def apply_rollbacks(stored: Any, spec: "VolumeSpec") -> None:
     """Have a volume that is taken over be what the catalog says."""
     for rollback in spec["rollbacks"]:
         if rollback["at"] > stored.rolled_back:
-            stored.blocks, stored.rolled_back = dict(stored.snapshots[rollback["to"]]), rollback["at"]
-            stored.epoch = max(stored.epoch, rollback["at"] + 1)
+            stored.go_back(rollback["at"], rollback["to"])
 
 
 def size_of(spec: "VolumeSpec", epoch: int | None) -> int:

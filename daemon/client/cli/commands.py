@@ -16,7 +16,11 @@ from polyvol.daemon.client.cli.device import device
 from polyvol.daemon.client.cli.diff import diff
 from polyvol.daemon.client.cli.group import group
 from polyvol.daemon.client.cli.in_use import in_use
+from polyvol.daemon.client.cli.locate import locate
+from polyvol.daemon.client.cli.logs import log
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.partitions import partition
+from polyvol.daemon.client.cli.processors import processor
 from polyvol.daemon.client.cli.restore import restore
 from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
@@ -92,6 +96,10 @@ def status(as_json: bool, state_dir: Path) -> None:
 cli.add_command(device)
 cli.add_command(client)
 cli.add_command(volume)
+volume.add_command(locate)
+cli.add_command(partition)
+cli.add_command(processor)
+cli.add_command(log)
 cli.add_command(snapshot)
 snapshot.add_command(diff)
 cli.add_command(group)

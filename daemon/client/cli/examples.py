@@ -53,6 +53,20 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol volume grow": ("polyvol volume grow db --size 128G",),
     "polyvol volume list": ("polyvol volume list", "polyvol volume ls --all --json"),
     "polyvol volume show": ("polyvol volume show db", "polyvol volume show db --partitions"),
+    "polyvol volume locate": (
+        "polyvol volume locate db 64M",
+        "polyvol volume locate db 1234567 --snapshot before-upgrade",
+    ),
+    "polyvol partition list": ("polyvol partition list db", "polyvol partition ls db --json"),
+    "polyvol partition show": ("polyvol partition show db 7",),
+    "polyvol processor list": ("polyvol processor list",),
+    "polyvol processor show": ("polyvol processor show 1", "polyvol processor show 1 --partitions"),
+    "polyvol log list": (
+        "polyvol log list db",
+        "polyvol log list db --snapshot before-upgrade",
+        "polyvol log list db --partition 7 --json",
+    ),
+    "polyvol log show": ("polyvol log show db@before-upgrade#7", "polyvol log show 'db#7' --json"),
     "polyvol volume rename": ("polyvol volume rename db-test db-staging",),
     "polyvol volume delete": ("polyvol volume delete db-test --yes",),
     "polyvol volume abandon-restore": ("polyvol volume abandon-restore db",),
@@ -61,8 +75,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "polyvol snapshot create db web --prefix nightly",
         "polyvol snapshot create @shop --require-hooks",
     ),
-    "polyvol snapshot list": ("polyvol snapshot list", "polyvol snapshot ls db", "polyvol snapshot ls @shop"),
-    "polyvol snapshot show": ("polyvol snapshot show db@before-upgrade",),
+    "polyvol snapshot list": (
+        "polyvol snapshot list",
+        "polyvol snapshot ls db --partitions",
+        "polyvol snapshot ls @shop",
+    ),
+    "polyvol snapshot show": (
+        "polyvol snapshot show db@before-upgrade",
+        "polyvol snapshot show db@before-upgrade --partitions",
+    ),
     "polyvol snapshot rollback": (
         "polyvol snapshot rollback db@before-upgrade",
         "polyvol snapshot rollback @shop@before-upgrade --force",

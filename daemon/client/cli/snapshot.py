@@ -13,6 +13,7 @@ from polyvol.daemon.client.cli.common import (
 )
 from polyvol.daemon.client.cli.deletions import delete_many
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.partitions import add_partitions, print_partition_snapshots, print_shares
 from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.snapshot_group import (
     create_of_group,
@@ -78,17 +79,25 @@ def create(
 
 @snapshot.command(name="list")
 @click.argument("volume", required=False, metavar="[VOLUME|@GROUP]")
+@click.option(
+    "--partitions", is_flag=True, help="Show how many partitions each has, and on which processors."
+)
 @local_option
 @json_option
 @state_dir_option
-def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
+def list_snapshots(volume: str | None, partitions: bool, as_json: bool, state_dir: Path) -> None:
     """List the snapshots of one volume or group. Without a name, all of all volumes."""
     if volume is not None and volume.startswith("@"):
+        if partitions:
+            raise click.UsageError("--partitions is for the snapshots of volumes")
         list_of_group(Client(state_dir), volume[1:], as_json)
         return
-    snapshots = Client(state_dir).get("snapshots", volume=volume)
+    snapshots = Client(state_dir).get("snapshots", volume=volume, partitions=partitions)
     if as_json:
         print_json(snapshots)
+        return
+    if partitions:
+        print_shares(snapshots)
         return
     created = moments([each["created"] for each in snapshots], [each["future"] for each in snapshots])
     print_table(
@@ -118,12 +127,13 @@ def list_snapshots(volume: str | None, as_json: bool, state_dir: Path) -> None:
 @state_dir_option
 def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
     """Show one snapshot."""
+    client = Client(state_dir)
+    shown = client.get(*snapshot_parts(name))
     if name.startswith("@"):
-        if partitions:
-            raise click.UsageError("--partitions is for the snapshot of one volume")
-        print_of_group(Client(state_dir).get(*snapshot_parts(name)), as_json)
+        print_of_group(client, shown, as_json, partitions=partitions)
         return
-    shown = Client(state_dir).get(*snapshot_parts(name), partitions=partitions)
+    if partitions:
+        add_partitions(client, shown)
     if as_json:
         print_json(shown)
         return
@@ -152,20 +162,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
     )
     if partitions:
         say("")
-        print_table(
-            ("PARTITION", "PROCESSOR", "EPOCH", "WRITE SEQ", "BLOCKS MAPPED", "BLOCK MAP"),
-            [
-                (
-                    part["partition"],
-                    part["processor"],
-                    part["epoch"],
-                    part["write_seq"],
-                    part["blocks_mapped"],
-                    "its own" if part["frozen"] else "the live one",
-                )
-                for part in shown["partitions"]
-            ],
-        )
+        print_partition_snapshots(shown["partitions"])
 
 
 @snapshot.command()

@@ -5,6 +5,7 @@ from typing import Any
 
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say, warn
+from polyvol.daemon.client.cli.partitions import add_partitions, print_partition_snapshots
 from polyvol.daemon.client.cli.times import in_future, moment, moments, zoned
 from polyvol.daemon.sizes import format_ns
 from polyvol.mapping.sizes import format_size
@@ -53,8 +54,11 @@ def list_of_group(client: Client, group: str, as_json: bool) -> None:
     )
 
 
-def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
-    """Show a snapshot of a group."""
+def print_of_group(client: Client, shown: dict[str, Any], as_json: bool, *, partitions: bool) -> None:
+    """Show a snapshot of a group, with the partition snapshots of its members if asked for."""
+    if partitions:
+        for member in shown["members"]:
+            add_partitions(client, member)
     if as_json:
         print_json(shown)
         return
@@ -84,3 +88,7 @@ def print_of_group(shown: dict[str, Any], as_json: bool) -> None:
             for member in shown["members"]
         ],
     )
+    for member in shown["members"] if partitions else []:
+        say("")
+        say(f"partition snapshots of {member['export']}:")
+        print_partition_snapshots(member["partitions"])

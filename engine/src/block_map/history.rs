@@ -77,6 +77,33 @@ impl History {
         index.checked_sub(1).map(|index| self.rollbacks[index])
     }
 
+    /// The newest snapshot up to `epoch` on its line, and on those from which the line descends; 0 if there is none.
+    pub fn snapshot_until(&self, epoch: Epoch) -> Epoch {
+        self.snapshot_below(epoch, epoch.saturating_add(1))
+    }
+
+    /// The newest snapshot from which `epoch` descends; 0 if there is none.
+    pub fn snapshot_before(&self, epoch: Epoch) -> Epoch {
+        self.snapshot_below(epoch, epoch)
+    }
+
+    /// The newest snapshot below `end` on the line of `epoch`.
+    fn snapshot_below(&self, mut epoch: Epoch, mut end: Epoch) -> Epoch {
+        loop {
+            let rollback = self.rollback_before(epoch);
+            let after = rollback.map_or(0, |rollback| rollback.at);
+            let index = self.snapshots.partition_point(|snapshot| *snapshot < end);
+            match index.checked_sub(1).map(|index| self.snapshots[index]) {
+                Some(found) if found > after => return found,
+                _ => {}
+            }
+            match rollback {
+                Some(Rollback { to, .. }) if to != 0 => (epoch, end) = (to, to + 1),
+                _ => return 0,
+            }
+        }
+    }
+
     /// Whether the rollback at this epoch can be garbage-collected, because the descent of all versions is known
     /// without it: its line has no retained epoch, or continues where the previous line ended. Rollbacks are forgotten
     /// one by one, because the next one may be needed until the maps that this one retains are gone.

@@ -2,9 +2,12 @@
 //!
 //! How it works      [`versions::Versions`] holds a partition's live map and the frozen maps that its snapshots
 //!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are its parts; [`diff`] finds the places to
-//!                   which only one map refers, [`usage`] counts them.
+//!                   which only one map refers, [`usage`] counts them; [`change_logs`] derives which change log each
+//!                   block belongs to; [`counters`] count a partition's writes.
 //! Owner and locks   a partition's processor alone touches its versions.
 
+pub mod change_logs;
+pub mod counters;
 pub mod diff;
 pub mod history;
 pub mod leaf;

@@ -13,6 +13,8 @@ use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::units::{Epoch, SlotIndex};
 
+mod change_logs;
+
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
 #[derive(Clone, Debug)]
@@ -52,6 +54,7 @@ struct Twin {
     seq: u64,
     /// Results of earlier measurements.
     memory: Memory,
+    logs: change_logs::Logs,
 }
 
 impl Twin {
@@ -66,6 +69,7 @@ impl Twin {
             used: Default::default(),
             seq: 0,
             memory: Memory::default(),
+            logs: change_logs::Logs::default(),
         }
     }
 
@@ -86,10 +90,12 @@ impl Twin {
         self.versions.apply(change, &self.history, |_, count, place| freed.push((count, place)));
         for i in 0..count {
             self.live[(first + i) as usize] = place.step(i);
+            self.logs.changed(self.seq, first + i, place.step(i));
             if place.is_slot() {
                 self.used.insert(place.step(i).raw());
             }
         }
+        self.count_write(count);
         self.release(&freed);
     }
 
@@ -152,11 +158,13 @@ impl Twin {
                 self.history.roll_back(rollback);
                 self.epoch += 1;
                 self.live.clone_from(&self.snapshots[&to]);
+                self.logs.rolled_back(to);
                 self.release(&freed);
             }
             Op::Drop(nth) => {
                 let Some(epoch) = self.epochs().get(nth).copied() else { return };
                 self.snapshots.remove(&epoch);
+                self.logs.deleted(epoch);
                 let mut freed = Vec::new();
                 self.history.remove_snapshots(&[epoch]);
                 let note = |_, count, place| freed.push((count, place));
@@ -175,6 +183,7 @@ impl Twin {
     fn cut(&mut self) {
         self.snapshots.insert(self.epoch, self.live.clone());
         self.history.add_snapshot(self.epoch);
+        self.logs.cut(self.epoch);
         self.epoch += 1;
     }
 
@@ -197,6 +206,7 @@ impl Twin {
 
     fn check(&mut self) {
         self.check_usage();
+        self.check_logs();
         same(&self.versions.live, &self.live);
         let mut visible = std::collections::BTreeSet::new();
         for (epoch, contents) in &self.snapshots {

@@ -6,7 +6,8 @@
 //!                   if there is none. A write that was started in epoch e and ends after a later freezing changes that
 //!                   frozen map too, and the live one. A rollback makes the live map a reference to the map that the
 //!                   snapshot sees. So versions are a tree: the parent of a version is the one from which it was made
-//!                   ([`History`]).
+//!                   ([`History`]). A version has [counters](super::counters), which are frozen and restored with its
+//!                   map.
 //! Invariants        V1 frozen maps are in order of `last_epoch`, each seen by at least one retained epoch of the
 //!                   history;
 //!                   V2 the versions that have a place are connected in the tree: if two have it, so has each on the
@@ -22,6 +23,7 @@
 
 use std::sync::Arc;
 
+use super::counters::{Counters, LiveCounters};
 use super::diff::only_in;
 use super::history::{History, Rollback};
 use super::place::Place;
@@ -35,6 +37,8 @@ pub struct Frozen {
     pub last_epoch: Epoch,
     /// The map.
     pub map: Map,
+    /// Its counters: final when the writes of its epochs have ended.
+    pub counters: Counters,
 }
 
 /// Flipped in `write_seq` when a map changes without a record, so that cached usage is invalidated.
@@ -52,6 +56,8 @@ impl Map {
 pub struct Versions {
     /// The live map.
     pub live: Map,
+    /// Its counters.
+    counters: LiveCounters,
     /// Shared with clones until it changes: the cost of a clone for a checkpoint does not depend on the number of
     /// snapshots.
     frozen: Arc<Vec<Frozen>>,
@@ -85,13 +91,17 @@ fn newest_before(epoch: Epoch, snapshots: &[Epoch]) -> Option<Epoch> {
 impl Versions {
     /// A partition of `blocks` blocks, all at their base place, never frozen.
     pub fn new(blocks: u32) -> Versions {
-        Versions { live: Map::new(blocks), frozen: Arc::default() }
+        let counters = LiveCounters::default();
+        Versions { live: Map::new(blocks), counters, frozen: Arc::default() }
     }
 
     /// Builds versions from a checkpoint's contents; `None` if they are not in the order of V1.
-    pub fn from_parts(live: Map, frozen: Vec<Frozen>) -> Option<Versions> {
+    pub fn from_parts(live: Map, counters: Counters, frozen: Vec<Frozen>) -> Option<Versions> {
         let in_order = frozen.windows(2).all(|pair| pair[0].last_epoch < pair[1].last_epoch);
-        in_order.then(|| Versions { live, frozen: Arc::new(frozen) })
+        let mut versions =
+            Versions { live, counters: LiveCounters::default(), frozen: Arc::new(frozen) };
+        versions.counters.set(counters);
+        in_order.then_some(versions)
     }
 
     /// The frozen maps, oldest first.
@@ -105,9 +115,55 @@ impl Versions {
         self.frozen.get(index).map_or((&self.live, false), |frozen| (&frozen.map, true))
     }
 
+    /// The counters of the live map.
+    pub fn counters(&self) -> Counters {
+        self.counters.get()
+    }
+
+    /// The counters of the map that the snapshot of `epoch` sees.
+    pub fn counters_at(&self, epoch: Epoch) -> Counters {
+        let frozen = self.frozen.get(self.first_from(epoch));
+        frozen.map_or_else(|| self.counters.get(), |frozen| frozen.counters)
+    }
+
+    /// Counts a change that was started in `epoch`, which [`Versions::freeze_before`] has prepared for: for its epoch and
+    /// later ones.
+    pub fn count(&mut self, epoch: Epoch, counted: Counters) {
+        let older = self.first_from(epoch);
+        if older < self.frozen.len() {
+            let late = Arc::make_mut(&mut self.frozen)[older..].iter_mut();
+            late.for_each(|frozen| frozen.counters.add(counted));
+        }
+        let mut live = self.counters.get();
+        live.add(counted);
+        self.counters.set(live);
+    }
+
+    /// Counts a change of the current epoch, for which [`Versions::is_frozen_before`] holds, while other threads may
+    /// count others.
+    pub fn count_shared(&self, counted: Counters) {
+        self.counters.add_shared(counted);
+    }
+
+    /// Restores the counters that the version of `epoch` had when that epoch's writes had ended. Later versions have
+    /// at least these. If they have changed since the snapshot before, that one sees another version.
+    pub fn restore_counters(&mut self, epoch: Epoch, counters: Counters, snapshots: &[Epoch]) {
+        if counters.writes > self.counters_at(epoch).writes {
+            self.freeze_before(epoch, snapshots);
+        }
+        let raised =
+            |known: Counters| if counters.writes > known.writes { counters } else { known };
+        let older = self.first_from(epoch);
+        if older < self.frozen.len() {
+            let later = Arc::make_mut(&mut self.frozen)[older..].iter_mut();
+            later.for_each(|frozen| frozen.counters = raised(frozen.counters));
+        }
+        self.counters.set(raised(self.counters.get()));
+    }
+
     /// Index of the first frozen map whose `last_epoch` is not below this epoch. Except for readers of snapshots it is
     /// one of the newest, or none, so these are searched first.
-    fn first_from(&self, epoch: Epoch) -> usize {
+    pub fn first_from(&self, epoch: Epoch) -> usize {
         let below = |frozen: &Frozen| frozen.last_epoch < epoch;
         match &self.frozen[..] {
             [.., last] if below(last) => self.frozen.len(),
@@ -123,11 +179,16 @@ impl Versions {
 
     /// The parent of a version; the live one has the index after the frozen ones.
     pub fn parent_of(&self, index: usize, history: &History) -> Option<usize> {
-        let before = index.checked_sub(1);
+        self.descent_of(index, history).map(|(parent, _)| parent)
+    }
+
+    /// The parent of a version, and the epoch of the parent's snapshot after which the version began.
+    pub fn descent_of(&self, index: usize, history: &History) -> Option<(usize, Epoch)> {
+        let before = index.checked_sub(1).map(|before| (before, self.frozen[before].last_epoch));
         if history.rollbacks().is_empty() {
             return before;
         }
-        let after = before.map_or(0, |before| self.frozen[before].last_epoch);
+        let after = before.map_or(0, |(_, last)| last);
         // The first epoch that it shows; a version that is about to be released may have none.
         let last = self.frozen.get(index).map_or(Epoch::MAX, |frozen| frozen.last_epoch);
         let mark = history.retained_epochs().partition_point(|mark| *mark <= after);
@@ -135,7 +196,7 @@ impl Versions {
         match history.rollback_before(first) {
             Some(rollback) if after <= rollback.at => {
                 let parent = self.first_from(rollback.to);
-                (rollback.to != 0).then_some(parent)
+                (rollback.to != 0).then_some((parent, rollback.to))
             }
             _ => before,
         }
@@ -175,7 +236,15 @@ impl Versions {
         let index = self.first_from(rollback.to);
         let Some(target) = self.frozen.get(index) else { return }; // nothing has changed since the snapshot
         let mut live = target.map.clone();
-        live.write_seq = self.live.write_seq.max(seq);
+        // Where nothing has changed since the snapshot, it is not a change.
+        let mut changed = target.map.recorded_seq() != self.live.recorded_seq();
+        if !changed {
+            only_in(&self.live, &[&target.map], |_, _, _| changed = true);
+        }
+        if changed {
+            live.write_seq = self.live.write_seq.max(seq);
+        }
+        self.counters.set(target.counters);
         let gone = std::mem::replace(&mut self.live, live);
         let parent = self.parent(history).into_iter().collect::<Vec<_>>();
         only_in(&gone, &parent, freed);
@@ -191,12 +260,13 @@ impl Versions {
         let index = self.first_from(newest);
         match self.frozen.get(index) {
             None => {
-                let map = self.live.clone();
-                Arc::make_mut(&mut self.frozen).push(Frozen { last_epoch: newest, map });
+                let (map, counters) = (self.live.clone(), self.counters.get());
+                let frozen = Frozen { last_epoch: newest, map, counters };
+                Arc::make_mut(&mut self.frozen).push(frozen);
             }
             Some(next) if next.last_epoch >= epoch => {
-                let map = next.map.clone();
-                Arc::make_mut(&mut self.frozen).insert(index, Frozen { last_epoch: newest, map });
+                let frozen = Frozen { last_epoch: newest, ..next.clone() };
+                Arc::make_mut(&mut self.frozen).insert(index, frozen);
             }
             Some(_) => {}
         }

@@ -22,7 +22,8 @@ use super::files::Identity;
 use super::format::{CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header};
 use super::format::{possible, u32_at, u64_at};
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
-use super::past::{EpochRanges, Past};
+use super::past::{EpochRanges, Past, RecordedCut};
+use crate::block_map::counters::Counters;
 use crate::block_map::history::{History, Rollback};
 use crate::block_map::leaf::Leaf;
 use crate::block_map::place::Place;
@@ -44,8 +45,25 @@ pub struct Contents {
     pub past: Past,
     /// Partitions that are not simply all base and never frozen, with their versions.
     pub partitions: Vec<(PartitionIndex, Versions)>,
+    /// Partitions that are so, and that were written in place.
+    pub in_place: Vec<(PartitionIndex, Counters)>,
 }
 
+impl Contents {
+    /// What a processor has that has none: nothing was ever recorded.
+    pub fn first() -> Contents {
+        Contents {
+            first_seq: 1,
+            epoch: 1,
+            past: Past::default(),
+            partitions: Vec::new(),
+            in_place: Vec::new(),
+        }
+    }
+}
+
+/// Bytes of a version's counters.
+const COUNTER_BYTES: usize = 24;
 const NODE_BASE: u32 = 0;
 const NODE_ZERO: u32 = 1;
 const NODE_LEAVES: u32 = 2;
@@ -84,6 +102,11 @@ pub fn write(
     out.put(&(contents.partitions.len() as u64).to_le_bytes())?;
     for (partition, versions) in contents.partitions {
         write_partition(&mut out, partition, &versions)?;
+    }
+    out.put(&(contents.in_place.len() as u64).to_le_bytes())?;
+    for (partition, counters) in contents.in_place {
+        out.put(&partition.to_le_bytes())?;
+        out.put(&counter_bytes(&counters))?;
     }
     let crc = out.crc;
     out.put(&u64::from(crc).to_le_bytes())?;
@@ -138,12 +161,29 @@ fn write_past<W: Write>(out: &mut Summed<W>, past: &Past) -> Result<(), Errno> {
         out.put(&one.to_le_bytes())?;
         out.put(&other.to_le_bytes())?;
     }
+    out.put(&past.counted_from.to_le_bytes())?;
+    out.put(&(past.cuts.len() as u64).to_le_bytes())?;
+    for cut in &past.cuts {
+        out.put(&cut.epoch.to_le_bytes())?;
+        out.put(&cut.instant_ns.to_le_bytes())?;
+        out.put(&u64::from(cut.partitions).to_le_bytes())?;
+    }
     Ok(())
 }
 
-fn maps(versions: &Versions) -> impl Iterator<Item = (Epoch, &Map)> {
-    let frozen = versions.frozen().iter().map(|frozen| (frozen.last_epoch, &frozen.map));
-    frozen.chain(std::iter::once((Epoch::MAX, &versions.live)))
+fn counter_bytes(counters: &Counters) -> [u8; COUNTER_BYTES] {
+    let mut bytes = [0; COUNTER_BYTES];
+    let words = [counters.writes, counters.written_bytes, counters.last_write_ns];
+    for (out, word) in bytes.chunks_exact_mut(8).zip(words) {
+        out.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+fn maps(versions: &Versions) -> impl Iterator<Item = (Epoch, &Map, Counters)> {
+    let frozen = versions.frozen().iter();
+    let frozen = frozen.map(|frozen| (frozen.last_epoch, &frozen.map, frozen.counters));
+    frozen.chain(std::iter::once((Epoch::MAX, &versions.live, versions.counters())))
 }
 
 fn nodes(map: &Map) -> impl Iterator<Item = NodeRef<'_>> {
@@ -159,7 +199,7 @@ fn write_partition<W: Write>(
     out.put(&(versions.frozen().len() as u32 + 1).to_le_bytes())?;
     let mut known: HashMap<*const Leaf, u32> = HashMap::new();
     let mut bytes = Vec::with_capacity(LEAF_BYTES_MAX);
-    for (_, map) in maps(versions) {
+    for (_, map, _) in maps(versions) {
         for node in nodes(map) {
             let NodeRef::Leaf(leaf) = node else { continue };
             let next = known.len() as u32 + NODE_LEAVES;
@@ -175,10 +215,11 @@ fn write_partition<W: Write>(
         }
     }
     out.put(&(BLOCKS_FOLLOW | versions.live.blocks()).to_le_bytes())?;
-    for (last_epoch, map) in maps(versions) {
+    for (last_epoch, map, counters) in maps(versions) {
         bytes.clear();
         bytes.extend_from_slice(&last_epoch.to_le_bytes());
         bytes.extend_from_slice(&map.write_seq.to_le_bytes());
+        bytes.extend_from_slice(&counter_bytes(&counters));
         for node in nodes(map) {
             let number = match node {
                 NodeRef::Uniform(Place::BASE) => NODE_BASE,
@@ -238,28 +279,38 @@ fn read_input(
     let body = body.ok_or("it is too short")?;
     let mut input = Input { read, body, next: 0, crc: 0, buffer: Vec::new(), at: 0 };
     let header = Header::decode(input.take(HEADER_BYTES)?, CHECKPOINT_MAGIC)
-        .map_err(|bad| Bad::Corrupt(format!("its header is damaged ({bad:?})")))?;
+        .map_err(|bad| Bad::Corrupt(bad.words()))?;
+    let version = header.version;
     let epoch = input.u64()?;
-    let past =
-        if header.version == FIRST_VERSION { Past::default() } else { read_past(&mut input)? };
+    let mut past =
+        if version == FIRST_VERSION { Past::default() } else { read_past(&mut input, version)? };
+    if version != FORMAT_VERSION {
+        past.counted_from = epoch;
+    }
     let count = input.u64()?;
     let mut partitions: Vec<(PartitionIndex, Versions)> = Vec::new();
     for _ in 0..count {
-        let partition = input.u32()?;
-        if partitions.last().is_some_and(|(last, _)| *last >= partition) {
-            return Err("its partitions are out of order".into());
-        }
-        let blocks = blocks_of(partition).ok_or_else(|| {
-            Bad::Corrupt(format!("partition {partition} is not this processor's"))
-        })?;
-        partitions.push((partition, read_partition(&mut input, blocks)?));
+        let (partition, blocks) = input.partition(partitions.last(), &blocks_of)?;
+        partitions.push((partition, read_partition(&mut input, blocks, version)?));
+    }
+    let mut in_place: Vec<(PartitionIndex, Counters)> = Vec::new();
+    let count = if version == FORMAT_VERSION { input.u64()? } else { 0 };
+    for _ in 0..count {
+        let (partition, _) = input.partition(in_place.last(), &blocks_of)?;
+        in_place.push((partition, input.counters()?));
     }
     let crc = input.end()?;
     if !possible(epoch) {
         return Err("its epoch is impossible".into());
     }
+    let named = |partition: &PartitionIndex| {
+        partitions.binary_search_by_key(partition, |(number, _)| *number).is_ok()
+    };
+    if in_place.iter().any(|(partition, _)| named(partition)) {
+        return Err("it has a partition twice".into());
+    }
     let maps = partitions.iter().flat_map(|(_, versions)| maps(versions));
-    for (last_epoch, map) in maps {
+    for (last_epoch, map, _) in maps {
         let later = last_epoch >= epoch && last_epoch != Epoch::MAX;
         if later || map.recorded_seq() >= header.first_seq {
             return Err("one of its maps is later than the checkpoint".into());
@@ -267,10 +318,12 @@ fn read_input(
     }
     if past.dropped.ranges().last().is_some_and(|range| range.1 >= epoch)
         || past.rollbacks.iter().flatten().any(|rollback| rollback.at >= epoch)
+        || past.cuts.last().is_some_and(|cut| cut.epoch >= epoch)
+        || past.counted_from > epoch
     {
         return Err("its history is later than the checkpoint".into());
     }
-    let contents = Contents { first_seq: header.first_seq, epoch, past, partitions };
+    let contents = Contents { first_seq: header.first_seq, epoch, past, partitions, in_place };
     Ok((header, contents, crc))
 }
 
@@ -320,6 +373,30 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
         Ok(u64_at(self.take(8)?, 0))
     }
 
+    fn counters(&mut self) -> Result<Counters, Bad> {
+        let (writes, written_bytes) = (self.u64()?, self.u64()?);
+        let counters = Counters { writes, written_bytes, last_write_ns: self.u64()? };
+        if counters.are_possible() {
+            Ok(counters)
+        } else {
+            Err("its counters are impossible".into())
+        }
+    }
+
+    /// The next partition of a list, behind its last one, and its size in blocks.
+    fn partition<T>(
+        &mut self,
+        last: Option<&(PartitionIndex, T)>,
+        blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+    ) -> Result<(PartitionIndex, u32), Bad> {
+        let partition = self.u32()?;
+        if last.is_some_and(|(last, _)| *last >= partition) {
+            return Err("its partitions are out of order".into());
+        }
+        let not_ours = || Bad::Corrupt(format!("partition {partition} is not this processor's"));
+        Ok((partition, blocks_of(partition).ok_or_else(not_ours)?))
+    }
+
     fn end(mut self) -> Result<u32, Bad> {
         if self.at != self.buffer.len() || self.next != self.body {
             return Err("it is longer than it says".into());
@@ -333,6 +410,7 @@ impl<R: FnMut(&mut [u8], u64) -> Result<(), Bad>> Input<R> {
 
 fn read_past<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
     input: &mut Input<R>,
+    version: u32,
 ) -> Result<Past, Bad> {
     let blocks = input.u64()?;
     let (ranges, count) = (input.u64()?, input.u64()?);
@@ -348,12 +426,25 @@ fn read_past<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
     if blocks >= 1 << 62 || History::new(Vec::new(), rollbacks.clone()).is_none() {
         return Err("its history is impossible".into());
     }
-    Ok(Past { blocks, dropped, rollbacks: Some(rollbacks) })
+    let mut past = Past { blocks, dropped, rollbacks: Some(rollbacks), ..Past::default() };
+    if version == FORMAT_VERSION {
+        past.counted_from = input.u64()?;
+        for _ in 0..input.u64()? {
+            let (epoch, instant_ns, partitions) = (input.u64()?, input.u64()?, input.u64()?);
+            if instant_ns == 0 || past.cuts.last().is_some_and(|last| last.epoch >= epoch) {
+                return Err("its cuts are out of order".into());
+            }
+            let partitions = u32::try_from(partitions).map_err(|_| "a cut is impossible")?;
+            past.cuts.push(RecordedCut { epoch, instant_ns, partitions });
+        }
+    }
+    Ok(past)
 }
 
 fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
     input: &mut Input<R>,
     blocks: u32,
+    format: u32,
 ) -> Result<Versions, Bad> {
     let count = input.u32()?;
     let mut known = Vec::new();
@@ -377,6 +468,8 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
     for version in 1..=count {
         let last_epoch = input.u64()?;
         let write_seq = input.u64()?;
+        let counters =
+            if format == FORMAT_VERSION { input.counters()? } else { Counters::default() };
         let mut nodes = Vec::with_capacity(leaves(had));
         for number in input.take(leaves(had) * 4)?.chunks_exact(4) {
             nodes.push(match u32_at(number, 0) {
@@ -391,11 +484,11 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
         let mut map = Map::from_nodes(had, nodes, write_seq);
         map.grow(blocks, if version == count { Place::BASE } else { Place::ZERO });
         if version == count {
-            return Versions::from_parts(map, frozen)
+            return Versions::from_parts(map, counters, frozen)
                 .filter(|_| last_epoch == Epoch::MAX)
                 .ok_or("its versions are out of order".into());
         }
-        frozen.push(Frozen { last_epoch, map });
+        frozen.push(Frozen { last_epoch, map, counters });
     }
     Err("a partition without versions".into())
 }

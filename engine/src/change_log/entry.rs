@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::format::RecordKind;
 use super::manifest;
+use super::past::RecordedCut;
 use crate::block_map::history::Rollback;
 use crate::system::File;
-use crate::units::Epoch;
+use crate::units::{Epoch, PartitionIndex};
 
 /// The starting point of a journal.
 #[derive(Debug)]
@@ -61,15 +62,22 @@ pub struct Entry<'a> {
     pub count: u32,
     /// Raw place.
     pub place: u64,
-    /// Checksums, for slots.
+    /// Checksums, for slots; the words of a state.
     pub checksums: &'a [u32],
 }
 
 impl Entry<'static> {
-    /// The entry of a cut that ended `epoch`, at this instant, nanoseconds since 1970.
-    pub fn cut(epoch: Epoch, instant_ns: u64) -> Entry<'static> {
-        let (kind, place) = (RecordKind::Cut, instant_ns);
-        Entry { kind, epoch, partition: 0, first: 0, count: 0, place, checksums: &[] }
+    /// The entry of a cut. One that has ended in an earlier run has an instant of 0, and 0 partitions.
+    pub fn cut(cut: RecordedCut) -> Entry<'static> {
+        Entry {
+            kind: RecordKind::Cut,
+            epoch: cut.epoch,
+            partition: 0,
+            first: 0,
+            count: cut.partitions,
+            place: cut.instant_ns,
+            checksums: &[],
+        }
     }
 
     /// The entry that says that no epoch from `first` to `last` has a snapshot any more.
@@ -88,6 +96,25 @@ impl Entry<'static> {
             count: 0,
             place: 0,
             checksums: &[],
+        }
+    }
+
+    /// The entry that says what was counted of a partition up to the end of `epoch`: at least one write, in these
+    /// words ([`state_words`](super::format::state_words)) and at this time.
+    pub fn state<'a>(
+        epoch: Epoch,
+        partition: PartitionIndex,
+        words: &'a [u32; 4],
+        last_write_ns: u64,
+    ) -> Entry<'a> {
+        Entry {
+            kind: RecordKind::State,
+            epoch,
+            partition,
+            first: 0,
+            count: words.len() as u32,
+            place: last_write_ns,
+            checksums: words,
         }
     }
 

@@ -10,7 +10,6 @@ use super::checkpoint::{self, Bad, Contents};
 use super::files::Identity;
 use super::files::{corrupt, files};
 use super::manifest::Found;
-use super::past::Past;
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::units::PartitionIndex;
 
@@ -96,7 +95,7 @@ pub fn read_checkpoint(
 ) -> Result<((u64, u32), Contents)> {
     let is_checkpoint = |path: &Path| path.extension().is_some_and(|ending| ending == "checkpoint");
     let found = names.iter().filter(|(_, path)| is_checkpoint(path)).map(|(number, _)| *number);
-    let none = Contents { first_seq: 1, epoch: 1, past: Past::default(), partitions: Vec::new() };
+    let none = Contents::first();
     let (named, named_crc) = named.unwrap_or((0, 0));
     let number = found.clone().max().unwrap_or(0);
     if named > 0 && !found.clone().any(|number| number == named) {

@@ -5,6 +5,7 @@
 //! Errors            `decode` returns `None` for an incomplete structure; an unknown version or kind is distinguished,
 //!                   so that it can be refused untouched.
 
+use crate::block_map::counters::Counters;
 use crate::block_map::place::Place;
 use crate::checksum;
 use crate::units::Epoch;
@@ -16,7 +17,9 @@ pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
 /// First bytes of the record of a failed sync.
 pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
 /// The version that is written.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+/// In this version, partitions had no counters, and a cut did not say how many partitions there were.
+pub const UNCOUNTED_VERSION: u32 = 2;
 /// In this version, segments had their first record's number in the header, no manifest named them, and there was no
 /// record of a rollback.
 pub const FIRST_VERSION: u32 = 1;
@@ -135,6 +138,22 @@ pub enum BadHeader {
     Numbers,
 }
 
+impl BadHeader {
+    /// What is wrong with the file, in words.
+    pub fn words(self) -> String {
+        match self {
+            BadHeader::Version(version) => {
+                format!(
+                    "it has format version {version}, which this version of polyvol cannot read"
+                )
+            }
+            BadHeader::Magic => "it is another kind of file".to_owned(),
+            BadHeader::Checksum => "its header is damaged".to_owned(),
+            BadHeader::Numbers => "the numbers in its header are impossible".to_owned(),
+        }
+    }
+}
+
 impl Header {
     /// Its bytes.
     pub fn encode(&self, magic: [u8; 8]) -> [u8; HEADER_END] {
@@ -162,7 +181,7 @@ impl Header {
         let version = u32_at(bytes, 8);
         let end = match version {
             FIRST_VERSION => HEADER_END_1,
-            FORMAT_VERSION => HEADER_END,
+            UNCOUNTED_VERSION | FORMAT_VERSION => HEADER_END,
             other => return Err(BadHeader::Version(other)),
         };
         if bytes.len() < end || u32_at(bytes, 12) != checksum::crc32c(&bytes[16..end]) {
@@ -277,7 +296,8 @@ impl Mark {
 pub enum RecordKind {
     /// Blocks `first..first + count` of `partition` are at `place` and the places that follow it.
     Map,
-    /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970.
+    /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970, and `count` how many partitions the
+    /// processor had (0: not recorded).
     Cut,
     /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that was its target, `partition` and `first`
     /// the low and the high half of the volume's size in blocks.
@@ -286,6 +306,9 @@ pub enum RecordKind {
     Dropped,
     /// The volume has grown in `epoch`; `partition` and `first` hold the low and the high half of its size in blocks.
     Grown,
+    /// What was counted of `partition` up to the end of `epoch`: `place` holds when it was written last, nanoseconds since
+    /// 1970, and [`Record::counters`] the rest.
+    State,
 }
 
 /// One record, without its checksums.
@@ -312,6 +335,7 @@ const KIND_CUT: u8 = 2;
 const KIND_ROLLBACK: u8 = 3;
 const KIND_DROPPED: u8 = 4;
 const KIND_GROWN: u8 = 5;
+const KIND_STATE: u8 = 6;
 const FLAG_SUMS: u8 = 1;
 
 /// Bytes of a record with so many checksums.
@@ -329,6 +353,7 @@ impl Record {
             RecordKind::Rollback => KIND_ROLLBACK,
             RecordKind::Dropped => KIND_DROPPED,
             RecordKind::Grown => KIND_GROWN,
+            RecordKind::State => KIND_STATE,
         };
         out[5] = if sums.is_empty() { 0 } else { FLAG_SUMS };
         let words = ((out.len() - RECORD_BYTES) / 8) as u16;
@@ -379,6 +404,7 @@ impl Record {
             KIND_ROLLBACK => RecordKind::Rollback,
             KIND_DROPPED => RecordKind::Dropped,
             KIND_GROWN => RecordKind::Grown,
+            KIND_STATE => RecordKind::State,
             other => return Err(other),
         };
         match bytes[5] {
@@ -410,12 +436,29 @@ impl Record {
         u64::from(self.first) << 32 | u64::from(self.partition)
     }
 
+    /// The counters, for a record of a state: those that its words hold.
+    pub fn counters(&self, words: &[u32]) -> Option<Counters> {
+        let [low, high, writes_high, writes_low] = words else { return None };
+        let counters = Counters {
+            writes: u64::from(*writes_high) << 32 | u64::from(*writes_low),
+            written_bytes: u64::from(*high) << 32 | u64::from(*low),
+            last_write_ns: self.place,
+        };
+        (counters.are_possible() && counters.writes > 0).then_some(counters)
+    }
+
     /// The place, for a map record with a valid place and the right number of checksums.
     pub fn checked_place(&self, sums: &[u32]) -> Option<Place> {
         let place = Place::from_raw(self.place).filter(|place| place.fits(self.count))?;
         let expected = if place.is_slot() { self.count as usize } else { 0 };
         (sums.len() == expected && self.count > 0).then_some(place)
     }
+}
+
+/// The words of a record of a state. The last one is not 0, as the checksums of other records are not.
+pub fn state_words(counters: &Counters) -> [u32; 4] {
+    let Counters { writes, written_bytes, .. } = counters;
+    [*written_bytes as u32, (written_bytes >> 32) as u32, (writes >> 32) as u32, *writes as u32]
 }
 
 /// Whether a number that begins with 1 and is incremented by one can have this value.

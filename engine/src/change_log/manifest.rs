@@ -28,7 +28,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::files::Identity;
-use super::format::{FORMAT_VERSION, ends_at, possible, u32_at, u64_at};
+use super::format::{ends_at, possible, u32_at, u64_at};
 use super::known_file::KnownFile;
 use crate::checksum;
 use crate::error::{Errno, Error, ErrorKind, Result};
@@ -44,6 +44,8 @@ pub const COPY_OFFSETS: [u64; 2] = [0, 512];
 pub const COPY_BYTES: usize = 128;
 /// Offset of the number of the last record.
 pub const APPENDED_OFFSET: usize = 4096;
+/// The version of manifests.
+const MANIFEST_VERSION: u32 = 2;
 /// Bytes of a manifest.
 pub const MANIFEST_BYTES: usize = 8192;
 
@@ -139,7 +141,7 @@ struct Current {
 pub fn encode(state: &State, identity: &Identity) -> [u8; COPY_BYTES] {
     let mut bytes = [0; COPY_BYTES];
     bytes[0..8].copy_from_slice(&MANIFEST_MAGIC);
-    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[8..12].copy_from_slice(&MANIFEST_VERSION.to_le_bytes());
     bytes[16..32].copy_from_slice(&identity.volume_uuid);
     bytes[32..48].copy_from_slice(&state.boot_id);
     bytes[48..52].copy_from_slice(&identity.processor.to_le_bytes());
@@ -166,7 +168,7 @@ fn decode(bytes: &[u8], identity: &Identity) -> std::result::Result<State, Strin
         return Err("it is damaged".to_owned());
     }
     let version = u32_at(bytes, 8);
-    if version != FORMAT_VERSION {
+    if version != MANIFEST_VERSION {
         return Err(format!("it has format version {version}"));
     }
     if u32_at(bytes, 12) != checksum::crc32c(&bytes[16..COPY_BYTES]) {

@@ -1,8 +1,9 @@
 //! Past: what a processor's journal records of its volume's history, apart from maps, so that an older copy of the catalog
 //! is noticed.
 //!
-//! How it works      A checkpoint has the epochs that have ended and have no snapshot, the rollbacks and the volume's size;
-//!                   records behind it say which snapshots were dropped since, and how the volume has grown. Recovery
+//! How it works      A checkpoint has the epochs that have ended and have no snapshot, the rollbacks, the cuts of the
+//!                   snapshots, and the volume's size; records behind it say which snapshots were dropped since, which
+//!                   cuts were made, and how the volume has grown. Recovery
 //!                   compares this with the catalog ([`Past::stale`], [`Past::check`]). What the catalog has
 //!                   and the journal says is gone is [`Stale`]: the volume is served without it.
 //! Invariants        PA1 an epoch that has ended without a snapshot, or whose snapshot was dropped, never has one again;
@@ -81,6 +82,17 @@ impl EpochRanges {
     }
 }
 
+/// A cut, as a processor has recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedCut {
+    /// The epoch that it ended.
+    pub epoch: Epoch,
+    /// Nanoseconds since 1970.
+    pub instant_ns: u64,
+    /// How many partitions of the volume the processor had; 0: not recorded.
+    pub partitions: u32,
+}
+
 /// See the module's head.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Past {
@@ -90,6 +102,11 @@ pub struct Past {
     pub dropped: EpochRanges,
     /// The rollbacks up to the checkpoint; `None`: there is no checkpoint, or it is of version 1, which has none.
     pub rollbacks: Option<Vec<Rollback>>,
+    /// The recorded cuts of snapshots, in order.
+    pub cuts: Vec<RecordedCut>,
+    /// The epoch in which the counters of partitions began to count; 0: when the partitions were made. Cuts of earlier
+    /// epochs may not be recorded.
+    pub counted_from: Epoch,
 }
 
 /// What the catalog has although the journals say that it is gone: the catalog is an older copy.
@@ -126,6 +143,14 @@ impl Past {
             blocks,
             dropped: EpochRanges::without(history.snapshots(), epoch),
             rollbacks: Some(history.rollbacks().to_vec()),
+            ..Past::default()
+        }
+    }
+
+    /// Notes a cut that a record has.
+    pub fn add_cut(&mut self, cut: RecordedCut) {
+        if cut.instant_ns != 0 && self.cuts.last().is_none_or(|last| last.epoch < cut.epoch) {
+            self.cuts.push(cut);
         }
     }
 

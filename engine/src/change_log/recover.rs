@@ -20,15 +20,16 @@ use std::sync::Arc;
 use super::agreement::{Agreement, CatalogState, records_ends};
 use super::expected::{expect_files, expect_records, list, read_checkpoint};
 use super::files::{Identity, corrupt};
-use super::format::{FIRST_VERSION, HEADER_BYTES};
+use super::format::{FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::Start;
 use super::manifest::{self, Found};
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
-use super::past::{Past, Stale};
+use super::past::{Past, RecordedCut, Stale};
 use super::slot_set::SlotSet;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
+use crate::block_map::tree::Map;
 use crate::block_map::versions::{Change, Versions};
 use crate::error::Result;
 use crate::mutants::{Bug, bug};
@@ -170,8 +171,15 @@ pub fn recover(
     let segments = read_segments(identity, state, &names, &mut leftovers)?;
     let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let newest = state.map_or(0, |state| state.run.max(state.segment.0));
+    let mut partitions: BTreeMap<PartitionIndex, Versions> =
+        contents.partitions.into_iter().collect();
+    for (partition, counters) in contents.in_place {
+        let blocks = blocks_of(partition).expect("the checkpoint was read with it");
+        let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
+        partitions.insert(partition, versions.expect("there is nothing to be out of order"));
+    }
     let mut recovered = Recovered {
-        partitions: contents.partitions.into_iter().collect(),
+        partitions,
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         unrecorded_rollbacks: 0,
         next_seq: contents.first_seq,
@@ -210,16 +218,19 @@ pub fn recover(
         None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
     })?;
     for number in rolled..history.rollbacks().len() {
-        roll_back(&mut recovered, history, number, 0, &shape_of);
+        // The next journal begins with the records of these.
+        let seq = recovered.next_seq + (number - rolled) as u64;
+        roll_back(&mut recovered, history, number, seq, &shape_of);
     }
+    recovered.past.cuts.retain(|cut| history.has(cut.epoch));
     release_dropped(&mut recovered, history, &shape_of);
     let files = segments.into_iter().map(|segment| (segment.file, segment.path));
     (recovered.segments, recovered.paths) = files.unzip();
     Ok(recovered)
 }
 
-/// Applies a rollback to the maps recovered so far. Record `seq` has it, or (0) only the catalog has it, because a
-/// crash came before the record.
+/// Applies a rollback to the maps recovered so far. Record `seq` has it, or will have it, if only the catalog has it,
+/// because a crash came before the record.
 fn roll_back(
     recovered: &mut Recovered,
     history: &History,
@@ -301,6 +312,9 @@ fn replay_all(
             return Err(corrupt(&segment.path, "the records before it are missing"));
         }
         let reached = replay.segment(segment, end, same_boot)?;
+        if segment.header.version != FORMAT_VERSION {
+            replay.recovered.past.counted_from = replay.recovered.epoch;
+        }
         if reached < end {
             let wanted = if same_boot && segment_end != u64::MAX { end } else { must_reach };
             if reached.max(covered) < wanted {
@@ -409,7 +423,10 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
                 past.blocks = past.blocks.max(record.volume_blocks());
                 return Ok(());
             }
-            RecordKind::Dropped | RecordKind::Grown => return Err("it is inconsistent".to_owned()),
+            RecordKind::State if version == FORMAT_VERSION => return self.apply_state(record),
+            RecordKind::Dropped | RecordKind::Grown | RecordKind::State => {
+                return Err("it is inconsistent".to_owned());
+            }
             RecordKind::Map | RecordKind::Cut | RecordKind::Rollback => {}
         }
         let rolled = self.agreement.applied_rollbacks();
@@ -420,6 +437,10 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let recovered = &mut *self.recovered;
         if record.kind != RecordKind::Map {
             recovered.epoch = recovered.epoch.max(record.epoch + 1);
+            if record.kind == RecordKind::Cut {
+                let (instant_ns, partitions) = (record.place, record.count);
+                recovered.past.add_cut(RecordedCut { epoch: record.epoch, instant_ns, partitions });
+            }
             return Ok(());
         }
         recovered.epoch = recovered.epoch.max(record.epoch);
@@ -445,6 +466,21 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         versions.apply(change, &self.history_before_rollback, |_, count, place| {
             freed.add(place, count)
         });
+        Ok(())
+    }
+
+    /// Restores what was counted of a partition up to the end of an epoch, whose end was recorded before.
+    fn apply_state(&mut self, record: &Record) -> std::result::Result<(), String> {
+        let shape = (self.shape_of)(record.partition);
+        let shape = shape.ok_or("its partition is not this processor's")?;
+        let counters = record.counters(&self.sums);
+        let rolled = self.agreement.applied_rollbacks();
+        let left = rolled.checked_sub(1).map_or(0, |last| self.history.rollbacks()[last].at);
+        let ended = (left + 1..self.recovered.epoch).contains(&record.epoch);
+        let counters = counters.filter(|_| ended).ok_or("it is inconsistent")?;
+        let entry = self.recovered.partitions.entry(record.partition);
+        let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
+        versions.restore_counters(record.epoch, counters, self.history.retained_epochs());
         Ok(())
     }
 }

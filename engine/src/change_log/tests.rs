@@ -15,8 +15,9 @@ use super::format::{
 };
 use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
-use super::past::Past;
+use super::past::{Past, RecordedCut};
 use super::recover::{Recovered, Shape, recover};
+use crate::block_map::counters::Counters;
 use crate::block_map::history::{History, Rollback};
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
@@ -30,6 +31,7 @@ mod damage;
 mod failed_sync;
 mod segments;
 mod slots;
+mod states;
 
 const BLOCKS: u32 = 1024;
 
@@ -287,9 +289,8 @@ fn records_that_a_checkpoint_covers_may_be_missing() {
     let identity = scratch.identity(1);
     let contents = Contents {
         first_seq: 9,
-        epoch: 1,
-        past: Past::default(),
         partitions: all.partitions.into_iter().collect(),
+        ..Contents::first()
     };
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, 2, contents).unwrap();
@@ -372,7 +373,9 @@ fn versions() -> Versions {
             versions.apply(change, &History::line(&[1, 2, 3]), |_, _, _| {});
         }
     }
+    versions.count(3, counters(5));
     versions.freeze_before(4, &[1, 2, 3]);
+    versions.count(4, counters(8));
     let zero =
         Change { epoch: 4, first: 512, count: 512, place: Place::ZERO, checksums: &[], seq: 9 };
     versions.apply(zero, &History::line(&[1, 2, 3]), |_, _, _| {});
@@ -381,21 +384,28 @@ fn versions() -> Versions {
 
 fn past() -> Past {
     let history = History::new(vec![2], vec![Rollback { at: 3, to: 2 }]).unwrap();
-    Past::of(&history, 4, u64::from(BLOCKS))
+    let cuts = vec![RecordedCut { epoch: 2, instant_ns: 1 << 60, partitions: 2 }];
+    Past { cuts, counted_from: 1, ..Past::of(&history, 4, u64::from(BLOCKS)) }
+}
+
+fn counters(writes: u64) -> Counters {
+    Counters { writes, written_bytes: writes << 33, last_write_ns: writes + 7 }
 }
 
 #[test]
 fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
     let scratch = Scratch::new();
-    let contents =
-        Contents { first_seq: 42, epoch: 4, past: past(), partitions: vec![(4, versions())] };
+    let in_place = vec![(7, counters(3))];
+    let partitions = vec![(4, versions())];
+    let contents = Contents { first_seq: 42, epoch: 4, past: past(), partitions, in_place };
     let path = scratch.0.join("checkpoint");
     checkpoint::write(&path, &scratch.identity(1), 3, contents.clone()).unwrap();
     let bytes = std::fs::read(&path).unwrap();
-    let blocks_of = |partition| (partition == 4).then_some(BLOCKS);
+    let blocks_of = |partition| [4, 7].contains(&partition).then_some(BLOCKS);
     let (header, read) = checkpoint::read(&bytes, blocks_of).unwrap();
     assert_eq!((header.number, read.first_seq, read.epoch), (3, 42, 4));
     assert_eq!(read.past, contents.past);
+    assert_eq!(read.in_place, contents.in_place);
     let (wrote, found) = (&contents.partitions[0].1, &read.partitions[0].1);
     for epoch in [1, 2, 3, 4] {
         for block in 0..BLOCKS {
@@ -403,6 +413,7 @@ fn a_checkpoint_round_trips_and_every_flipped_bit_is_detected() {
             assert_eq!((a.place, a.checksums), (b.place, b.checksums));
         }
         assert_eq!(wrote.at(epoch).0.write_seq, found.at(epoch).0.write_seq);
+        assert_eq!(wrote.counters_at(epoch), found.counters_at(epoch));
     }
     let interesting = (0..80).chain(4096..bytes.len());
     for at in interesting {

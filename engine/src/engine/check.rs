@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::block_map::versions::Versions;
 use crate::change_log::files::Identity;
-use crate::change_log::past::Stale;
+use crate::change_log::past::{Past, RecordedCut, Stale};
 use crate::change_log::recover::{Recovered, recover};
 use crate::change_log::space::Log;
 use crate::checksum;
@@ -45,6 +45,8 @@ pub struct CheckReport {
     pub records: u64,
     /// Bytes of slots that were read and checked.
     pub checked_bytes: u64,
+    /// What each processor has recorded of the snapshots' cuts, with the first epoch whose cut must be recorded.
+    pub cuts: Vec<(u32, Epoch, Vec<RecordedCut>)>,
 }
 
 struct LogCheck {
@@ -80,14 +82,19 @@ pub fn check_volume(
     processors.dedup();
     let recover_all = |spec: &VolumeSpec| {
         let identity = |processor: &u32| spec.identity(system, *processor, boot_id);
-        Ok(processors.iter().map(|processor| recover_one(spec, &identity(processor))).collect())
+        let one = |processor: &u32| recover_one(spec, &identity(processor));
+        Ok(processors.iter().map(one).collect())
     };
     let (found, stale): (Vec<Result<Recovered>>, Stale) =
         without_stale(&mut check.spec, recover_all, |one| one.as_ref().ok())?;
     check.report.deleted_snapshots = stale.snapshots;
-    for one in found {
+    for (processor, one) in processors.iter().zip(found) {
         match one {
-            Ok(recovered) => check.maps(recovered),
+            Ok(recovered) => {
+                let Past { counted_from, cuts, .. } = &recovered.past;
+                check.report.cuts.push((*processor, *counted_from, cuts.clone()));
+                check.maps(recovered);
+            }
             Err(error) => check.problem(error.what),
         }
     }

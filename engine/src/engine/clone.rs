@@ -17,11 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::origin::Origin;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
-use crate::units::{Epoch, VolumeId};
+use crate::units::{Epoch, PartitionIndex, VolumeId};
 use crate::volume::Volume;
-
-/// Partitions whose maps a processor sends in one call: it has other requests to serve.
-const PARTITIONS_PER_CALL: u32 = 512;
 
 /// Keeps the origin of a clone that is being made.
 pub(super) struct Claim<'a>(&'a Engine, Option<(VolumeId, Epoch)>);
@@ -77,18 +74,15 @@ impl Engine {
     fn maps_at(&self, volume: &Volume, epoch: Epoch) -> Result<Option<Vec<Map>>> {
         let mut maps = vec![Map::new(0); volume.geometry.partitions.len()];
         for share in &volume.shares {
-            let mut first = 0;
-            loop {
+            let mut next = Some(0);
+            while let Some(first) = next {
                 let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..first + PARTITIONS_PER_CALL, answer)
+                    Control::Versions(volume.share, first..PartitionIndex::MAX, answer)
                 })?;
                 if !handed_out.history.has(epoch) {
                     return Ok(None);
                 }
-                if handed_out.versions.is_empty() {
-                    break;
-                }
-                first += PARTITIONS_PER_CALL;
+                next = handed_out.next;
                 for (partition, versions) in handed_out.versions {
                     maps[partition as usize] = versions.at(epoch).0.clone();
                 }

@@ -93,8 +93,8 @@ impl Engine {
             recover_all(&new, spec, geometry, &volume.space, self.system.threaded())?;
         let epoch = volume.epoch.load(Ordering::Acquire);
         let begin_one = |(plan, (recovered, slots))| {
-            let (journal, locals) = start_journal(&plan, recovered, geometry, spec, epoch)?;
-            Ok((plan, journal, locals, slots))
+            let begun = start_journal(&plan, recovered, geometry, spec, epoch)?;
+            Ok((plan, begun, slots))
         };
         new.into_iter().zip(recovered).map(begin_one).collect()
     }
@@ -132,8 +132,9 @@ impl Engine {
     ) -> Arc<Volume> {
         let epoch = volume.epoch.load(Ordering::Acquire);
         let mut shares = volume.shares.clone();
-        for (plan, journal, locals, slots) in new_shares {
-            volume.durable.add_journal(journal.shared(), &plan.share.queue, volume.share);
+        for (plan, begun, slots) in new_shares {
+            let journal = begun.journal.shared();
+            volume.durable.add_journal(journal, &plan.share.queue, volume.share);
             let share = Share::new(ShareConfig {
                 number: volume.share,
                 geometry: Arc::clone(geometry),
@@ -144,8 +145,9 @@ impl Engine {
                 flusher: Arc::clone(&volume.flusher),
                 bad: Arc::clone(&volume.bad),
                 stats: Arc::clone(&plan.share.stats),
-                locals,
-                journal,
+                locals: begun.locals,
+                journal: begun.journal,
+                recorded: begun.recorded,
                 slots,
                 epoch,
                 checkpoint_epoch: 0,

@@ -14,6 +14,7 @@ mod clone;
 pub mod compare;
 pub mod grow;
 pub mod inspect;
+pub mod partitions;
 mod recovered_sync;
 mod recovery;
 mod rollback;

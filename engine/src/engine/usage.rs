@@ -11,10 +11,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
-use crate::units::{Epoch, VolumeId};
-
-/// Partitions whose versions a processor sends in one call: it has other requests to serve.
-const PARTITIONS_PER_CALL: u32 = 512;
+use crate::units::{Epoch, PartitionIndex, VolumeId};
 
 /// What a volume and its snapshots refer to, blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,15 +33,12 @@ impl Engine {
         let mut found = VolumeUse::default();
         let mut measured = Measured::default();
         for share in &volume.shares {
-            let mut first = 0;
-            loop {
+            let mut next = Some(0);
+            while let Some(first) = next {
                 let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..first + PARTITIONS_PER_CALL, answer)
+                    Control::Versions(volume.share, first..PartitionIndex::MAX, answer)
                 })?;
-                if handed_out.versions.is_empty() {
-                    break;
-                }
-                first += PARTITIONS_PER_CALL;
+                next = handed_out.next;
                 for (partition, versions) in &handed_out.versions {
                     let memory = memory.of(*partition);
                     let history = &handed_out.history;

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
 use crate::change_log::journal::{Entry, Journal};
-use crate::change_log::past::{EpochRanges, Stale};
+use crate::change_log::past::{EpochRanges, RecordedCut, Stale};
 use crate::change_log::recover::Recovered;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
@@ -30,7 +30,7 @@ use crate::mutants::{Bug, bug};
 use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
-use crate::processor::share::{Local, Share, ShareConfig};
+use crate::processor::share::{Local, RecordedCuts, Share, ShareConfig};
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, Epoch, LocalIndex, ProcessorIndex, VolumeId};
@@ -41,8 +41,15 @@ use crate::volume::{ShareRef, Volume};
 /// A plan with its recovered state.
 type RecoveredPlan = (SharePlan, (Recovered, Slots));
 
-/// A processor's plan, and the journal, partitions and slots of its share.
-pub(super) type NewShare = (SharePlan, Journal, Vec<Local>, Slots);
+/// A processor's plan, and what its share begins with.
+pub(super) type NewShare = (SharePlan, Begun, Slots);
+
+/// The journal and the partitions of a share, and the recorded cuts of its snapshots.
+pub(super) struct Begun {
+    pub(super) journal: Journal,
+    pub(super) locals: Vec<Local>,
+    pub(super) recorded: RecordedCuts,
+}
 
 impl Engine {
     /// Opens a volume. Returns the epochs of snapshots that the catalog has although the journals say that they were
@@ -161,35 +168,35 @@ impl Engine {
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let new_shares = start_journals(found, &geometry, &space, &spec, epoch)?;
-        new_shares.iter().for_each(|(plan, journal, ..)| {
-            durable.add_journal(journal.shared(), &plan.share.queue, number);
+        new_shares.iter().for_each(|(plan, begun, _)| {
+            durable.add_journal(begun.journal.shared(), &plan.share.queue, number);
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
-        let made =
-            new_shares.into_iter().enumerate().map(|(ordinal, (plan, journal, locals, slots))| {
-                let share = Share::new(ShareConfig {
-                    number,
-                    geometry: Arc::clone(&geometry),
-                    origin: origin.clone(),
-                    space: Arc::clone(&space),
-                    space_waiters: Arc::clone(&space_waiters),
-                    ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
-                    flusher: Arc::clone(&flusher),
-                    bad: Arc::clone(&bad),
-                    stats: Arc::clone(&plan.share.stats),
-                    locals,
-                    journal,
-                    slots,
-                    epoch,
-                    checkpoint_epoch: checkpoints[ordinal],
-                    history: spec.history(),
-                    default_logs: spec.default_logs.clone(),
-                    ordinal,
-                    named_log: spec.named_log(),
-                });
-                (plan.share, share)
+        let made = new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
+            let share = Share::new(ShareConfig {
+                number,
+                geometry: Arc::clone(&geometry),
+                origin: origin.clone(),
+                space: Arc::clone(&space),
+                space_waiters: Arc::clone(&space_waiters),
+                ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
+                flusher: Arc::clone(&flusher),
+                bad: Arc::clone(&bad),
+                stats: Arc::clone(&plan.share.stats),
+                locals: begun.locals,
+                journal: begun.journal,
+                recorded: begun.recorded,
+                slots,
+                epoch,
+                checkpoint_epoch: checkpoints[ordinal],
+                history: spec.history(),
+                default_logs: spec.default_logs.clone(),
+                ordinal,
+                named_log: spec.named_log(),
             });
+            (plan.share, share)
+        });
         let (share_refs, shares): (Vec<_>, Vec<_>) = made.unzip();
         let volume = Volume {
             id: spec.id,
@@ -341,8 +348,8 @@ fn start_journals(
     let begin_one = |(plan, (mut recovered, slots)): RecoveredPlan| {
         let freed = std::mem::take(&mut recovered.freed);
         space.hold(if bug(Bug::NoRecoverySync) { Default::default() } else { freed });
-        let (journal, locals) = start_journal(&plan, recovered, geometry, spec, epoch)?;
-        Ok((plan, journal, locals, slots))
+        let begun = start_journal(&plan, recovered, geometry, spec, epoch)?;
+        Ok((plan, begun, slots))
     };
     found.into_iter().map(begin_one).collect()
 }
@@ -353,7 +360,7 @@ pub(super) fn start_journal(
     geometry: &Geometry,
     spec: &VolumeSpec,
     epoch: Epoch,
-) -> Result<(Journal, Vec<Local>)> {
+) -> Result<Begun> {
     for path in &recovered.leftovers {
         let _ = plan.identity.system.remove(path); // if that fails, the next start removes it
     }
@@ -375,7 +382,8 @@ pub(super) fn start_journal(
         Local { partition: *partition, versions, moved_back: 0 }
     };
     let locals = plan.partitions.iter().map(local).collect();
-    Ok((journal, locals))
+    let (cuts, counted_from) = (recovered.past.cuts, recovered.past.counted_from);
+    Ok(Begun { journal, locals, recorded: RecordedCuts { cuts, counted_from } })
 }
 
 /// Records in a journal what recovery did not find in it: rollbacks of the volume, that it is in `epoch`, which epochs
@@ -391,7 +399,8 @@ fn record_history(
         journal.append(Entry::rollback(*rollback, size / BLOCK_SIZE))?;
     }
     if recovered.epoch < epoch {
-        journal.append(Entry::cut(epoch - 1, 0))?;
+        let ended = RecordedCut { epoch: epoch - 1, instant_ns: 0, partitions: 0 };
+        journal.append(Entry::cut(ended))?;
     }
     let gone = EpochRanges::without(spec.history().snapshots(), epoch);
     for (first, last) in gone.minus(&recovered.past.dropped) {

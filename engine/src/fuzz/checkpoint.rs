@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::Target;
 use super::files::{Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
+use crate::block_map::counters::Counters;
 use crate::block_map::history::{History, Rollback};
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
@@ -21,7 +22,7 @@ use crate::change_log::checkpoint::{self, Bad, Contents};
 use crate::change_log::format::{
     CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HEADER_END, Header, u32_at,
 };
-use crate::change_log::past::Past;
+use crate::change_log::past::{Past, RecordedCut};
 use crate::checksum;
 use crate::units::{Epoch, PartitionIndex, SlotIndex};
 
@@ -71,11 +72,11 @@ pub fn map_runs(map: &Map) -> MapRuns {
     runs
 }
 
-/// All runs of all versions, oldest first.
-pub fn version_runs(versions: &Versions) -> Vec<(Epoch, u64, MapRuns)> {
-    let frozen = versions.frozen().iter().map(|one| (one.last_epoch, &one.map));
-    let all = frozen.chain([(Epoch::MAX, &versions.live)]);
-    all.map(|(epoch, map)| (epoch, map.write_seq, map_runs(map))).collect()
+/// All runs and counters of all versions, oldest first.
+pub fn version_runs(versions: &Versions) -> Vec<(Epoch, u64, Counters, MapRuns)> {
+    let frozen = versions.frozen().iter().map(|one| (one.last_epoch, &one.map, one.counters));
+    let all = frozen.chain([(Epoch::MAX, &versions.live, versions.counters())]);
+    all.map(|(epoch, map, counters)| (epoch, map.write_seq, counters, map_runs(map))).collect()
 }
 
 /// A checkpoint's bytes.
@@ -139,6 +140,9 @@ fn check(header: &Header, contents: &Contents) {
     assert_eq!((same.first_seq, same.number), (header.first_seq, header.number));
     assert!(header.first_seq > 0, "the first record has number 1");
     assert_eq!(twice.epoch, contents.epoch);
+    assert_eq!(twice.in_place, contents.in_place);
+    assert_eq!(twice.past.cuts, contents.past.cuts);
+    assert_eq!(twice.past.counted_from, contents.past.counted_from);
     assert_eq!(twice.partitions.len(), contents.partitions.len());
     for ((one, versions), (other, others)) in contents.partitions.iter().zip(&twice.partitions) {
         assert_eq!(one, other);
@@ -172,7 +176,12 @@ pub fn rich() -> Contents {
     let rollbacks = Some(vec![Rollback { at: 2, to: 1 }]);
     let mut past = Past { blocks: 1 << 20, rollbacks, ..Past::default() };
     past.dropped.add(2, 2);
-    Contents { first_seq: 145, epoch: 3, past, partitions: vec![(0, first), (4, second)] }
+    past.counted_from = 1;
+    past.cuts.push(RecordedCut { epoch: 1, instant_ns: 5, partitions: 3 });
+    let counters = Counters { writes: 2, written_bytes: 1 << 40, last_write_ns: 9 };
+    second.count(3, counters);
+    let (partitions, in_place) = (vec![(0, first), (4, second)], vec![(1, counters)]);
+    Contents { first_seq: 145, epoch: 3, past, partitions, in_place }
 }
 
 /// The input that gives this checkpoint.
@@ -183,8 +192,7 @@ pub fn compact(bytes: &[u8]) -> Vec<u8> {
 
 fn seeds() -> Vec<Vec<u8>> {
     let rich = rich();
-    let mut some =
-        vec![Contents { first_seq: 1, epoch: 1, past: Past::default(), partitions: Vec::new() }];
+    let mut some = vec![Contents::first()];
     for index in 0..2 {
         some.push(Contents { partitions: vec![rich.partitions[index].clone()], ..rich.clone() });
     }
@@ -195,8 +203,8 @@ fn seeds() -> Vec<Vec<u8>> {
     some.push(Contents {
         first_seq: 3,
         epoch: 2,
-        past: Past::default(),
         partitions: vec![(0, small)],
+        ..Contents::first()
     });
     some.push(rich);
     let mut seeds: Vec<Vec<u8>> =

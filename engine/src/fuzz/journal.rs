@@ -14,18 +14,18 @@ use super::checkpoint::{
 };
 use super::files::{BOOT_ID, Files, PROCESSOR, VOLUME_UUID, identity};
 use super::random::Choices;
+use crate::block_map::counters::Counters;
 use crate::block_map::place::Place;
 use crate::change_log::agreement::CatalogState;
 use crate::change_log::checkpoint::{self, Contents};
 use crate::change_log::format::{
     BEGIN_BYTES, BEGIN_OFFSET, Begin, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header,
     JOURNAL_MAGIC, MARK_BYTES, MARK_OFFSETS, Mark, RECORD_BYTES, Record, RecordKind, record_bytes,
-    u32_at, u64_at,
+    state_words, u32_at, u64_at,
 };
 use crate::change_log::manifest::{
     self, APPENDED_OFFSET, COPY_BYTES, COPY_OFFSETS, MANIFEST_BYTES, State,
 };
-use crate::change_log::past::Past;
 use crate::change_log::recover::{Recovered, Shape, recover};
 use crate::checksum;
 use crate::error::{ErrorKind, Result};
@@ -131,8 +131,8 @@ fn check(recovered: Recovered) {
     let contents = Contents {
         first_seq: recovered.next_seq,
         epoch: recovered.epoch,
-        past: Past::default(),
         partitions,
+        ..Contents::first()
     };
     let bytes = bytes_of(&contents, recovered.next_number);
     let (_, again) = checkpoint::read(&bytes, blocks_of).expect("what was written is read");
@@ -228,6 +228,14 @@ fn cut_record(seq: u64, epoch: Epoch) -> (Record, Vec<u32>) {
     (record, Vec::new())
 }
 
+fn state_record(seq: u64, epoch: Epoch, partition: u32) -> (Record, Vec<u32>) {
+    let counters = Counters { writes: seq, written_bytes: 1 << 35, last_write_ns: 1 << 50 };
+    let words = state_words(&counters).to_vec();
+    let (kind, count) = (RecordKind::State, words.len() as u32);
+    let place = counters.last_write_ns;
+    (Record { kind, seq, epoch, partition, first: 0, count, place }, words)
+}
+
 /// An input of these parts.
 fn input(
     marks: u8,
@@ -274,6 +282,8 @@ fn seeds() -> Vec<Vec<u8>> {
         cut_record(7, 2),
         map_record(8, 1, 4, 1, 1, Place::slot(1, SlotIndex(500))),
         map_record(9, 3, 4, 0, 1300, Place::BASE),
+        state_record(10, 2, 4),
+        state_record(11, 2, 1),
     ];
     let other_boot = [7; 16];
     let segments = |boot: [u8; 16]| {
@@ -290,7 +300,7 @@ fn seeds() -> Vec<Vec<u8>> {
         let segment = (2, incarnation(2));
         let state =
             State { boot_id, run: 1, run_seq: 1, segment, committed: 6, ..State::default() };
-        let manifest = write_manifest(&state, 9);
+        let manifest = write_manifest(&state, 11);
         seeds.push(input(FIX | MANIFEST, None, Some(&manifest), &segments(boot_id)));
     }
     let after = write_segment(1, BOOT_ID, 145, [0, 0], &behind);

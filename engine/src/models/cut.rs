@@ -58,7 +58,7 @@ impl Half {
 }
 
 impl Handler for Half {
-    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+    fn run_batch(&mut self, batch: &mut Vec<Event>, _: bool) {
         for event in batch.drain(..) {
             let Event::Control(control) = event else { unreachable!() };
             match *control {

@@ -43,7 +43,7 @@ struct Recorder {
 }
 
 impl Handler for Recorder {
-    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+    fn run_batch(&mut self, batch: &mut Vec<Event>, _: bool) {
         for number in self.left.drain(..) {
             self.seen.lock().unwrap().push((LEFT, number));
         }

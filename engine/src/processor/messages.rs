@@ -20,7 +20,7 @@ use crate::processor::share::grow::Growth;
 use crate::processor::share::reclaim::Dropping;
 use crate::processor::share::scrub::Question;
 use crate::processor::share::stats::PartitionState;
-use crate::units::Epoch;
+use crate::units::{Epoch, PartitionIndex};
 
 /// The result of a control.
 pub type Ended = std::result::Result<(), Errno>;
@@ -86,8 +86,8 @@ pub enum Control {
     States(u32, Epoch, Sender<Vec<PartitionState>>),
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
     Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
-    /// Answer with clones of these partitions' versions, by their numbers on the share.
-    Versions(u32, Range<u32>, Sender<VersionsPage>),
+    /// Answer with clones of the versions of the share's first partitions of a range.
+    Versions(u32, Range<PartitionIndex>, Sender<VersionsPage>),
     /// Answer with the blocks mapped.
     Use(u32, Sender<u64>),
     /// Answer with what waits in the processor's shares, and for what.

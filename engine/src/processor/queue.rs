@@ -105,6 +105,11 @@ impl Queue {
         look
     }
 
+    /// How many events wait in it.
+    pub fn length(&self) -> usize {
+        self.lock().events.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }

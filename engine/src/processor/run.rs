@@ -43,6 +43,8 @@ const KICK_EVERY: usize = 8;
 #[allow(missing_docs)]
 pub struct ProcessorStats {
     pub parts: AtomicU64,
+    /// Parts that other threads than its own did.
+    pub reader_parts: AtomicU64,
     pub batches: AtomicU64,
     pub slow_ios: AtomicU64,
     pub partitions: AtomicU64,
@@ -91,6 +93,7 @@ impl Handle {
             ticks: Arc::clone(ticks),
             shares: Vec::new(),
             sinks: Vec::new(),
+            wall_ns: 0,
             cutting: Vec::new(),
             leaving: Vec::new(),
             rolling_back: Vec::new(),
@@ -106,6 +109,11 @@ impl Handle {
             .drive(&format!("pv-proc-{index}"), ours)
             .map_err(|e| Error::io(format!("processor {index} cannot be started"), e))?;
         Ok(Handle { runner, stats, driving: Some(driving) })
+    }
+
+    /// The CPU time of its own thread, nanoseconds.
+    pub fn cpu_ns(&self) -> u64 {
+        self.driving.as_ref().map_or(0, |driving| driving.cpu_ns())
     }
 
     /// Ends it; its shares were removed before.
@@ -131,6 +139,8 @@ pub struct Processor {
     pub(super) ticks: Arc<Ticks>,
     pub(super) shares: Vec<Option<Box<Share>>>,
     sinks: Vec<Arc<dyn Sink>>,
+    /// When the batch was begun, nanoseconds since 1970.
+    wall_ns: u64,
     /// Shares that take part in the cut in progress.
     cutting: Vec<CutShare>,
     /// Shares to return as soon as nothing of them is in flight.
@@ -151,10 +161,14 @@ pub struct Processor {
 }
 
 impl Handler for Processor {
-    fn run_batch(&mut self, batch: &mut Vec<Event>) {
+    fn run_batch(&mut self, batch: &mut Vec<Event>, own: bool) {
         let parts = batch.iter().filter(|event| matches!(event, Event::Part(_))).count();
         count(&self.stats.parts, parts as u64);
+        if !own {
+            count(&self.stats.reader_parts, parts as u64);
+        }
         self.again = false;
+        self.wall_ns = self.system.coarse_wall_ns();
         let mut turn = TimeSlice::default();
         for (number, event) in batch.drain(..).enumerate() {
             match event {
@@ -182,6 +196,7 @@ impl Handler for Processor {
         let (mut answered, mut done) = (Answered::default(), 0);
         let mut turn = TimeSlice::default();
         let mut left = Vec::new();
+        let wall_ns = self.system.coarse_wall_ns();
         let mut events = batch.drain(..);
         while !turn.is_over()
             && let Some(event) = events.next()
@@ -189,7 +204,7 @@ impl Handler for Processor {
             if let Event::Part(part) = &event {
                 turn.count(cost(part), &*self.system);
             }
-            if let Some(event) = self.apply_shared(event, &mut answered) {
+            if let Some(event) = self.apply_shared(event, wall_ns, &mut answered) {
                 // Later ones are left too: a client may expect that its requests are done in order.
                 left.push(event);
                 break;
@@ -205,6 +220,7 @@ impl Handler for Processor {
         answered.kick();
         batch.append(&mut left);
         self.stats.parts.fetch_add(done as u64, Ordering::Relaxed);
+        self.stats.reader_parts.fetch_add(done as u64, Ordering::Relaxed);
         more
     }
 
@@ -228,6 +244,7 @@ impl Processor {
             queue,
             doing: &stats.doing,
             system,
+            wall_ns: self.wall_ns,
             pool,
             checkpoints,
             ticks,
@@ -257,10 +274,11 @@ impl Processor {
     }
 
     /// Serves one event if that changes no state; otherwise returns it.
-    fn apply_shared(&self, event: Event, answered: &mut Answered) -> Option<Event> {
+    fn apply_shared(&self, event: Event, wall_ns: u64, answered: &mut Answered) -> Option<Event> {
         let Event::Part(mut part) = event else { return Some(event) };
         let share = self.shares.get(part.share as usize).and_then(Option::as_ref);
-        match share.and_then(|share| share.try_fast(&mut part).map(|result| (share, result))) {
+        let fast = |share| Share::try_fast(share, &mut part, wall_ns).map(|result| (share, result));
+        match share.map(|share| &**share).and_then(fast) {
             Some((share, result)) => share.end_fast(part, result, answered),
             None => return Some(Event::Part(part)),
         }
@@ -410,8 +428,8 @@ impl Processor {
             Control::Compare(number, since, until, answer) => {
                 self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
             }
-            Control::Versions(number, range, answer) => {
-                self.with_share(number, |share, _| answer.send(share.clone_versions(range)));
+            Control::Versions(number, partitions, answer) => {
+                self.with_share(number, |share, _| answer.send(share.clone_versions(partitions)));
             }
             Control::Inspect(answer) => {
                 let _ = answer.send(self.look()); // the caller may have gone

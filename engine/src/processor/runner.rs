@@ -21,8 +21,8 @@ const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
 /// What a runner runs: a processor, or that of a model.
 pub trait Handler {
     /// Takes every event of `batch`, which is left empty, and serves them and those left by earlier runs, for a bounded
-    /// time.
-    fn run_batch(&mut self, batch: &mut Vec<Event>);
+    /// time. `own`: the thread is the processor's.
+    fn run_batch(&mut self, batch: &mut Vec<Event>, own: bool);
     /// Whether it has left work for the next [`Handler::run_batch`].
     fn unfinished(&self) -> bool {
         false
@@ -99,14 +99,14 @@ impl<R: Handler> Runner<R> {
     fn run_some(&self, batch: &mut Vec<Event>) {
         let (mut stopped, mut more) = (false, true);
         for _ in 0..RUNS_MAX {
-            let unfinished = self.run_once(batch, &mut stopped);
+            let unfinished = self.run_once(batch, false, &mut stopped);
             more = self.queue.next(batch, unfinished);
             if !more {
                 break;
             }
         }
         if more {
-            let unfinished = self.run_once(batch, &mut stopped);
+            let unfinished = self.run_once(batch, false, &mut stopped);
             self.queue.leave(unfinished);
         }
         if stopped {
@@ -119,7 +119,7 @@ impl<R: Handler> Runner<R> {
     fn serve(&self, batch: &mut Vec<Event>) -> bool {
         let mut stopped = false;
         loop {
-            let unfinished = self.run_once(batch, &mut stopped);
+            let unfinished = self.run_once(batch, true, &mut stopped);
             if !self.queue.next(batch, unfinished) {
                 return stopped;
             }
@@ -128,9 +128,9 @@ impl<R: Handler> Runner<R> {
 
     /// Serves `batch` for a bounded time; returns whether work is left in the processor, and notes whether it was asked
     /// to stop.
-    fn run_once(&self, batch: &mut Vec<Event>, stopped: &mut bool) -> bool {
+    fn run_once(&self, batch: &mut Vec<Event>, own: bool, stopped: &mut bool) -> bool {
         let mut processor = self.processor.try_write().expect("Q3, and no runner panics");
-        processor.run_batch(batch);
+        processor.run_batch(batch, own);
         *stopped |= processor.stopped();
         processor.unfinished()
     }

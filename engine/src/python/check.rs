@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList};
 
 use crate::engine::check::check_volume;
 use crate::python::errors::raised;
@@ -34,5 +34,22 @@ pub fn check<'py>(
     dict.set_item("slots", report.slots)?;
     dict.set_item("records", report.records)?;
     dict.set_item("checked_bytes", report.checked_bytes)?;
+    let processors = PyList::empty(py);
+    for (processor, recorded_from, cuts) in report.cuts {
+        let dict = PyDict::new(py);
+        dict.set_item("processor", processor)?;
+        dict.set_item("recorded_from", recorded_from)?;
+        let found = PyList::empty(py);
+        for cut in cuts {
+            let dict = PyDict::new(py);
+            dict.set_item("epoch", cut.epoch)?;
+            dict.set_item("instant_ns", cut.instant_ns)?;
+            dict.set_item("partitions", cut.partitions)?;
+            found.append(dict)?;
+        }
+        dict.set_item("cuts", found)?;
+        processors.append(dict)?;
+    }
+    dict.set_item("processors", processors)?;
     Ok(dict)
 }

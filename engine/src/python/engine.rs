@@ -2,7 +2,6 @@
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -16,13 +15,11 @@ use crate::limits;
 use crate::nbd::Server;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
-use crate::processor::share::ShareStats;
 use crate::processor::share::scrub::Cursor;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
-use crate::python::{report, spec};
+use crate::python::{partitions, report, spec, stats};
 use crate::units::Epoch;
-use crate::volume::Volume;
 use crate::volume::local_client::LocalClient;
 
 /// Extents, and the start of the next page.
@@ -301,18 +298,75 @@ impl Engine {
         epoch: Option<Epoch>,
     ) -> PyResult<Bound<'py, PyList>> {
         let states = self.call(py, |this| this.inner.partition_states(volume, epoch))?;
-        let list = PyList::empty(py);
-        for (processor, state) in states {
-            let dict = PyDict::new(py);
-            dict.set_item("partition", state.partition)?;
-            dict.set_item("processor", processor)?;
-            dict.set_item("epoch", state.epoch)?;
-            dict.set_item("write_seq", state.write_seq)?;
-            dict.set_item("blocks_mapped", state.blocks_mapped)?;
-            dict.set_item("frozen", state.frozen)?;
-            list.append(dict)?;
-        }
-        Ok(list)
+        partitions::states(py, &states)
+    }
+
+    fn partition_snapshots<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        epoch: Epoch,
+        first: u32,
+        count: u32,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let range = first..first.saturating_add(count);
+        let found = self.call(py, |this| this.inner.partition_snapshots(volume, epoch, range))?;
+        partitions::snapshots(py, epoch, &found)
+    }
+
+    fn partitions<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        first: u32,
+        count: u32,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let range = first..first.saturating_add(count);
+        partitions::partitions(py, &self.call(py, |this| this.inner.partitions(volume, range))?)
+    }
+
+    fn change_logs<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        first: u32,
+        count: u32,
+        begin: Option<Epoch>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let range = first..first.saturating_add(count);
+        let found = self.call(py, |this| this.inner.change_logs(volume, range, begin))?;
+        partitions::change_logs(py, &found)
+    }
+
+    fn change_log_counts<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyList>> {
+        let found = self.call(py, |this| this.inner.change_log_counts(volume))?;
+        partitions::counts(py, &found)
+    }
+
+    fn change_log_runs<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        partition: u32,
+        begin: Epoch,
+        first_run: usize,
+        count: usize,
+    ) -> PyResult<(Bound<'py, PyList>, usize)> {
+        let (runs, total) = self.call(py, |this| {
+            this.inner.change_log_runs(volume, partition, begin, first_run, count)
+        })?;
+        Ok((partitions::runs(py, &runs)?, total))
+    }
+
+    fn locate<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        offset: u64,
+        epoch: Option<Epoch>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.call(py, |this| this.inner.locate(volume, offset, epoch))?;
+        partitions::location(py, &found)
     }
 
     fn changes(
@@ -350,16 +404,7 @@ impl Engine {
             }
             Ok((volume, mapped))
         })?;
-        let dict = counters(py, &volume)?;
-        dict.set_item("blocks_mapped", mapped)?;
-        dict.set_item("bad_blocks", report::bad_blocks(py, &volume.bad)?)?;
-        let exports = self.inner.exports.list();
-        let ours = exports
-            .iter()
-            .filter(|export| export.target.instant().is_some_and(|(shown, _)| shown == volume.id));
-        dict.set_item("connections", ours.map(|export| export.connections()).sum::<usize>())?;
-        dict.set_item("logs", super::space::logs(py, &volume)?)?;
-        Ok(dict)
+        stats::volume(py, &self.inner, &volume, mapped)
     }
 
     fn scrub<'py>(
@@ -376,34 +421,7 @@ impl Engine {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let processors = PyList::empty(py);
-        for (index, handle) in
-            self.inner.processors.lock().expect("no holder panics").iter().enumerate()
-        {
-            let dict = PyDict::new(py);
-            dict.set_item("processor", index)?;
-            let stats = &handle.stats;
-            let counted: [(&str, &AtomicU64); 4] = [
-                ("parts", &stats.parts),
-                ("batches", &stats.batches),
-                ("slow_ios", &stats.slow_ios),
-                ("partitions", &stats.partitions),
-            ];
-            for (name, counter) in counted {
-                dict.set_item(name, counter.load(Ordering::Relaxed))?;
-            }
-            processors.append(dict)?;
-        }
-        let devices = PyList::empty(py);
-        for device in &py.detach(|| self.inner.device_states()) {
-            devices.append(report::device(py, device)?)?;
-        }
-        let dict = PyDict::new(py);
-        dict.set_item("processors", processors)?;
-        dict.set_item("devices", devices)?;
-        dict.set_item("connections", self.server.connections())?;
-        dict.set_item("handshakes", self.server.handshakes())?;
-        Ok(dict)
+        stats::engine(py, &self.inner, &self.server)
     }
 
     fn inspect<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -468,28 +486,4 @@ impl Engine {
         });
         result.map_err(|error| raised(py, &error))
     }
-}
-
-fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
-    type Counter = fn(&ShareStats) -> &AtomicU64;
-    let counters: [(&str, Counter); 9] = [
-        ("reads", |stats| &stats.reads),
-        ("writes", |stats| &stats.writes),
-        ("read_bytes", |stats| &stats.read_bytes),
-        ("write_bytes", |stats| &stats.write_bytes),
-        ("zeroes", |stats| &stats.zeroes),
-        ("trims", |stats| &stats.trims),
-        ("redirected_blocks", |stats| &stats.redirected_blocks),
-        ("errors", |stats| &stats.errors),
-        ("checkpoint_failures", |stats| &stats.checkpoint_failures),
-    ];
-    let dict = PyDict::new(py);
-    dict.set_item("epoch", volume.epoch.load(Ordering::Acquire))?;
-    dict.set_item("flushes", volume.flushes.load(Ordering::Relaxed))?;
-    for (name, counter) in counters {
-        let values =
-            volume.shares.iter().map(|share| counter(&share.stats).load(Ordering::Relaxed));
-        dict.set_item(name, values.sum::<u64>())?;
-    }
-    Ok(dict)
 }

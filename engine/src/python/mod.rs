@@ -9,10 +9,12 @@ mod errors;
 mod handle;
 mod inspect;
 mod log;
+mod partitions;
 mod raises;
 mod report;
 mod space;
 mod spec;
+mod stats;
 
 use pyo3::prelude::*;
 

@@ -16,6 +16,7 @@ use super::faults::Rates;
 use super::host::Host;
 use super::random::Random;
 use super::shape::{Shape, VOLUME};
+use super::states::States;
 use super::system::{Shelf, Simulated};
 use super::tamper::Older;
 use crate::engine::Engine;
@@ -94,6 +95,7 @@ pub struct Simulation {
     /// Devices that have ever become shorter: they are missing from the next start on.
     pub(super) lost: BTreeSet<DeviceId>,
     pub(super) older: Older,
+    pub(super) states: States,
     /// Counts of what happened.
     pub counts: Counts,
 }
@@ -115,8 +117,8 @@ impl Simulation {
         let deleted = BTreeMap::new();
         let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false, deleted };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
-        let older = Older::default();
-        Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, counts }
+        let (older, states) = (Older::default(), States::new());
+        Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, states, counts }
     }
 
     /// Runs it to its end.
@@ -449,6 +451,7 @@ impl Simulation {
         self.host.lock().snapshots.insert(epoch, snapshot);
         self.counts.snapshots += 1;
         self.disk.lock().note("snapshot", epoch, 0, 0);
+        self.note_states(running, epoch)?;
         self.disk.lock().maybe_crash();
         if self.random.below(3) == 0 {
             self.verify(running, Some(epoch))?;

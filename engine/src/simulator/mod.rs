@@ -20,6 +20,7 @@ pub mod random;
 pub mod scarcity;
 pub mod scheduler;
 pub mod shape;
+mod states;
 pub mod system;
 pub mod tamper;
 pub mod verify;

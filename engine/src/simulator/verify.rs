@@ -18,7 +18,7 @@ impl Simulation {
             self.verify(running, Some(epoch))?;
         }
         self.host.lock().budget = budget;
-        Ok(())
+        if self.disk.lock().dead { Ok(()) } else { self.check_states(running) }
     }
 
     /// Reads all of the volume or a snapshot.

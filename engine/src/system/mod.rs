@@ -166,6 +166,10 @@ pub trait System: Send + Sync + Debug {
     fn monotonic_ns(&self) -> u64;
     /// Nanoseconds since 1970.
     fn wall_ns(&self) -> u64;
+    /// The same, right to a few milliseconds, for the price of a memory access.
+    fn coarse_wall_ns(&self) -> u64 {
+        self.wall_ns()
+    }
 
     /// A pool of at most so many threads, whose names begin with `name`.
     fn pool(&self, name: &str, threads_max: usize, urgency: Urgency) -> Result<Pool>;
@@ -193,6 +197,10 @@ pub enum Urgency {
 pub trait TaskHandle: Send {
     /// Waits until it has stopped; it was asked to before.
     fn join(self: Box<Self>);
+    /// The CPU time that it has used, nanoseconds; 0 if that is not known.
+    fn cpu_ns(&self) -> u64 {
+        0
+    }
 }
 
 /// Waits for an answer from another thread.

@@ -99,6 +99,12 @@ impl Volume {
         let bounds = self.bounds.iter().filter(|(bound, _)| epoch < *bound).map(|(_, size)| *size);
         bounds.fold(self.geometry.size, u64::min)
     }
+
+    /// Bytes that the snapshot of an epoch has of a partition, or that it has now (`Epoch::MAX`).
+    pub fn partition_bytes_at(&self, partition: PartitionIndex, epoch: Epoch) -> u64 {
+        let start = u64::from(partition) << self.geometry.partition_shift;
+        self.size_at(epoch).saturating_sub(start).min(1 << self.geometry.partition_shift)
+    }
 }
 
 /// A volume, live or at a snapshot.

@@ -18,7 +18,6 @@ use crate::change_log::files::Identity;
 use crate::change_log::format::{BEGIN_OFFSET, HEADER_END, MARK_BYTES, MARK_OFFSETS};
 use crate::change_log::journal::{Journal, Start};
 use crate::change_log::manifest::{APPENDED_OFFSET, COPY_BYTES};
-use crate::change_log::past::Past;
 use crate::change_log::recover::{Shape, recover};
 use crate::error::{ErrorKind, Result};
 use crate::fuzz::files::{Files, identity};
@@ -85,7 +84,7 @@ fn take_checkpoint(scratch: &Scratch, journal: &mut Journal) {
     let found = super::back(scratch, 1, &[]).unwrap();
     let (first_seq, number) = (journal.shared().appended() + 1, journal.take_number());
     let partitions = found.partitions.into_iter().collect();
-    let contents = Contents { first_seq, epoch: 1, past: Past::default(), partitions };
+    let contents = Contents { first_seq, partitions, ..Contents::first() };
     let new = scratch.0.join("new");
     let (_, _, crc) = checkpoint::write(&new, &identity, number, contents).unwrap();
     checkpoint::publish(&identity, &new, &identity.checkpoint_path(number)).unwrap();

@@ -34,7 +34,7 @@ use crate::log::{Level, Line, log};
 use crate::mutants::{Bug, bug};
 use crate::processor::durable::Durable;
 use crate::processor::messages::{Control, Event};
-use crate::processor::share::{Context, Local, Share, count};
+use crate::processor::share::{Context, Local, RecordedCuts, Share, count};
 use crate::system::pool::Lane;
 use crate::system::ticks::{Tick, Ticks};
 use crate::units::{BLOCK_SIZE, Epoch};
@@ -282,15 +282,24 @@ impl Share {
 
     /// The contents of a checkpoint now.
     fn contents(&self) -> Contents {
-        let changed = |local: &&Local| {
-            local.versions.live.write_seq != 0 || !local.versions.frozen().is_empty()
-        };
-        let partitions = self.locals.iter().filter(changed);
+        let (mut partitions, mut in_place) = (Vec::new(), Vec::new());
+        for Local { partition, versions, .. } in &self.locals {
+            let counters = versions.counters();
+            if versions.live.write_seq != 0 || !versions.frozen().is_empty() {
+                partitions.push((*partition, versions.clone()));
+            } else if counters.writes > 0 {
+                in_place.push((*partition, counters));
+            }
+        }
+        let past = Past::of(&self.history, self.epoch, self.geometry.size / BLOCK_SIZE);
+        let RecordedCuts { cuts, counted_from } = &self.recorded;
+        let cuts = cuts.iter().filter(|cut| self.history.has(cut.epoch)).copied().collect();
         Contents {
             first_seq: self.journal.shared().appended() + 1,
             epoch: self.epoch,
-            past: Past::of(&self.history, self.epoch, self.geometry.size / BLOCK_SIZE),
-            partitions: partitions.map(|local| (local.partition, local.versions.clone())).collect(),
+            past: Past { cuts, counted_from: *counted_from, ..past },
+            partitions,
+            in_place,
         }
     }
 }

@@ -34,20 +34,38 @@ pub struct Pair {
     pub until: Map,
 }
 
+/// Partitions whose versions one call hands out: the processor has other requests to serve.
+const PARTITIONS_PER_CALL: usize = 512;
+
 /// Partitions with clones of their versions, and the volume's snapshots.
 pub struct VersionsPage {
     /// The volume's snapshots.
     pub history: History,
-    /// Partitions within the volume, with their versions; empty after the last one.
+    /// The epoch of new writes.
+    pub epoch: Epoch,
+    /// The epoch in which the partitions' counters began to count; 0: with the partitions.
+    pub counted_from: Epoch,
+    /// Partitions within the volume, in order, with their versions.
     pub versions: Vec<(PartitionIndex, Versions)>,
+    /// Where the range continues; `None`: there are no more.
+    pub next: Option<PartitionIndex>,
 }
 
 impl Share {
-    /// Clones the versions of partitions, by their numbers on the share.
-    pub fn clone_versions(&self, numbers: Range<u32>) -> VersionsPage {
-        let taken = self.locals.iter().skip(numbers.start as usize).take(numbers.len());
-        let versions = taken.map(|local| (local.partition, local.versions.clone())).collect();
-        VersionsPage { history: self.history.clone(), versions }
+    /// Clones the versions of the first of its partitions that are in a range.
+    pub fn clone_versions(&self, partitions: Range<PartitionIndex>) -> VersionsPage {
+        let first = self.locals.partition_point(|local| local.partition < partitions.start);
+        let end = self.locals.partition_point(|local| local.partition < partitions.end);
+        let taken = &self.locals[first..end.max(first)];
+        let next = taken.get(PARTITIONS_PER_CALL).map(|local| local.partition);
+        let taken = taken.iter().take(PARTITIONS_PER_CALL);
+        VersionsPage {
+            history: self.history.clone(),
+            epoch: self.epoch,
+            counted_from: self.recorded.counted_from,
+            versions: taken.map(|local| (local.partition, local.versions.clone())).collect(),
+            next,
+        }
     }
 
     /// The volume's snapshots and rollbacks, and the epoch of the newest durable checkpoint.

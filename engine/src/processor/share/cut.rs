@@ -4,6 +4,7 @@
 use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Entry;
+use crate::change_log::past::RecordedCut;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::part::Part;
@@ -38,22 +39,25 @@ impl Share {
         for part in std::mem::take(&mut self.held) {
             self.take_later(part, context);
         }
-        self.unrecorded_cut = Some(instant_ns);
+        let cut = RecordedCut { epoch: ended, instant_ns, partitions: self.locals.len() as u32 };
+        self.recorded.cuts.push(cut);
+        self.unrecorded_cut = Some(cut);
         let _ = self.record_cut(); // `settle` tries again
         stall
     }
 
     /// Appends the record of the last cut, if that was not possible before.
     fn record_cut(&mut self) -> Result<(), Errno> {
-        if let Some(instant_ns) = self.unrecorded_cut {
-            self.journal.append(Entry::cut(self.epoch - 1, instant_ns))?;
+        if let Some(cut) = self.unrecorded_cut {
+            self.journal.append(Entry::cut(cut))?;
             self.unrecorded_cut = None;
         }
         Ok(())
     }
 
-    /// Answers when no write of `epoch` or before is in flight: with an error if the journal cannot record that the
-    /// epoch has ended, or if such a write was given up (U3), or if it takes too long.
+    /// Answers when no write of `epoch` or before is in flight, and what was counted until then is recorded: with an
+    /// error if the journal cannot record that, or that the epoch has ended, or if such a write was given up (U3), or if it
+    /// takes too long.
     pub fn settle(
         &mut self,
         epoch: Epoch,
@@ -69,16 +73,31 @@ impl Share {
             return;
         }
         let recorded = self.record_cut();
-        let all = &self.out;
-        self.settling.retain(|(epoch, since, answer)| {
-            let (out, given_up) = all.writes_until(*epoch);
+        let mut settling = std::mem::take(&mut self.settling);
+        settling.retain(|(epoch, since, answer)| {
+            let (out, given_up) = self.out.writes_until(*epoch);
             let waits = out && !bug(Bug::NoSettle) && !(given_up && bug(Bug::ForgetGivenUp));
             let never = waits && (given_up || ticks.is_over(*since));
-            if !waits || never {
-                // The caller may wait no longer.
-                let _ = answer.send(if never { Err(Errno::EIO) } else { recorded });
-            }
-            waits && !never
+            let result = match recorded {
+                _ if never => Err(Errno::EIO),
+                _ if waits => return true,
+                Ok(()) => match self.record_states(*epoch) {
+                    Ok(false) => return true, // the rest in later turns
+                    recorded => recorded.map(|_| ()),
+                },
+                Err(errno) => Err(errno),
+            };
+            let _ = answer.send(result); // the caller may wait no longer
+            false
         });
+        self.settling = settling;
+    }
+
+    /// Continues the recording of states that was not done in one turn.
+    pub(super) fn record_more_states(&mut self, context: &mut Context<'_>) {
+        if self.recording.is_some() {
+            self.answer_settled(context.ticks);
+            *context.again |= self.recording.is_some();
+        }
     }
 }

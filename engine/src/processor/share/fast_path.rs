@@ -52,7 +52,11 @@ impl Answered {
 impl Share {
     /// Does a part on the fast path if that is possible, and returns its result; `None`: it was not done. A read that
     /// would wait is marked cold.
-    pub(in crate::processor) fn try_fast(&self, part: &mut Part) -> Option<Result<(), Errno>> {
+    pub(in crate::processor) fn try_fast(
+        &self,
+        part: &mut Part,
+        wall_ns: u64,
+    ) -> Option<Result<(), Errno>> {
         if self.leaving || self.blocked(part, self.waiting.len()) {
             return None; // FP2
         }
@@ -73,6 +77,9 @@ impl Share {
         };
         parts.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add(u64::from(part.length), Ordering::Relaxed);
+        if part.request.verb == Verb::Write && result.is_ok() {
+            self.count_fast(part, wall_ns);
+        }
         Some(result)
     }
 

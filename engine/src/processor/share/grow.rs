@@ -42,6 +42,7 @@ impl Share {
             versions.hide(newest, self.history.retained_epochs(), 0);
             self.locals.push(Local { partition, versions, moved_back: 0 });
         }
+        self.touched.grow(self.locals.len());
         self.refresh_devices();
         let _ = growth.answer.send(());
     }

@@ -17,6 +17,7 @@ mod block_status;
 mod checkpoint;
 mod clearing;
 pub mod compare;
+mod counting;
 mod cut;
 pub(super) mod fast_path;
 pub mod grow;
@@ -40,6 +41,7 @@ use std::sync::mpsc::Sender;
 use crate::block_map::history::History;
 use crate::block_map::versions::Versions;
 use crate::change_log::journal::Journal;
+use crate::change_log::past::RecordedCut;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{Log, Space};
 use crate::error::Errno;
@@ -55,6 +57,7 @@ use crate::processor::part::Part;
 use crate::processor::queue::Queue;
 use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::share::checkpoint::FailedCheckpoint;
+use crate::processor::share::counting::Touched;
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
 use crate::processor::share::slot_retry::SlotRetry;
@@ -109,6 +112,8 @@ pub struct Context<'a> {
     pub doing: &'a Doing,
     /// The system, for its clock.
     pub system: &'a dyn System,
+    /// When this batch was begun, nanoseconds since 1970, by a coarse clock.
+    pub wall_ns: u64,
     /// Threads that may block.
     pub pool: &'a Pool,
     /// Threads that write checkpoints, which may take seconds; hosts wait for the other pool.
@@ -135,6 +140,15 @@ impl Context<'_> {
         }
         request.complete();
     }
+}
+
+/// What a share has recorded of its snapshots' cuts.
+#[derive(Clone, Debug, Default)]
+pub struct RecordedCuts {
+    /// The cuts, in order; some of snapshots that were dropped.
+    pub cuts: Vec<RecordedCut>,
+    /// The epoch in which the partitions' counters began to count; 0: with the partitions.
+    pub counted_from: Epoch,
 }
 
 /// The configuration of a new share.
@@ -167,6 +181,8 @@ pub struct ShareConfig {
     pub epoch: Epoch,
     /// The epoch of the checkpoint that recovery read; 0: there was none.
     pub checkpoint_epoch: Epoch,
+    /// The recorded cuts of its snapshots, and the epoch from which its partitions' counters count.
+    pub recorded: RecordedCuts,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
     /// Logs for redirected writes if the newest snapshot names none.
@@ -211,8 +227,14 @@ pub struct Share {
     stopped_at: Option<u64>,
     /// Waiters for the writes of an epoch, and when they began to wait.
     settling: Vec<(Epoch, Tick, Sender<Ended>)>,
-    /// The instant of the last cut, if its record could not be appended yet.
-    unrecorded_cut: Option<u64>,
+    /// The last cut, if its record could not be appended yet.
+    unrecorded_cut: Option<RecordedCut>,
+    /// The cuts of its snapshots, and the epoch from which its partitions' counters count.
+    recorded: RecordedCuts,
+    /// Partitions that were written since their last record of a state.
+    touched: Touched,
+    /// The epoch whose states are being recorded, and the partition of the share with which that continues.
+    recording: Option<(Epoch, usize)>,
     /// The epoch of the newest checkpoint that the manifest names; 0: there is none.
     checkpoint_epoch: Epoch,
     freed_bases: VecDeque<FreedBase>,
@@ -251,6 +273,7 @@ impl Share {
         let newest = config.history.retained_epochs().last();
         let left = config.history.rollbacks().last().map(|rollback| &rollback.at);
         assert!(newest.max(left).is_none_or(|last| *last < config.epoch), "H3");
+        let touched = Touched::new(config.locals.len());
         let mut share = Share {
             number: config.number,
             geometry: config.geometry,
@@ -280,6 +303,9 @@ impl Share {
             stopped_at: None,
             settling: Vec::new(),
             unrecorded_cut: None,
+            recorded: config.recorded,
+            touched,
+            recording: None,
             checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
@@ -417,6 +443,7 @@ impl Share {
         }
         self.punch_freed_bases(context);
         self.prepare_segment(context);
+        self.record_more_states(context);
         self.checkpoint_if_due(context);
     }
 

@@ -283,6 +283,7 @@ impl Share {
     ) -> Dropping {
         self.record_dropped(&epochs);
         self.history.remove_snapshots(&epochs);
+        self.recorded.cuts.retain(|cut| self.history.has(cut.epoch));
         if let Some(at) = rollback {
             epochs.extend(self.history.forget_rollback(at)); // what only it has retained
         }

@@ -55,6 +55,9 @@ impl Share {
         let mut changes = job.changes;
         let (Some((place, count)), Err(errno)) = (failed, result) else {
             let result = self.settle_changes(part.local, epoch, &changes, result);
+            if result.is_ok() {
+                self.count_change(&part, epoch, context.wall_ns);
+            }
             return self.end(part, result, context);
         };
         let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;

@@ -62,7 +62,10 @@ impl Share {
         if small && placement == Placement::InPlace {
             match self.overwrite_now(&part) {
                 Ok(false) => {} // it would wait
-                result => return self.end(part, result.map(|_| ()), context),
+                result => {
+                    let result = result.map(|_| ());
+                    return self.end_written(part, result, context);
+                }
             }
         }
         let inline = small && self.inline;
@@ -73,7 +76,7 @@ impl Share {
         };
         match planned {
             Err(NoSpace { wanted }) => self.wait_for_space(part, wanted, context),
-            Ok(Progress::Done(result)) => self.end(part, result, context),
+            Ok(Progress::Done(result)) => self.end_written(part, result, context),
             Ok(Progress::Failed(job, errno)) => {
                 self.finish(part, job, self.epoch, Err(errno), context);
             }
@@ -83,6 +86,14 @@ impl Share {
             }
             Ok(Progress::Planned(job)) => self.hand_over(part, job, context),
         }
+    }
+
+    /// Ends a part that was written on this thread.
+    fn end_written(&mut self, part: Part, result: Result<(), Errno>, context: &mut Context<'_>) {
+        if result.is_ok() {
+            self.count_change(&part, self.epoch, context.wall_ns);
+        }
+        self.end(part, result, context);
     }
 
     /// Where a part's blocks are placed.

@@ -1,0 +1,136 @@
+"""polyvol log: list, show: the change logs of partitions."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import click
+
+from polyvol.daemon.client.cli.client import Client, Json
+from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
+from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
+from polyvol.daemon.client.cli.pages import known, known_size, pages
+from polyvol.daemon.client.cli.tree import Noun
+from polyvol.daemon.sizes import SIZE_MAX
+from polyvol.mapping.sizes import counted, exact_size, format_size
+
+
+@click.group(cls=Noun)
+def log() -> None:
+    """Change logs of partitions."""
+
+
+@log.command(name="list")
+@click.argument("volume")
+@click.option("--snapshot", metavar="SNAPSHOT", help="Only those that begin with this snapshot.")
+@click.option("--partition", type=NumberType(0, SIZE_MAX), metavar="N", help="Only those of this partition.")
+@json_option
+@state_dir_option
+def list_logs(
+    volume: str, snapshot: str | None, partition: int | None, as_json: bool, state_dir: Path
+) -> None:
+    """List the change logs of a volume's partitions.
+
+    A log begins with a snapshot, and has what was written to its partition since, until the next snapshot.
+    """
+    found = pages(
+        Client(state_dir),
+        f"volume {volume}",
+        *("volumes", volume, "change-logs"),
+        snapshot=_alone(volume, snapshot),
+        partition=None if partition is None else str(partition),
+    )
+    logs = list(chain.from_iterable(page["logs"] for page in found))
+    if as_json:
+        print_json(logs)
+        return
+    print_logs(logs)
+
+
+@log.command()
+@click.argument("name", metavar="VOLUME@SNAPSHOT#N|VOLUME#N")
+@json_option
+@state_dir_option
+def show(name: str, as_json: bool, state_dir: Path) -> None:
+    """Show one change log, and where its blocks are."""
+    found = list(pages(Client(state_dir), f"the volume of {name}", "change-logs", name))
+    shown, runs = found[0]["log"], list(chain.from_iterable(page["runs"] for page in found))
+    if as_json:
+        print_json({"log": shown, "runs": runs})
+        return
+    begin = f"snapshot {shown['volume']}@{shown['begin']}" if shown["begin"] else f"volume {shown['volume']}"
+    print_facts(
+        [
+            ("change log", shown["id"]),
+            ("begins with", begin),
+            ("ended by", _ended(shown)),
+            ("partition", f"{shown['partition']} of volume {shown['volume']}"),
+            ("processor", shown["processor"]),
+            ("devices by rule", _rule(shown)),
+            ("placed on", _placed(shown)),
+            ("blocks", f"{shown['blocks']} in slots ({format_size(shown['size'])}), {shown['zeroes']} zero"),
+            ("runs", shown["runs"]),
+            ("written since the cut", _written(shown)),
+        ]
+    )
+    say("")
+    print_table(
+        ("BLOCK", "BLOCKS", "LOG AREA", "DEVICE", "OFFSET"),
+        [
+            (run["block"], run["blocks"], run["area"], run["device"], exact_size(run["offset"]))
+            for run in runs
+        ],
+    )
+
+
+def print_logs(logs: Sequence[Json]) -> None:
+    """The table of change logs."""
+    print_table(
+        (
+            *("CHANGE LOG", "PROCESSOR", "DEVICES BY RULE", "PLACED ON", "BLOCKS", "SIZE", "ZEROES"),
+            *("RUNS", "WRITES SINCE", "WRITTEN", "ENDED BY"),
+        ),
+        [
+            (
+                each["id"],
+                each["processor"],
+                _rule(each),
+                _placed(each),
+                each["blocks"],
+                format_size(each["size"]),
+                each["zeroes"],
+                each["runs"],
+                known(each["writes"]),
+                known_size(each["written"]),
+                each["ended"],
+            )
+            for each in logs
+        ],
+    )
+
+
+def _alone(volume: str, snapshot: str | None) -> str | None:
+    """The snapshot's name, given alone or as VOLUME@SNAPSHOT."""
+    return None if snapshot is None else snapshot.removeprefix(f"{volume}@")
+
+
+def _rule(shown: Json) -> str:
+    if not shown["rule_devices"]:
+        return "any"
+    return listed([*shown["rule_devices"], *(["any"] if shown["rule_any"] else [])])
+
+
+def _placed(shown: Json) -> str:
+    return listed([f"{'+'.join(each['devices'])} ({each['blocks']})" for each in shown["placed"]])
+
+
+def _ended(shown: Json) -> str:
+    if shown["ended"] is None:
+        return "nothing: it is the current one, or a rollback ended it"
+    return f"snapshot {shown['volume']}@{shown['ended']}"
+
+
+def _written(shown: Json) -> str:
+    if shown["writes"] is None:
+        return "unknown"
+    return f"{counted(shown['writes'], 'write')}, {format_size(shown['written'])}"

@@ -1,0 +1,1 @@
+"""Partitions, their snapshots and their change logs, as users see them."""

@@ -1,0 +1,60 @@
+"""The partition snapshots of snapshots, counted: by processor, and how many were written since.
+
+How it works      One question to the engine for each volume that is served, whose cost follows the partitions
+                  that were written; processors' shares are in the catalog.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.types.partitions import SnapshotPartsView, SnapshotShareView
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
+from polyvol.snapshot.snapshot import Snapshot
+
+
+def logs_by_epoch(context: Context, volume: Volume) -> Counter[int] | None:
+    """How many change logs of a volume begin with each epoch; None while it is not served."""
+    if context.is_served(volume):
+        with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
+            counts: Counter[int] = Counter()
+            for each in context.engine.change_log_counts(volume.id):
+                counts[each["begin"]] += each["logs"]
+            return counts
+    return None
+
+
+def logs_by_volume(context: Context, processor: int, volume: Volume) -> int | None:
+    """How many change logs of a volume a processor maintains; None while it is not served."""
+    if context.is_served(volume):
+        with contextlib.suppress(context.engine_error):
+            counts = context.engine.change_log_counts(volume.id)
+            return sum(each["logs"] for each in counts if each["processor"] == processor)
+    return None
+
+
+def parts_of(
+    context: Context, records: Iterable[SnapshotRecord], volumes: dict[int, Volume]
+) -> list[SnapshotPartsView]:
+    """The partition snapshots of these snapshots, counted; `volumes`: by id."""
+    written: dict[int, Counter[int] | None] = {}
+    views = []
+    for record in records:
+        volume = volumes[record.volume]
+        if volume.id not in written:
+            written[volume.id] = logs_by_epoch(context, volume)
+        counts = written[volume.id]
+        snapshot = Snapshot(volume, record, None)
+        shares = snapshot.shares
+        views.append(
+            SnapshotPartsView(
+                partitions=snapshot.partition_count,
+                written=None if counts is None else counts[record.epoch],
+                shares=None
+                if shares is None
+                else [SnapshotShareView(processor=s.processor, partitions=s.partitions) for s in shares],
+            )
+        )
+    return views

@@ -1,0 +1,1 @@
+"""Processors, as users see them."""

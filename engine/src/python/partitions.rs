@@ -1,0 +1,173 @@
+//! Partitions: partitions, partition snapshots, change logs and places as Python dictionaries.
+
+use std::collections::BTreeMap;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::block_map::change_logs::PlaceCounts;
+use crate::block_map::counters::Counters;
+use crate::engine::partitions::{
+    LivePartition, LocatedRun, Location, LogOfPartition, PartitionSnapshot, Spot,
+};
+use crate::processor::share::stats::PartitionState;
+use crate::units::{Epoch, ProcessorIndex};
+
+fn set_map(
+    dict: &Bound<'_, PyDict>,
+    places: PlaceCounts,
+    counters: Option<Counters>,
+    last_write_ns: Option<u64>,
+) -> PyResult<()> {
+    dict.set_item("slots", places.slots)?;
+    dict.set_item("zeroes", places.zeroes)?;
+    dict.set_item("bases", places.bases)?;
+    dict.set_item("writes", counters.map(|counters| counters.writes))?;
+    dict.set_item("written_bytes", counters.map(|counters| counters.written_bytes))?;
+    dict.set_item("last_write_ns", last_write_ns)
+}
+
+/// A dictionary with two numbers, if there are any.
+fn pair<'py>(
+    py: Python<'py>,
+    names: [&str; 2],
+    values: Option<(u64, u64)>,
+) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let Some((one, other)) = values else { return Ok(None) };
+    let dict = PyDict::new(py);
+    dict.set_item(names[0], one)?;
+    dict.set_item(names[1], other)?;
+    Ok(Some(dict))
+}
+
+/// A list of `PartitionMapState`.
+pub fn states<'py>(
+    py: Python<'py>,
+    states: &[(u32, PartitionState)],
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for (processor, state) in states {
+        let dict = PyDict::new(py);
+        dict.set_item("partition", state.partition)?;
+        dict.set_item("processor", processor)?;
+        dict.set_item("epoch", state.epoch)?;
+        dict.set_item("write_seq", state.write_seq)?;
+        dict.set_item("blocks_mapped", state.blocks_mapped)?;
+        dict.set_item("frozen", state.frozen)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `PartitionSnapshotState`.
+pub fn snapshots<'py>(
+    py: Python<'py>,
+    epoch: Epoch,
+    found: &[PartitionSnapshot],
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for one in found {
+        let dict = PyDict::new(py);
+        dict.set_item("partition", one.partition)?;
+        dict.set_item("processor", one.processor)?;
+        dict.set_item("epoch", epoch)?;
+        dict.set_item("size", one.size)?;
+        dict.set_item("frozen", one.frozen)?;
+        set_map(&dict, one.places, one.counters, one.last_write_ns)?;
+        dict.set_item("write_seq", one.write_seq)?;
+        dict.set_item("checksummed", one.places.slots)?;
+        dict.set_item("since", pair(py, ["writes", "written_bytes"], one.since)?)?;
+        dict.set_item("log", pair(py, ["blocks", "zeroes"], one.log)?)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `PartitionState`.
+pub fn partitions<'py>(py: Python<'py>, found: &[LivePartition]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for one in found {
+        let dict = PyDict::new(py);
+        dict.set_item("partition", one.partition)?;
+        dict.set_item("processor", one.processor)?;
+        set_map(&dict, one.places, Some(one.counters), one.last_write_ns)?;
+        dict.set_item("write_seq", one.write_seq)?;
+        dict.set_item("versions", one.versions)?;
+        dict.set_item("newest_snapshot", one.newest_snapshot)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `ChangeLogState`.
+pub fn change_logs<'py>(py: Python<'py>, found: &[LogOfPartition]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for one in found {
+        let dict = PyDict::new(py);
+        dict.set_item("partition", one.partition)?;
+        dict.set_item("processor", one.processor)?;
+        dict.set_item("begin", one.begin)?;
+        dict.set_item("blocks", one.blocks)?;
+        dict.set_item("zeroes", one.zeroes)?;
+        dict.set_item("runs", one.runs)?;
+        dict.set_item("areas", &one.areas)?;
+        dict.set_item("writes", one.written.map(|written| written.0))?;
+        dict.set_item("written_bytes", one.written.map(|written| written.1))?;
+        dict.set_item("ended", one.ended)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `ChangeLogCount`.
+pub fn counts<'py>(
+    py: Python<'py>,
+    found: &BTreeMap<(Epoch, ProcessorIndex), u64>,
+) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for ((begin, processor), logs) in found {
+        let dict = PyDict::new(py);
+        dict.set_item("begin", begin)?;
+        dict.set_item("processor", processor)?;
+        dict.set_item("logs", logs)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A list of `ChangeLogRun`.
+pub fn runs<'py>(py: Python<'py>, found: &[LocatedRun]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for run in found {
+        let dict = PyDict::new(py);
+        dict.set_item("block", run.block)?;
+        dict.set_item("blocks", run.blocks)?;
+        dict.set_item("area", run.area)?;
+        dict.set_item("device", run.device)?;
+        dict.set_item("offset", run.offset)?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// A `Location`.
+pub fn location<'py>(py: Python<'py>, found: &Location) -> PyResult<Bound<'py, PyDict>> {
+    let (kind, area, device, offset, begin) = match found.spot {
+        Spot::Base(device, offset) => ("base", None, Some(device), Some(offset), None),
+        Spot::Zero => ("zero", None, None, None, None),
+        Spot::Log(area, device, offset, begin) => {
+            ("log", Some(area), Some(device), Some(offset), Some(begin))
+        }
+        Spot::Source => ("source", None, None, None, None),
+    };
+    let dict = PyDict::new(py);
+    dict.set_item("partition", found.partition)?;
+    dict.set_item("processor", found.processor)?;
+    dict.set_item("block", found.block)?;
+    dict.set_item("kind", kind)?;
+    dict.set_item("area", area)?;
+    dict.set_item("device", device)?;
+    dict.set_item("device_offset", offset)?;
+    dict.set_item("begin", begin)?;
+    Ok(dict)
+}
