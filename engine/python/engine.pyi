@@ -127,12 +127,22 @@ class LogSpec(TypedDict):
     number: int
     extents: list[ExtentSpec]
 
+class LogRule(TypedDict):
+    """Which log areas change logs may use: of the partitions from the first to the last of `partitions`, of
+    those of these `processors`, or of all (both None). `logs`: numbers of areas, in order; `any`: then any
+    other area. The first rule that is for a partition decides; without one it may use any area."""
+
+    partitions: list[int] | None
+    processors: list[int] | None
+    logs: list[int]
+    any: bool
+
 class SnapshotSpec(TypedDict):
-    """A snapshot that exists: its epoch within the volume, the change log named for it, if one was, and its
-    size in bytes: the volume's at its cut."""
+    """A snapshot that exists: its epoch within the volume, the log rules of the change logs that begin with
+    it ([]: the volume's), and its size in bytes: the volume's at its cut."""
 
     epoch: int
-    log: int | None
+    log_rules: list[LogRule]
     size: int
 
 class RollbackSpec(TypedDict):
@@ -169,8 +179,8 @@ class VolumeSpec(TypedDict):
     partition_size: int
     partitions: list[PartitionSpec]
     logs: list[LogSpec]
-    default_logs: list[int]
-    """Numbers of the logs that redirected writes use where no log was named for the newest snapshot."""
+    log_rules: list[LogRule]
+    """In force where the newest snapshot has none."""
     directory: str
     """Of journals and checkpoints; its parent must exist. Made if missing and nothing has to be in it."""
     manifests: ManifestsSpec
@@ -183,10 +193,10 @@ class VolumeSpec(TypedDict):
     """The catalog's idea of the volume's epoch: no smaller epoch will be used."""
 
 class CutVolume(TypedDict):
-    """One volume's part of a cut: `log` names the change log for what is written after it, or None."""
+    """One volume's part of a cut: `log_rules` are those of the change logs that begin with it, or []."""
 
     volume: int
-    log: int | None
+    log_rules: list[LogRule]
 
 @final
 class Engine:
@@ -238,9 +248,11 @@ class Engine:
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably; it must have no exports left (else 'busy')."""
 
-    def add_log(self, volume: int, log: LogSpec, *, default: bool = False) -> None:
-        """Give a volume one more change log, at once, while it is in use.
-        `default`: redirected writes use it where no log is named. Before a write fails, all logs are used."""
+    def add_log(self, volume: int, log: LogSpec, rules: list[LogRule]) -> None:
+        """Give a volume one more log area, at once, while it is in use, and these log rules."""
+
+    def set_log_rules(self, volume: int, rules: list[LogRule]) -> None:
+        """Give a volume these log rules, for the slots that are taken from now on."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail

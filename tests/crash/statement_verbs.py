@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from polyvol.daemon.service import Service
-from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
 from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, RollbackStart
 from polyvol.daemon.types.hooks import HookSettings
+from polyvol.daemon.types.log_areas import LogAdd
 from polyvol.daemon.types.renames import Rename
 from polyvol.daemon.types.restores import RestoreBegin, RestoreCompletion
 from polyvol.daemon.types.schedules import ScheduleAdd, ScheduleSet
@@ -253,7 +253,7 @@ def _but(kept: str) -> Verb:
 BETWEEN: dict[str, list[Verb]] = {
     # A change log that was made for a snapshot is the volume's, and is used by the next try.
     "snapshot create, log": [
-        lambda s, _: s._snapshots._change_logs.on_device(
+        lambda s, _: s._snapshots._log_areas.on_device(
             s._context.find_volume("w"), s._context.find_device("log")
         )
     ],

@@ -19,10 +19,10 @@ from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.inventory import NewDevice
 from polyvol.mapping.plans.volumes import VolumePlan
-from polyvol.mapping.records.change_logs import ChangeLog
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.groups import GroupSnapshot
 from polyvol.mapping.records.hooks import Hooks
+from polyvol.mapping.records.log_areas import LogArea
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -34,7 +34,7 @@ PLAN = VolumePlan(
     2 * MIB,
     MIB,
     (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
-    (ChangeLog(1, True, (Extent(-2, MIB, 64 * MIB),)),),
+    (LogArea(1, True, (Extent(-2, MIB, 64 * MIB),)),),
     (NewDevice(-1, "v.data", "devices/v.data", 3 * MIB), NewDevice(-2, "v.log", "devices/v.log", 65 * MIB)),
 )
 

@@ -233,7 +233,7 @@ def test_a_file_that_was_being_made_for_a_log_is_removed_at_the_next_start(volum
     volume.ok("volume", "add-log", "v")
     context = volume.service._context
     (made,) = [device for device in context.catalog.devices.all() if device.name == "v.log-2"]
-    context.catalog.change_logs.forget(VOLUME, 2)
+    context.catalog.log_areas.forget(VOLUME, 2)
     context.catalog.devices.set_state(made.id, "adding")
     volume.restart()
     assert "v.log-2" not in volume.ok("device", "list")

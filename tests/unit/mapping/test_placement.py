@@ -10,11 +10,11 @@ from polyvol.mapping.errors import DeviceTooSmall
 from polyvol.mapping.extent import BLOCK_SIZE, Extent, FreeSpace, free_runs, joined, total
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.placement import (
+    AREA_SIZE_MIN,
     CHUNK_SIZE,
-    LOG_SIZE_MIN,
+    area_size,
     choose_processors,
-    log_size,
-    place_log,
+    place_area,
     place_on_base,
     place_partitions,
 )
@@ -111,12 +111,12 @@ def test_on_a_base_every_byte_stays_where_it_is(size: int, partition_size: int) 
 def test_a_log_takes_whole_chunks_of_what_is_free(size: int, runs: dict[int, list[Extent]]) -> None:
     space = FreeSpace(runs[1])
     usable = space.usable(CHUNK_SIZE)
-    if usable < LOG_SIZE_MIN:
+    if usable < AREA_SIZE_MIN:
         with pytest.raises(DeviceTooSmall):
-            place_log("log", size, "d", space)
+            place_area("log", size, "d", space)
         return
-    extents = place_log("log", size, "d", space)
-    assert total(extents) == min(usable, log_size(size))
+    extents = place_area("log", size, "d", space)
+    assert total(extents) == min(usable, area_size(size))
     assert all(extent.length % CHUNK_SIZE == 0 for extent in extents)
 
 

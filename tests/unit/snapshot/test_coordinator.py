@@ -10,7 +10,7 @@ from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.inventory import NewDevice
 from polyvol.mapping.plans.volumes import VolumePlan
-from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.log_areas import LogArea
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.specs import volume_spec
@@ -41,7 +41,7 @@ class Bench:
             2 * MIB,
             MIB,
             (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
-            (ChangeLog(1, True, (Extent(-1, 4 * MIB, 64 * MIB),)),),
+            (LogArea(1, True, (Extent(-1, 4 * MIB, 64 * MIB),)),),
             (NewDevice(-1, f"{name}.data", name, 70 * MIB),),
         )
         volume = self.catalog.volumes.create(plan)
