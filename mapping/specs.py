@@ -88,7 +88,7 @@ def rule_specs(
         on.setdefault(area.device, []).append(area.number)
     specs: list[LogRuleSpec] = [
         {
-            "partitions": None if rule.partitions is None else list(rule.partitions),
+            "partitions": rule.partitions,
             "processors": None if rule.processor is None else [rule.processor],
             "logs": _numbers([rule], on),
             "any": rule.others,

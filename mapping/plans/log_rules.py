@@ -178,7 +178,7 @@ def _refuse_overlap(rules: Sequence[WantedRule]) -> None:
                 what = shown_range(overlap)
             else:
                 continue
-            why = f"{what} has the rule {earlier.text!r} already"
+            why = f"the rule {earlier.text!r} is for {what} already"
             todo = "give each processor one rule, and each partition one with a range"
             raise BadLogRule(rule=rule.text, why=why, todo=todo)
 

@@ -104,7 +104,7 @@ def check_places(name: str, places: Sequence[Place], lengths: Mapping[int, int])
             raise BadPlace(place=place.text, why=why, todo="give a range within the volume")
         for earlier in places[:number]:
             if overlap := common_range(place.partitions, earlier.partitions):
-                why = f"{shown_range(overlap)} has the place {earlier.text!r} already"
+                why = f"the place {earlier.text!r} is for {shown_range(overlap)} already"
                 raise BadPlace(place=place.text, why=why, todo="give each partition one place")
         sizes = [device.size for device in place.devices]
         whole, longest = sum(size for size in sizes if size is not None), lengths[place.partitions[0]]

@@ -19,7 +19,6 @@ from polyvol.mapping.partition import (
     check_partition_size,
     check_volume_size,
     partition_lengths,
-    shown_range,
 )
 from polyvol.mapping.plans import placement
 from polyvol.mapping.plans.inventory import Inventory, NewDevice, SpaceAllocator
@@ -114,7 +113,7 @@ def _place(
         if place.devices:
             ids = [(allocator.storage(device.name), device.size) for device in place.devices]
             partitions += placement.place_in_order(
-                f"{shown_range(place.partitions)} of volume {request.name}",
+                f"place {place.text!r} of volume {request.name}",
                 {number: rest.pop(number) for number in _numbers(place)},
                 owners,
                 [(allocator.space[device], size) for device, size in ids],

@@ -251,11 +251,9 @@ def _but(kept: str) -> Verb:
 
 
 BETWEEN: dict[str, list[Verb]] = {
-    # A change log that was made for a snapshot is the volume's, and is used by the next try.
+    # A log area that was made for a snapshot is the volume's, and is used by the next try.
     "snapshot create, log": [
-        lambda s, _: s._snapshots._log_areas.on_device(
-            s._context.find_volume("w"), s._context.find_device("log")
-        )
+        lambda s, _: s._snapshots._log_areas.rules_of_snapshot([s._context.find_volume("w")], ["log"])
     ],
     # Those that stay are named in the answer.
     "snapshot delete, many": [_but("s1"), _but("s2"), _but("s3")],

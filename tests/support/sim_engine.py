@@ -204,7 +204,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         del self.volumes[volume]
 
     def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
-        self._begin("add_log", volume, log["number"])
+        self._begin("add_log", volume, log["number"], rules)
         target = self._volume(volume)
         check(log["number"] not in target.logs, "exists", "the log is there")
         for extent in log["extents"]:
@@ -215,7 +215,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
         target.spec["log_rules"] = rules
 
     def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
-        self._begin("set_log_rules", volume)
+        self._begin("set_log_rules", volume, rules)
         target = self._volume(volume)
         check_rules(rules, target.logs)
         target.spec["log_rules"] = rules
@@ -283,7 +283,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
             ]
 
     def cut(self, volumes: "list[CutVolume]") -> "CutReport":
-        self._begin("cut", tuple((each["volume"], each["log_rules"]) for each in volumes))
+        self._begin("cut", tuple(each["volume"] for each in volumes), [each["log_rules"] for each in volumes])
         epochs = {}
         for each in volumes:
             target = self._volume(each["volume"])

@@ -9,7 +9,7 @@ from polyvol.daemon.client.cli.common import Command
 from polyvol.daemon.ranges import NUMBER_MAX
 
 
-class ProcessorsType(click.ParamType):
+class ProcessorsType(click.ParamType[int | list[int]]):
     """How many processors ('2'), or which ('0,2'; '2,' is number 2 alone)."""
 
     name = "processors"
