@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from polyvol.daemon.client.cli.common import Command
-from polyvol.daemon.ranges import NUMBER_MAX
+from polyvol.mapping.sizes import SIZE_MAX
 
 
 class ProcessorsType(click.ParamType[int | list[int]]):
@@ -19,7 +19,7 @@ class ProcessorsType(click.ParamType[int | list[int]]):
     ) -> int | list[int]:
         """The number, or the list."""
         words = str(value).removesuffix(",").split(",")
-        if not all(word.isascii() and word.isdigit() and int(word[:20]) <= NUMBER_MAX for word in words):
+        if not all(word.isascii() and word.isdigit() and int(word[:20]) <= SIZE_MAX for word in words):
             self.fail(f"{value!r} is neither a number of processors nor a list of their numbers: 2, or 0,2")
         return [int(word) for word in words] if "," in str(value) else int(words[0])
 
