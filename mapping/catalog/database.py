@@ -205,7 +205,7 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")  # when it begins again
-        connection.execute("PRAGMA foreign_keys = OFF")  # so that a migration can make a table anew
+        connection.execute("PRAGMA foreign_keys = OFF")  # so that a migration can replace a table
         for step in range(format_version(connection) + 1, latest + 1):
             self._run_script(connection, (migrations / f"to_{step}.sql").read_text(), step)
         connection.execute("PRAGMA foreign_keys = ON")

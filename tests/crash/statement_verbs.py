@@ -190,6 +190,7 @@ VERBS: dict[str, Verb] = {
         "v", VolumeGrow(size=2 * MIB + BLOCK, devices=("a",))
     ),
     "volume set": lambda s, _: s.volumes.change("v", VolumeSet(when_full="keep-snapshots")),
+    "volume set, log rules": lambda s, _: s.volumes.change("w", VolumeSet(log_devices=("0=log", "any"))),
     "volume set, hooks": lambda s, _: s.volumes.change("p", VolumeSet(hooks=HOOKS)),
     "volume add-log": lambda s, _: s.volumes.add_log("w", LogAdd(size=4 * MIB)),
     "volume add-log, device": lambda s, _: s.volumes.add_log("w", LogAdd(devices=("log",), size=8 * MIB)),

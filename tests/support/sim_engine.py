@@ -40,8 +40,6 @@ if TYPE_CHECKING:
         EngineStats,
         ExportInfo,
         HandOverReport,
-        LogRule,
-        LogSpec,
         PartitionState,
         ScrubReport,
         SpaceStats,
@@ -202,23 +200,6 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, Comparisons):
             check(export.volume != volume, "busy", f"volume {volume} is exported")
         refuse_source(self, volume, None)
         del self.volumes[volume]
-
-    def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
-        self._begin("add_log", volume, log["number"], rules)
-        target = self._volume(volume)
-        check(log["number"] not in target.logs, "exists", "the log is there")
-        for extent in log["extents"]:
-            check(extent["device"] in self.devices, "not-found", "the log's device is not open")
-        check_rules(rules, {*target.logs, log["number"]})
-        target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
-        target.spec["logs"].append(log)
-        target.spec["log_rules"] = rules
-
-    def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
-        self._begin("set_log_rules", volume, rules)
-        target = self._volume(volume)
-        check_rules(rules, target.logs)
-        target.spec["log_rules"] = rules
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         self._begin("ask_when_full", volume, asks)

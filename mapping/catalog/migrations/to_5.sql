@@ -1,6 +1,6 @@
 -- To version 5: log rules instead of default and named log areas; what each processor had at a snapshot.
 -- Foreign keys are not enforced while this runs, so that rows of other tables stay when the table they refer to
--- is made anew.
+-- is replaced.
 
 CREATE TABLE snapshot_processor (       -- what each processor had at the cut; older snapshots have no rows
     snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
