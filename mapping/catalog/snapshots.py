@@ -20,6 +20,7 @@ from polyvol.mapping.catalog.rollbacks import insert_rollbacks
 from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.groups import GroupSnapshot
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import DroppedSnapshot, SnapshotRecord
