@@ -35,6 +35,7 @@ from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import Consistency, Origin, SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.specs import snapshot_rules
 from polyvol.snapshot.errors.cuts import CutFailed
 from polyvol.snapshot.errors.hooks import HooksFailed
 from polyvol.snapshot.snapshot import export_description, export_name
@@ -109,7 +110,10 @@ class Coordinator:
         start = time.monotonic_ns()
         try:
             report = self._engine.cut(
-                [{"volume": volume.id, "log": named.get(volume.id)} for volume in volumes]
+                [
+                    {"volume": volume.id, "log_rules": snapshot_rules(named.get(volume.id))}
+                    for volume in volumes
+                ]
             )
         except Exception as cause:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
@@ -159,7 +163,7 @@ class Coordinator:
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:
-            report = self._engine.cut([{"volume": volume.id, "log": None} for volume in volumes])
+            report = self._engine.cut([{"volume": volume.id, "log_rules": []} for volume in volumes])
         except Exception as cause:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
         epochs = report["epochs"]

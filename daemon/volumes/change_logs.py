@@ -26,7 +26,7 @@ from polyvol.mapping.records.change_logs import ChangeLog
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import exact_size
-from polyvol.mapping.specs import log_spec
+from polyvol.mapping.specs import log_spec, volume_rules
 
 
 class ChangeLogs:
@@ -84,7 +84,7 @@ class ChangeLogs:
                 self.make_file(made)
                 with context.catalog_lock:
                     logs = self._record(volume, plan.extents, default=True, made=made)
-            self._use(volume, logs, default=True)
+            self._use(volume, logs)
         except BaseException:
             self.done_with([] if made is None else [made])
             if made is not None:
@@ -103,7 +103,7 @@ class ChangeLogs:
         with self._context.catalog_lock:
             extents = tuple(plan_log(volume, device, inventory(self._context)))
             logs = self._record(volume, [extents], default=False)
-        self._use(volume, logs, default=False)
+        self._use(volume, logs)
         return logs[0].number
 
     def views(self, volume: Volume, names: dict[int, str], *, serving: bool) -> list[LogView]:
@@ -146,13 +146,18 @@ class ChangeLogs:
             raise
         return logs
 
-    def _use(self, volume: Volume, logs: Sequence[ChangeLog], *, default: bool) -> None:
+    def _use(self, volume: Volume, logs: Sequence[ChangeLog]) -> None:
         """Have the engine use logs that are recorded; those that it refuses are forgotten."""
         context = self._context
+        catalog = context.catalog
+        processors = [partition.processor for partition in catalog.volumes.partitions(volume.id)]
+        present = {log.number for log in logs}
+        before = [log for log in catalog.change_logs.of(volume.id) if log.number not in present]
         for done, log in enumerate(logs):
+            rules = volume_rules([*before, *logs[: done + 1]], processors)
             try:
                 with context.engine_errors(f"adding a change log to volume {volume.name}"):
-                    context.engine.add_log(volume.id, log_spec(log), default=default)
+                    context.engine.add_log(volume.id, log_spec(log), rules)
             except BaseException:
                 with context.catalog_lock:
                     for unused in logs[done:]:

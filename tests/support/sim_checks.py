@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyvol.engine import ErrorKind, VolumeSpec
+    from polyvol.engine import ErrorKind, LogRule, VolumeSpec
 
 BLOCK = 4096
 CHUNK = 4 << 20
@@ -38,15 +38,23 @@ def check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
         whole = min(partition_size, size - number * partition_size)
         check(length == (whole if spec["source"] is None else 0), "invalid", "extents' sum")
     numbers = {log["number"] for log in spec["logs"]}
-    check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
+    check_rules(spec["log_rules"], numbers, "invalid")
     for log in spec["logs"]:
         check(1 <= log["number"] <= 4095, "invalid", "log number")
         for extent in log["extents"]:
             check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
             check(extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent")
     for snapshot in spec["snapshots"]:
-        check(snapshot["log"] is None or snapshot["log"] in numbers, "invalid", "snapshot's log")
+        check_rules(snapshot["log_rules"], numbers, "invalid")
         check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
+
+
+def check_rules(rules: "list[LogRule]", numbers: set[int], kind: "ErrorKind" = "not-found") -> None:
+    for rule in rules:
+        check(set(rule["logs"]) <= numbers, kind, "a log rule names no log of the volume")
+        check(len(set(rule["logs"])) == len(rule["logs"]), kind, "a log rule names a log twice")
+        check(bool(rule["logs"]) or rule["any"], kind, "a log rule allows no log")
+        check(rule["partitions"] is None or rule["partitions"][0] <= rule["partitions"][1], kind, "order")
 
 
 def devices_of(spec: "VolumeSpec") -> set[int]:

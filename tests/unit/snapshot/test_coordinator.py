@@ -13,7 +13,7 @@ from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.change_logs import ChangeLog
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.mapping.specs import volume_spec
+from polyvol.mapping.specs import snapshot_rules, volume_spec
 from polyvol.snapshot.coordinator import Coordinator
 from polyvol.snapshot.errors.cuts import CutFailed
 from tests.support.sim_checks import EngineError
@@ -84,7 +84,7 @@ def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
         "export",
     ]
     first, second = bench.volumes
-    assert bench.world.calls[0] == ("cut", ((first.id, 1), (second.id, None)))
+    assert bench.world.calls[0] == ("cut", ((first.id, snapshot_rules(1)), (second.id, [])))
     assert bench.catalog.snapshots.all() == records
     assert len({record.cut for record in records}) == 1
     assert [record.log for record in records] == [1, None]
