@@ -27,13 +27,13 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
     """Have the engine serve a volume as large as the catalog says. The caller holds its lock."""
     catalog = context.catalog
     spec = volume_spec(catalog, volume, context.state_dir)
+    rules = spec["log_rules"]
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
-    # It has grown, whether this succeeds or not. Processors that are new in it take turns, too.
-    if spec["log_rules"]:
+    # It has grown, whether what follows succeeds or not; the next start does it otherwise.
+    if rules:  # processors that are new in it take turns, too
         with isolate(context, f"setting the log rules of volume {volume.name}", volume=volume.name):
-            context.engine.set_log_rules(volume.id, spec["log_rules"])
-    # It has grown, whether this succeeds or not; the next start records it otherwise.
+            context.engine.set_log_rules(volume.id, rules)
     with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.volumes.set_manifests(volume.id, len(spec["partitions"]))
 

@@ -141,14 +141,14 @@ fn spec(wanted: &Wanted, snapshots: Vec<u64>) -> VolumeSpec {
         partition_size: PARTITION,
         partitions: (0..wanted.volume.div_ceil(PARTITION)).map(part).collect(),
         logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: log }])],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: wanted.directory.join("volume"),
         manifests: Manifests::new(wanted.directory.join("manifests")),
         next_epoch: snapshots.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
         origin: None,
-        snapshots: snapshots.into_iter().map(|epoch| (epoch, None)).collect(),
+        snapshots: snapshots.into_iter().map(|epoch| (epoch, Default::default())).collect(),
     }
 }
 
@@ -169,7 +169,7 @@ fn fill(wanted: &Wanted) {
     engine.add_volume(spec(wanted, Vec::new())).expect("a volume");
     engine.export("v", "", 1, None).expect("an export");
     let (before, _, _) = memory();
-    let epoch = engine.cut(&[(1, None)]).expect("a cut").epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).expect("a cut").epochs[0].1;
     engine.settle(1, epoch).expect("it settles");
     engine.flush(1).expect("it is flushed");
     let began = Instant::now();

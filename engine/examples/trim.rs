@@ -134,7 +134,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
         partition_size: PARTITION,
         partitions: (0..volume.div_ceil(PARTITION)).map(part).collect(),
         logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: log }])],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: directory.join("volume"),
         manifests: Manifests::new(directory.join("manifests")),
         next_epoch: 1,
@@ -145,7 +145,7 @@ fn serve(directory: &Path, volume: u64) -> Engine {
     };
     engine.add_volume(spec).expect("a volume");
     engine.export("v", "", 1, None).expect("an export");
-    let epoch = engine.cut(&[(1, None)]).expect("a cut").epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).expect("a cut").epochs[0].1;
     engine.settle(1, epoch).expect("it settles");
     engine.flush(1).expect("it is flushed");
     engine

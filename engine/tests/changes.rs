@@ -51,7 +51,7 @@ impl Served {
             partition_size: PARTITION,
             partitions,
             logs: vec![(1, vec![extent(2, 0, 256 * MIB)])],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: directory.join("volume"),
             manifests: Manifests::new(directory.join("volume")),
             snapshots: Vec::new(),
@@ -71,7 +71,7 @@ impl Served {
     }
 
     fn cut(&self) -> u64 {
-        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         self.engine.settle(1, epoch).unwrap();
         self.engine.flush(1).unwrap();
         epoch

@@ -74,10 +74,10 @@ fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
         partition_size: MIB,
         partitions: vec![(0, extent(1, MIB)), (1, extent(2, MIB))],
         logs: logs.iter().map(|log| (*log as u16, extent(*log, 8 * MIB))).collect(),
-        default_logs: logs.iter().map(|log| *log as u16).collect(),
+        log_rules: Default::default(),
         directory: scratch.path.join("volume"),
         manifests: Manifests::new(scratch.path.join("volume")),
-        snapshots: epochs.iter().map(|epoch| (*epoch, None)).collect(),
+        snapshots: epochs.iter().map(|epoch| (*epoch, Default::default())).collect(),
         next_epoch: epochs.last().map_or(1, |last| last + 1),
         bounds: Vec::new(),
         rollbacks: Vec::new(),
@@ -91,7 +91,7 @@ fn client(engine: &Engine) -> LocalClient {
 }
 
 fn cut(engine: &Engine) -> u64 {
-    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
     epoch

@@ -58,7 +58,7 @@ fn engine(scratch: &Scratch) -> Engine {
         partition_size: SIZE,
         partitions: vec![(0, vec![extent(1, 0, SIZE)])],
         logs: vec![(1, vec![extent(2, 0, 4 * SIZE)])],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: scratch.0.join("volume"),
         manifests: Manifests::new(scratch.0.join("volume")),
         snapshots: Vec::new(),
@@ -96,7 +96,7 @@ fn a_finished_request_has_no_other_reference() {
     for cut in [false, true] {
         for length in LENGTHS {
             if cut {
-                let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+                let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
                 engine.settle(1, epoch).unwrap();
             }
             let verbs = [Verb::Write, Verb::Write, Verb::Read, Verb::Trim];

@@ -81,10 +81,10 @@ fn spec_of(
         partition_size,
         partitions,
         logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: scratch.0.join("volume"),
         manifests: Manifests::new(scratch.0.join("volume")),
-        snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, None)).collect(),
+        snapshots: snapshots.iter().map(|(epoch, _)| (*epoch, Default::default())).collect(),
         next_epoch: snapshots.last().map_or(1, |(epoch, _)| epoch + 1),
         bounds: snapshots.iter().map(|(epoch, size)| (epoch + 1, *size)).collect(),
         rollbacks: Vec::new(),
@@ -101,7 +101,7 @@ fn read(client: &LocalClient) -> Vec<u8> {
 }
 
 fn cut(engine: &Engine) -> u64 {
-    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
     engine.export(&format!("v@{epoch}"), "", 1, Some(epoch)).unwrap();

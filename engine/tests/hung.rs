@@ -47,7 +47,7 @@ fn spec(path: &Path, id: u64) -> VolumeSpec {
         partition_size: MIB,
         partitions: (0..4).map(|n| (n % 2, extent(id, u64::from(n) * MIB, MIB))).collect(),
         logs: vec![(1, extent(id + 10, 0, 8 * MIB))],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: path.join(format!("volume{id}")),
         manifests: Manifests::new(path.join(format!("volume{id}"))),
         snapshots: Vec::new(),
@@ -152,7 +152,7 @@ fn requests_to_a_device_that_hangs_end_with_eio_and_block_no_other_volume() {
         assert_eq!(within("a read", || read(&other, offset, 4096)), Ok(vec![7; BLOCK]));
     }
     within("a flush", || other.flush().unwrap());
-    let epoch = within("a cut", || engine.cut(&[(2, None)]).unwrap().epochs[0].1);
+    let epoch = within("a cut", || engine.cut(&[(2, Default::default())]).unwrap().epochs[0].1);
     within("settling", || engine.settle(2, epoch).unwrap());
     within("statuses", || other.block_status(0, MIB).unwrap());
     within("states", || engine.device_states());
@@ -186,7 +186,7 @@ fn a_snapshot_is_taken_of_a_volume_whose_device_is_slow() {
     let writes = Arc::clone(&engine);
     let slow = std::thread::spawn(move || client(&writes, 1).write(0, &[2; BLOCK], false));
     until("it does not answer", || engine.device_states()[0].silent.is_some());
-    let epoch = within("a cut", || engine.cut(&[(1, None)]).unwrap().epochs[0].1);
+    let epoch = within("a cut", || engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1);
     let asked = Arc::clone(&engine);
     let settled = std::thread::spawn(move || asked.settle(1, epoch));
     within("a write after the cut", || one.write(MIB, &[3; BLOCK], false).unwrap());
@@ -234,8 +234,12 @@ fn a_write_that_was_given_up_never_overwrites_a_later_one() {
     let later = one.write(0, &[3; 2 * BLOCK], false);
     assert_eq!(later, Err(EIO));
     assert_eq!(one.flush(), Err(EIO));
-    assert!(within("a cut", || engine.cut(&[(1, None)])).is_err());
-    assert!(within("a cut of a group", || engine.cut(&[(2, None), (1, None)])).is_err());
+    assert!(within("a cut", || engine.cut(&[(1, Default::default())])).is_err());
+    assert!(
+        within("a cut of a group", || engine
+            .cut(&[(2, Default::default()), (1, Default::default())]))
+        .is_err()
+    );
     let two = client(&engine, 2);
     within("the other of the group", || two.write(0, &[5; BLOCK], true).unwrap());
     end_hang(&scratch);
@@ -256,7 +260,7 @@ fn a_slot_is_not_reused_before_the_write_to_it_has_ended() {
     let (scratch, engine) = begin();
     let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
-    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     let used = || engine.volume(1).unwrap().space.usage().used;
     hang(&scratch, "log11");
@@ -284,7 +288,7 @@ fn a_volume_whose_device_has_a_write_that_was_given_up_is_not_closed_and_its_spa
     assert!(within("closing it", || engine.remove_volume(1)).is_err());
     let mut third = spec(&scratch.path, 3);
     third.partitions = vec![(0, vec![ExtentSpec { device: 1, offset: 4 * MIB, length: MIB }])];
-    (third.size, third.logs, third.default_logs) = (MIB, Vec::new(), Vec::new());
+    (third.size, third.logs) = (MIB, Vec::new());
     assert!(within("another volume there", || engine.add_volume(third)).is_err());
     end_hang(&scratch);
     until("it is closed", || engine.remove_volume(1).is_ok());
@@ -308,7 +312,7 @@ fn a_scrub_and_reads_of_a_snapshot_end() {
     let (scratch, engine) = begin();
     let one = client(&engine, 1);
     one.write(0, &[1; MIB as usize], true).unwrap();
-    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     one.write(0, &[2; BLOCK], true).unwrap();
     engine.export("v1@s", "", 1, Some(epoch)).unwrap();

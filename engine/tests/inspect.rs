@@ -46,7 +46,7 @@ fn spec(path: &Path) -> VolumeSpec {
         partition_size: MIB,
         partitions: (0..2).map(|n| (n, extent(1, u64::from(n) * MIB, MIB))).collect(),
         logs: vec![(1, extent(2, 0, 8 * MIB))],
-        default_logs: vec![1],
+        log_rules: Default::default(),
         directory: path.join("volume"),
         manifests: Manifests::new(path.join("volume")),
         snapshots: Vec::new(),
@@ -180,7 +180,7 @@ fn a_checkpoint_that_fails_is_reported_and_made_again() {
     let limit = &polyvol_engine::limits::CHECKPOINT_BYTES_MIN;
     limit.store(1, Ordering::Relaxed);
     scratch.rules.lock().unwrap().insert(("checkpoint.new", "create"));
-    let epoch = engine.cut(&[(7, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(7, Default::default())]).unwrap().epochs[0].1;
     engine.settle(7, epoch).unwrap();
     client(&engine).write(0, &[1; BLOCK], false).unwrap();
     let event = |wanted: Event| {

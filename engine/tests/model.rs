@@ -185,10 +185,10 @@ impl Twin {
             partition_size: PARTITION,
             partitions,
             logs: (0..=self.grown).map(|n| (n + 1, vec![log_extent(n)])).collect(),
-            default_logs: (1..=self.grown + 1).collect(),
+            log_rules: Default::default(),
             directory: directory.join("volume"),
             manifests: Manifests::new(directory.join("volume")),
-            snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
+            snapshots: self.snapshots.keys().map(|epoch| (*epoch, Default::default())).collect(),
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
@@ -200,7 +200,9 @@ impl Twin {
         if self.grown < GROWN_MAX {
             self.grown += 1;
             let number = self.grown;
-            self.engine().add_log(VOLUME, number + 1, &[log_extent(number)], true).unwrap();
+            self.engine()
+                .add_log(VOLUME, number + 1, &[log_extent(number)], &Default::default())
+                .unwrap();
         }
     }
 
@@ -318,7 +320,7 @@ impl Twin {
     }
 
     fn cut(&mut self) {
-        let report = self.engine().cut(&[(VOLUME, None)]).unwrap();
+        let report = self.engine().cut(&[(VOLUME, Default::default())]).unwrap();
         let epoch = report.epochs[0].1;
         assert!(epoch >= self.next_epoch);
         self.next_epoch = epoch + 1;
@@ -334,7 +336,7 @@ impl Twin {
     fn roll_back(&mut self, to: u64, safety: bool, killed: bool) {
         self.client = None;
         self.engine().exports.remove("v").unwrap();
-        let epoch = self.engine().cut(&[(VOLUME, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine().cut(&[(VOLUME, Default::default())]).unwrap().epochs[0].1;
         self.engine().settle(VOLUME, epoch).unwrap();
         self.engine().flush(VOLUME).unwrap();
         let rollback = Rollback { at: epoch + 1, to };

@@ -63,14 +63,14 @@ impl World {
             partition_size: PARTITION,
             partitions: (0..self.volume / PARTITION).map(part).collect(),
             logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: self.log }])],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: self.directory.join("volume"),
             manifests: Manifests::new(self.directory.join("volume")),
             next_epoch: snapshots.last().map_or(1, |last| last + 1),
             bounds: Vec::new(),
             rollbacks: Vec::new(),
             origin: None,
-            snapshots: snapshots.iter().map(|epoch| (*epoch, None)).collect(),
+            snapshots: snapshots.iter().map(|epoch| (*epoch, Default::default())).collect(),
         };
         engine.add_volume(spec).unwrap();
         engine.export("v", "", 1, None).unwrap();
@@ -79,7 +79,7 @@ impl World {
     }
 
     fn cut(&self, engine: &Engine) {
-        let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         assert_eq!(epoch, 1);
         engine.settle(1, epoch).unwrap();
         engine.flush(1).unwrap();

@@ -72,10 +72,10 @@ impl World {
             partition_size: MIB,
             partitions: (0..2).map(part).collect(),
             logs: vec![(1, vec![extent(2, 0, 16 * MIB)])],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: self.volume(),
             manifests: Manifests::new(self.volume()),
-            snapshots: self.snapshots.iter().map(|epoch| (*epoch, None)).collect(),
+            snapshots: self.snapshots.iter().map(|epoch| (*epoch, Default::default())).collect(),
             next_epoch: self.next_epoch,
             bounds: Vec::new(),
             rollbacks: self.rollbacks.iter().map(|one| (*one, 2 * MIB)).collect(),
@@ -154,7 +154,7 @@ impl World {
 
     /// A durable cut that the catalog does not have.
     fn cut(&mut self) -> u64 {
-        let epoch = self.engine().cut(&[(V, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine().cut(&[(V, Default::default())]).unwrap().epochs[0].1;
         self.engine().settle(V, epoch).unwrap();
         self.engine().flush(V).unwrap();
         epoch
@@ -248,7 +248,7 @@ fn a_checkpoint_covers_a_rollback_only_after_its_rename() {
             std::thread::yield_now();
         }
         assert_eq!(engine.unneeded_rollback(V).unwrap(), None);
-        let epoch = engine.cut(&[(V, None)]).unwrap().epochs[0].1;
+        let epoch = engine.cut(&[(V, Default::default())]).unwrap().epochs[0].1;
         engine.settle(V, epoch).unwrap();
         engine.flush(V).unwrap();
         let two = Rollback { at: epoch + 1, to: s };
@@ -318,7 +318,7 @@ fn the_preconditions_of_a_call_are_checked() {
     (larger.size, larger.next_epoch) = (3 * MIB, larger.next_epoch + 5);
     larger.partitions.push((2, vec![extent]));
     let mut others = [larger.clone(), larger.clone(), larger.clone()];
-    others[0].snapshots.push((rollback.at + 1, None));
+    others[0].snapshots.push((rollback.at + 1, Default::default()));
     others[1].rollbacks.push((Rollback { at: rollback.at + 2, to: s }, 2 * MIB));
     others[2].rollbacks.clear();
     for other in others {
@@ -432,7 +432,7 @@ fn a_cut_without_its_record_does_not_settle() {
     world.write(1);
     world.snapshot();
     fill(&world);
-    let epoch = world.engine().cut(&[(V, None)]).unwrap().epochs[0].1;
+    let epoch = world.engine().cut(&[(V, Default::default())]).unwrap().epochs[0].1;
     assert_eq!(kind(world.engine().settle(V, epoch)), ErrorKind::Io);
     world.rules.lock().unwrap().clear();
     once_there_is_space(|| world.engine().settle(V, epoch));
@@ -459,7 +459,7 @@ fn a_rollback_without_its_record_is_not_done_and_can_be_tried_again() {
         assert_eq!(kind(world.engine().roll_back(V, rollback)), ErrorKind::Io);
         // It is not exported, and no epoch ends.
         assert_eq!(kind(world.engine().export("v", "", V, None)), ErrorKind::Busy);
-        assert_eq!(kind(world.engine().cut(&[(V, None)])), ErrorKind::Busy);
+        assert_eq!(kind(world.engine().cut(&[(V, Default::default())])), ErrorKind::Busy);
         assert_eq!(kind(world.engine().unneeded_rollback(V)), ErrorKind::Busy);
         world.rules.lock().unwrap().clear();
         if killed {

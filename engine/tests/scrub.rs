@@ -50,7 +50,7 @@ impl World {
             partition_size: 4 * MIB,
             partitions,
             logs: vec![(1, extent(2, 0, 64 * MIB))],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: path.join("volume"),
             manifests: Manifests::new(path.join("volume")),
             snapshots: Vec::new(),
@@ -78,7 +78,7 @@ impl World {
     }
 
     fn cut(&self) -> u64 {
-        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         self.engine.settle(1, epoch).unwrap();
         self.engine.flush(1).unwrap();
         epoch

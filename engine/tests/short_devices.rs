@@ -88,7 +88,7 @@ impl World {
             size: SIZE,
             partition_size: MIB,
             partitions,
-            default_logs: logs.iter().map(|(number, _)| *number).collect(),
+            log_rules: Default::default(),
             logs,
             directory: self.directory.join(format!("volume{id}")),
             manifests: Manifests::new(self.directory.join(format!("volume{id}"))),
@@ -122,7 +122,7 @@ impl World {
     }
 
     fn snapshot(&self) -> u64 {
-        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         self.engine.settle(1, epoch).unwrap();
         self.engine.flush(1).unwrap();
         epoch

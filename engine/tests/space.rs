@@ -66,7 +66,7 @@ impl Full {
                 partition_size: MIB,
                 partitions: (0..12).map(part).collect(),
                 logs: vec![(1, vec![extent(2, 0, 4 * MIB)])],
-                default_logs: vec![1],
+                log_rules: Default::default(),
                 directory: scratch.0.join("volume"),
                 manifests: Manifests::new(scratch.0.join("volume")),
                 snapshots: Vec::new(),
@@ -84,7 +84,7 @@ impl Full {
     }
 
     fn cut(&self) -> u64 {
-        let epoch = self.engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = self.engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         self.engine.settle(1, epoch).unwrap();
         self.engine.flush(1).unwrap();
         self.engine.export(&format!("v@{epoch}"), "", 1, Some(epoch)).unwrap();
@@ -178,7 +178,7 @@ fn a_log_that_is_added_lets_the_writes_continue_that_wait_for_slots() {
     let writers = full.wait_for_space(LOG_BLOCKS..LOG_BLOCKS + 9);
     assert_eq!(full.engine.events.next(Duration::from_millis(100)), None, "asked once");
     assert!(writers.iter().all(|writer| !writer.is_finished()));
-    full.engine.add_log(1, 2, &[extent(3, 0, 16 * MIB)], true).unwrap();
+    full.engine.add_log(1, 2, &[extent(3, 0, 16 * MIB)], &Default::default()).unwrap();
     assert!(ends(writers).iter().all(Result::is_ok));
     for number in LOG_BLOCKS + 9..BLOCKS {
         assert_eq!(full.write(number, number), Ok(()));

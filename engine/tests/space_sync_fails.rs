@@ -141,7 +141,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
             partition_size: 8 * MIB,
             partitions: vec![(0, vec![extent(1, 8 * MIB)])],
             logs: vec![(1, vec![extent(2, 4 * MIB)])],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: directory.join("volume"),
             manifests: Manifests::new(directory.join("volume")),
             snapshots: Vec::new(),
@@ -154,7 +154,7 @@ fn a_write_that_waits_for_a_sync_gets_the_errno_of_the_sync() {
     engine.ask_when_full(1, true).unwrap();
     engine.export("v", "", 1, None).unwrap();
     let client = LocalClient::new(engine.exports.attach("v").unwrap());
-    let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+    let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
     engine.settle(1, epoch).unwrap();
     engine.flush(1).unwrap();
     client.write(0, &vec![1; 3 * MIB as usize], false).unwrap();

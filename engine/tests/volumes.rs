@@ -78,7 +78,7 @@ fn spec(
         partition_size: partition,
         partitions,
         logs: Vec::new(),
-        default_logs: Vec::new(),
+        log_rules: Default::default(),
         directory: scratch.0.join(format!("volume{id}")),
         manifests: Manifests::new(scratch.0.join(format!("volume{id}"))),
         snapshots: Vec::new(),
@@ -91,17 +91,16 @@ fn spec(
 
 fn with_log(mut spec: VolumeSpec, extents: Vec<ExtentSpec>) -> VolumeSpec {
     spec.logs = vec![(1, extents)];
-    spec.default_logs = vec![1];
     spec
 }
 
 fn export(engine: &Engine, id: u64) -> LocalClient {
-    engine.export(&format!("v{id}"), "", id, None).unwrap();
+    engine.export(&format!("v{id}"), "", id, Default::default()).unwrap();
     LocalClient::new(engine.exports.attach(&format!("v{id}")).unwrap())
 }
 
 fn cut(engine: &Engine, volumes: &[u64]) -> u64 {
-    let chosen: Vec<_> = volumes.iter().map(|id| (*id, None)).collect();
+    let chosen: Vec<_> = volumes.iter().map(|id| (*id, Default::default())).collect();
     let report = engine.cut(&chosen).unwrap();
     for (id, epoch) in &report.epochs {
         engine.settle(*id, *epoch).unwrap();
@@ -292,7 +291,7 @@ fn records_of_a_killed_run_are_made_durable_when_the_volume_is_served_again() {
     drop(client);
     kill(engine, &[scratch.0.join("volume1")]);
     let engine = scratch.engine(4 * MIB, 16 * MIB, true);
-    let snapshots = vec![(epoch, None)];
+    let snapshots = vec![(epoch, Default::default())];
     engine.add_volume(VolumeSpec { snapshots, next_epoch: epoch + 1, ..volume() }).unwrap();
     let served = engine.volume(1).unwrap();
     // Nobody has to ask: slots that no map refers to wait for it.
@@ -354,7 +353,7 @@ fn two_volumes(scratch: &Scratch, epochs: &[u64]) -> (Engine, LocalClient, Local
     for id in [1, 2] {
         let volume = spec(scratch, id, (id - 1) * 8 * MIB, 4 * MIB, MIB, 3);
         let log = vec![extent(2, (id - 1) * 256 * MIB, 256 * MIB)];
-        let snapshots = epochs.iter().map(|epoch| (*epoch, None)).collect();
+        let snapshots = epochs.iter().map(|epoch| (*epoch, Default::default())).collect();
         let next_epoch = epochs.last().map_or(1, |last| last + 1);
         let volume = VolumeSpec { snapshots, next_epoch, ..with_log(volume, log) };
         engine.add_volume(volume).unwrap();

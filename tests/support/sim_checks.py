@@ -40,27 +40,27 @@ def check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
         check(length == (whole if spec["source"] is None else 0), "invalid", "extents' sum")
     numbers = {log["number"] for log in spec["logs"]}
     check(bool(numbers), "invalid", "no log area")
-    check_rules(spec["log_rules"], numbers)
+    check_rules(spec["log_rules"], numbers, "invalid")
     for log in spec["logs"]:
         check(1 <= log["number"] <= 4095, "invalid", "log number")
         for extent in log["extents"]:
             check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
             check(extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent")
     for snapshot in spec["snapshots"]:
-        check_rules(snapshot["log_rules"], numbers)
+        check_rules(snapshot["log_rules"], numbers, "invalid")
         check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
 
 
-def check_rules(rules: "list[LogRule]", numbers: Collection[int]) -> None:
+def check_rules(rules: "list[LogRule]", numbers: Collection[int], kind: "ErrorKind" = "not-found") -> None:
     """Log rules of a volume with log areas of these numbers."""
     for rule in rules:
-        check(set(rule["logs"]) <= set(numbers), "invalid", "a log rule's areas")
-        check(len(set(rule["logs"])) == len(rule["logs"]), "invalid", "an area twice")
-        check(bool(rule["logs"]) or rule["any"], "invalid", "a log rule without an area")
-        check(rule["partitions"] is None or rule["processors"] is None, "invalid", "two selectors")
+        check(set(rule["logs"]) <= set(numbers), kind, "a log rule names no area of the volume")
+        check(len(set(rule["logs"])) == len(rule["logs"]), kind, "a log rule names an area twice")
+        check(bool(rule["logs"]) or rule["any"], kind, "a log rule allows no area")
+        check(rule["partitions"] is None or rule["processors"] is None, kind, "two selectors")
         first, last = rule["partitions"] or (0, 0)
-        check(0 <= first <= last, "invalid", "a log rule's partitions")
-        check(rule["processors"] is None or bool(rule["processors"]), "invalid", "a log rule's processors")
+        check(0 <= first <= last, kind, "a log rule's partitions")
+        check(rule["processors"] is None or bool(rule["processors"]), kind, "a log rule's processors")
 
 
 def devices_of(spec: "VolumeSpec") -> set[int]:

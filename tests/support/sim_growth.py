@@ -33,6 +33,7 @@ class SimGrowth:
         for was, now in zip(old["partitions"], spec["partitions"], strict=False):
             check(was["processor"] == now["processor"], "invalid", "another processor")
             check(now["extents"][: len(was["extents"])] == was["extents"], "invalid", "other extents")
+        spec["log_rules"] = old["log_rules"]  # these are set by themselves
         self.volumes[spec["id"]].spec = spec
 
     def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:

@@ -1,25 +1,33 @@
-//! Chunks: the allocation bitmaps of one change log, shared by all processors.
+//! Chunks: the allocation bitmaps of one log area, shared by all processors.
 //!
-//! How it works      A bitmap for each chunk of [`CHUNK_SLOTS`] slots that has any used, under a lock of its own. A
-//!                   processor has an active chunk (elsewhere: an open segment), from which it allocates until it is
-//!                   full. So processors share a chunk only when nothing else is left: then they allocate from each
-//!                   other's active chunks, down to the last slot.
+//! How it works      A bitmap for each chunk of [`CHUNK_SLOTS`] slots that has any used, under a lock of its own. A chunk
+//!                   belongs to one processor as long as a slot of it is used, or it is that processor's active chunk
+//!                   (elsewhere: an open segment). A second bitmap has the slots that are reserved for the
+//!                   [windows](super::windows) of partitions. A reservation is a hint, and is not counted: only its
+//!                   processor respects it, until nothing else is free. So processors share a chunk only when nothing
+//!                   else is left: then they allocate any free slot, down to the last one.
 //! Invariants        CH1 a slot is allocated to one owner until it is freed;
-//!                   CH2 an idle chunk with free slots is in `open`, except while a thread examines it;
-//!                   CH3 nothing is allocated from a chunk that is returning.
-//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `open`, `empty`
-//!                   and `active` are hints: a thread that follows one checks the chunk itself.
+//!                   CH2 an idle chunk that nobody owns is in `empty`; one that has free slots that are not reserved is
+//!                       in its owner's list or in `returned`; each with free slots is in `free`, unless it is
+//!                       returning;
+//!                   CH3 nothing is allocated from a chunk that is returning;
+//!                   CH4 a reserved slot is not used, and its chunk has an owner.
+//! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `empty` and
+//!                   `returned` are hints: a thread that follows one checks the chunk itself.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::units::{BLOCK_SIZE, SlotIndex};
+use super::chunk::{Chunk, Role, masks};
+use super::chunk_set::ChunkSet;
+use crate::units::{BLOCK_SIZE, ProcessorIndex, SlotIndex};
 
 /// Slots in a chunk: 4 MiB.
 pub const CHUNK_SLOTS: u64 = 1024;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
+pub(super) const SLOTS: u32 = CHUNK_SLOTS as u32;
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
 impl SlotIndex {
@@ -35,74 +43,42 @@ impl SlotIndex {
 
     /// Slots from it to the end of its chunk, at least 1. The next chunk may be in another extent.
     pub fn left_in_chunk(self) -> u32 {
-        CHUNK_SLOTS as u32 - self.chunk().1
+        SLOTS - self.chunk().1
     }
 }
 
 /// A bit for each slot of a chunk.
 pub type SlotBits = [u64; WORDS];
 
+/// Slots of a chunk that were allocated, and those after them that were reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carved {
+    /// First slot.
+    pub first: u32,
+    /// Slots that were allocated, from it on.
+    pub count: u32,
+    /// The end of those that were reserved.
+    pub end: u32,
+    /// These are the first ones that are reserved in the chunk: its owner lists it.
+    pub reserves: bool,
+}
+
+/// What became of a chunk of which slots were freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Role {
-    /// Not active.
-    #[default]
-    Idle,
-    /// A processor allocates its slots here.
-    Active,
-    /// Empty, and being punched out of its device.
-    Returning,
-}
-
-#[derive(Debug, Default)]
-struct Chunk {
-    /// `None`: no slot is used.
-    bits: Option<Box<SlotBits>>,
-    used: u32,
-    role: Role,
-}
-
-impl Chunk {
-    fn is_claimed(&self) -> bool {
-        self.used > 0 || self.role != Role::Idle
-    }
-
-    fn has_free_slots(&self) -> bool {
-        u64::from(self.used) < CHUNK_SLOTS
-    }
-
-    /// Finds and allocates the first free run, at most `want` slots.
-    fn allocate_run(&mut self, want: u32) -> Option<(u32, u32)> {
-        if !self.has_free_slots() || self.role == Role::Returning {
-            return None;
-        }
-        let bits = self.bits.get_or_insert_default();
-        let word = bits.iter().position(|bits| *bits != u64::MAX)?;
-        let first = word as u32 * 64 + (!bits[word]).trailing_zeros();
-        let mut count = 0;
-        while count < want && u64::from(first + count) < CHUNK_SLOTS {
-            let (word, mask) = place(first + count);
-            if bits[word] & mask != 0 {
-                break;
-            }
-            bits[word] |= mask;
-            count += 1;
-        }
-        self.used += count;
-        Some((first, count))
-    }
-}
-
-fn place(slot: u32) -> (usize, u64) {
-    (slot as usize / 64, 1 << (slot % 64))
+pub struct Left {
+    /// It is empty.
+    pub empty: bool,
+    /// It has free slots, and its owner, who has called, lists it (CH2).
+    pub open: bool,
 }
 
 /// See the module's head.
 #[derive(Debug)]
 pub struct Chunks {
     chunks: Vec<Mutex<Chunk>>,
-    open: Bits,
-    empty: Bits,
-    active: Bits,
+    empty: ChunkSet,
+    returned: ChunkSet,
+    free: ChunkSet,
     used: AtomicU64,
     claimed: AtomicU64,
 }
@@ -110,16 +86,16 @@ pub struct Chunks {
 impl Chunks {
     /// `count` chunks, all empty.
     pub fn new(count: u64) -> Chunks {
-        let (open, empty) = (Bits::new(count), Bits::new(count));
+        let (empty, free) = (ChunkSet::new(count), ChunkSet::new(count));
         for chunk in 0..count {
-            open.set(chunk);
             empty.set(chunk);
+            free.set(chunk);
         }
         Chunks {
             chunks: (0..count).map(|_| Mutex::default()).collect(),
-            open,
             empty,
-            active: Bits::new(count),
+            returned: ChunkSet::new(count),
+            free,
             used: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
         }
@@ -135,22 +111,40 @@ impl Chunks {
         self.claimed.load(Ordering::Acquire)
     }
 
+    /// Whether more than half of all chunks are empty.
+    pub fn has_plenty_empty(&self) -> bool {
+        self.claimed() * 2 < self.chunks.len() as u64
+    }
+
+    /// The owner of a chunk.
+    #[cfg(test)]
+    pub fn owner(&self, chunk: u64) -> Option<ProcessorIndex> {
+        self.chunks[chunk as usize].lock().expect("no holder panics").owner
+    }
+
     /// Changes a chunk under its lock, and updates the counters.
     fn change<T>(&self, number: u64, f: impl FnOnce(&mut Chunk) -> T) -> T {
         let mut chunk = self.chunks[number as usize].lock().expect("no holder panics");
         let (used, claimed) = (u64::from(chunk.used), u64::from(chunk.is_claimed()));
+        let available = chunk.is_available();
         let result = f(&mut chunk);
         // Modulo 2^64, so a decrease is added as its complement.
         let more_used = u64::from(chunk.used).wrapping_sub(used);
         let more_claimed = u64::from(chunk.is_claimed()).wrapping_sub(claimed);
-        if chunk.used == 0 {
+        if chunk.used == 0 && chunk.bits.is_some() {
             chunk.bits = None;
         }
-        if chunk.role == Role::Idle && chunk.has_free_slots() {
-            self.open.set(number); // CH2
-            if chunk.used == 0 {
-                self.empty.set(number);
+        if chunk.used == 0 && chunk.role == Role::Idle {
+            chunk.unreserve_all(); // CH4
+            (chunk.owner, chunk.listed) = (None, false);
+            self.empty.set(number); // CH2
+        }
+        match (available, chunk.is_available()) {
+            (false, true) => self.free.set(number), // CH2
+            (true, false) => {
+                self.free.clear(number);
             }
+            _ => {}
         }
         drop(chunk);
         if more_used != 0 {
@@ -162,55 +156,143 @@ impl Chunks {
         result
     }
 
-    /// Allocates up to `want` consecutive slots in this chunk; returns the first one within it, and how many.
-    pub fn allocate_in(&self, chunk: u64, want: u32) -> Option<(u32, u32)> {
-        self.change(chunk, |chunk| chunk.allocate_run(want))
-    }
-
-    /// Allocates slots in an active chunk of any processor.
-    pub fn allocate_in_any_active(&self, want: u32) -> Option<(u64, u32, u32)> {
-        self.active.all().find_map(|chunk| {
-            let (first, count) = self.allocate_in(chunk, want)?;
-            Some((chunk, first, count))
+    /// Allocates up to `want` consecutive slots in an active chunk of this processor, and reserves what is left of
+    /// `window` slots from the first one on, as far as they are free. `None`: no run has at least `least` slots.
+    pub fn carve(&self, chunk: u64, want: u32, window: u32, least: u32) -> Option<Carved> {
+        self.change(chunk, |chunk| {
+            assert!(chunk.role == Role::Active, "CH3: the caller made it active");
+            let (first, found) = chunk.find(want.max(window)).filter(|(_, run)| *run >= least)?;
+            let count = found.min(want);
+            let reserves = found > count && chunk.reserved_count == 0;
+            chunk.allocate(first, count);
+            chunk.reserve(first + count, found - count);
+            Some(Carved { first, count, end: first + found, reserves })
         })
     }
 
-    /// Makes an idle chunk that is not full the caller's active chunk.
-    pub fn activate(&self) -> Option<u64> {
-        self.activate_from(&self.open, Chunk::has_free_slots)
+    /// Allocates slots from `first` on, at most `want`, as far as they are reserved for this processor; how many.
+    pub fn take_reserved(
+        &self,
+        chunk: u64,
+        processor: ProcessorIndex,
+        first: u32,
+        want: u32,
+    ) -> u32 {
+        self.change(chunk, |chunk| {
+            if chunk.owner != Some(processor) {
+                return 0;
+            }
+            let reserved = |chunk: &Chunk, word: usize| {
+                chunk.reserved.as_ref().map_or(0, |reserved| reserved[word])
+            };
+            let count = chunk.run(first, want, reserved);
+            if count > 0 {
+                chunk.unreserve(first, count);
+                chunk.allocate(first, count);
+            }
+            count
+        })
     }
 
-    /// Makes an empty chunk the caller's active chunk, if more than half of all are empty.
-    pub fn activate_empty(&self) -> Option<u64> {
-        let plenty = self.claimed() * 2 < self.chunks.len() as u64;
-        plenty.then(|| self.activate_from(&self.empty, |chunk| chunk.used == 0))?
+    /// Ends the reservation of those of these slots that are reserved for this processor.
+    pub fn unreserve(&self, chunk: u64, processor: ProcessorIndex, first: u32, count: u32) -> Left {
+        self.change(chunk, |chunk| {
+            if chunk.owner != Some(processor) {
+                return Left::default();
+            }
+            chunk.unreserve(first, count);
+            Left { empty: false, open: chunk.list() }
+        })
     }
 
-    fn activate_from(&self, hints: &Bits, will_do: fn(&Chunk) -> bool) -> Option<u64> {
-        loop {
-            let chunk = hints.take_first()?;
-            let found = self.change(chunk, |chunk| {
-                let fits = chunk.role == Role::Idle && will_do(chunk);
-                if fits {
-                    chunk.role = Role::Active;
+    /// Ends all reservations in a chunk of this processor.
+    pub fn unreserve_all(&self, chunk: u64, processor: ProcessorIndex) -> Left {
+        self.unreserve(chunk, processor, 0, SLOTS)
+    }
+
+    /// Allocates up to `want` consecutive slots of any chunk, even of another processor, or reserved ones: the chunk,
+    /// the first slot, how many, and whether it is this processor's to list now. It begins with chunk `from`.
+    pub fn steal(
+        &self,
+        from: u64,
+        processor: ProcessorIndex,
+        want: u32,
+    ) -> Option<(u64, u32, u32, bool)> {
+        self.free.from(from).find_map(|number| {
+            let run = self.change(number, |chunk| {
+                if !chunk.is_available() {
+                    return None;
                 }
-                fits
+                let word = (0..WORDS).find(|word| chunk.taken(*word, false) != u64::MAX)?;
+                let first = word as u32 * 64 + (!chunk.taken(word, false)).trailing_zeros();
+                let count = chunk.run(first, want, |chunk, word| !chunk.taken(word, false));
+                chunk.unreserve(first, count);
+                chunk.allocate(first, count);
+                let ours = *chunk.owner.get_or_insert(processor) == processor;
+                Some((first, count, ours && chunk.list()))
+            });
+            run.map(|(first, count, open)| (number, first, count, open))
+        })
+    }
+
+    /// Makes an idle chunk of this processor that has open slots its active chunk, if it is one.
+    pub fn activate(&self, chunk: u64, processor: ProcessorIndex) -> bool {
+        self.change(chunk, |chunk| {
+            let ours = chunk.owner == Some(processor) && chunk.role == Role::Idle;
+            if !ours {
+                return false;
+            }
+            chunk.listed = false;
+            if chunk.is_open() {
+                chunk.role = Role::Active;
+            }
+            chunk.is_open()
+        })
+    }
+
+    /// Makes an empty chunk this processor's active chunk.
+    pub fn activate_empty(&self, processor: ProcessorIndex) -> Option<u64> {
+        loop {
+            let number = self.empty.take_first()?;
+            let found = self.change(number, |chunk| {
+                let empty = chunk.used == 0 && chunk.role == Role::Idle;
+                if empty {
+                    (chunk.role, chunk.owner) = (Role::Active, Some(processor));
+                }
+                empty
             });
             if found {
-                self.active.set(chunk);
-                return Some(chunk);
+                return Some(number);
             }
         }
     }
 
-    /// Makes an active chunk idle.
-    pub fn deactivate(&self, chunk: u64) {
-        self.active.clear(chunk);
-        self.change(chunk, |chunk| chunk.role = Role::Idle);
+    /// Makes a chunk of this processor active in which another one has freed slots.
+    pub fn activate_returned(&self, processor: ProcessorIndex) -> Option<u64> {
+        self.returned.from(0).find(|number| {
+            let ours = || self.activate(*number, processor);
+            // Another processor's stays in the set.
+            let owned = self.change(*number, |chunk| chunk.owner == Some(processor));
+            owned && self.returned.clear(*number) && ours()
+        })
     }
 
-    /// Allocates exactly these slots, at recovery. `Err`: one of them that is already allocated; then none is.
-    pub fn allocate_exactly(&self, chunk: u64, slots: &SlotBits) -> Result<(), u32> {
+    /// Makes an active chunk idle.
+    pub fn deactivate(&self, chunk: u64) -> Left {
+        self.change(chunk, |chunk| {
+            chunk.role = Role::Idle;
+            Left { empty: chunk.used == 0, open: chunk.used > 0 && chunk.list() }
+        })
+    }
+
+    /// Allocates exactly these slots, at recovery: the chunk belongs to this processor, unless another one was first.
+    /// `Err`: one of them that is already allocated; then none is.
+    pub fn allocate_exactly(
+        &self,
+        chunk: u64,
+        processor: ProcessorIndex,
+        slots: &SlotBits,
+    ) -> Result<Left, u32> {
         self.change(chunk, |chunk| {
             let bits = chunk.bits.get_or_insert_default();
             let taken = bits.iter().zip(slots).position(|(bits, slots)| bits & slots != 0);
@@ -219,9 +301,10 @@ impl Chunks {
             }
             for (bits, slots) in bits.iter_mut().zip(slots) {
                 *bits |= slots;
-                chunk.used += slots.count_ones();
+                chunk.used += slots.count_ones() as u16;
             }
-            Ok(())
+            let owner = *chunk.owner.get_or_insert(processor);
+            Ok(Left { empty: false, open: owner == processor && chunk.list() })
         })
     }
 
@@ -235,34 +318,41 @@ impl Chunks {
             for (bits, slots) in bits.iter_mut().zip(slots) {
                 *slots &= !*bits;
                 *bits |= *slots;
-                chunk.used += slots.count_ones();
+                chunk.used += slots.count_ones() as u16;
             }
         });
     }
 
     /// Frees exactly these slots.
-    pub fn free_exactly(&self, chunk: u64, slots: &SlotBits) {
-        self.change(chunk, |chunk| {
+    pub fn free_exactly(&self, number: u64, slots: &SlotBits) {
+        self.change(number, |chunk| {
             let bits = chunk.bits.as_mut().expect("CH1: these are allocated");
             for (bits, slots) in bits.iter_mut().zip(slots) {
                 assert!(*bits & slots == *slots, "CH1: a slot is freed once");
                 *bits &= !slots;
-                chunk.used -= slots.count_ones();
+                chunk.used -= slots.count_ones() as u16;
+            }
+            if chunk.list() {
+                self.returned.set(number); // CH2
             }
         });
     }
 
-    /// Frees slots; returns whether the chunk is empty now.
-    pub fn free(&self, chunk: u64, first: u32, count: u32) -> bool {
-        self.change(chunk, |chunk| {
+    /// Frees slots, by a call of this processor.
+    pub fn free(&self, number: u64, processor: ProcessorIndex, first: u32, count: u32) -> Left {
+        self.change(number, |chunk| {
             let bits = chunk.bits.as_mut().expect("CH1: these are allocated");
-            for slot in first..first + count {
-                let (word, mask) = place(slot);
-                assert!(bits[word] & mask != 0, "CH1: a slot is freed once");
+            for (word, mask) in masks(first, count) {
+                assert!(bits[word] & mask == mask, "CH1: a slot is freed once");
                 bits[word] &= !mask;
             }
-            chunk.used -= count;
-            chunk.used == 0
+            chunk.used -= count as u16;
+            let mut open = chunk.used > 0 && chunk.list();
+            if open && chunk.owner != Some(processor) {
+                self.returned.set(number); // CH2
+                open = false;
+            }
+            Left { empty: chunk.used == 0, open }
         })
     }
 
@@ -280,66 +370,5 @@ impl Chunks {
     /// Makes a retired chunk idle again.
     pub fn revive(&self, chunk: u64) {
         self.change(chunk, |chunk| chunk.role = Role::Idle);
-    }
-}
-
-/// A set of chunks, without a lock.
-#[derive(Debug)]
-struct Bits {
-    words: Vec<AtomicU64>,
-    /// Below the word of this chunk the set is probably empty.
-    hint: AtomicU64,
-}
-
-impl Bits {
-    fn new(count: u64) -> Bits {
-        let words = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Bits { words, hint: AtomicU64::new(0) }
-    }
-
-    fn set(&self, number: u64) {
-        let mask = 1 << (number % 64);
-        let word = &self.words[number as usize / 64];
-        if word.load(Ordering::Acquire) & mask == 0 {
-            word.fetch_or(mask, Ordering::AcqRel);
-        }
-        if number < self.hint.load(Ordering::Relaxed) {
-            self.hint.store(number, Ordering::Relaxed);
-        }
-    }
-
-    /// Removes a number; returns whether it was in the set.
-    fn clear(&self, number: u64) -> bool {
-        let mask = 1 << (number % 64);
-        self.words[number as usize / 64].fetch_and(!mask, Ordering::AcqRel) & mask != 0
-    }
-
-    /// Removes and returns one of the lowest.
-    fn take_first(&self) -> Option<u64> {
-        let count = self.words.len();
-        let begin = self.hint.load(Ordering::Relaxed) as usize / 64;
-        for step in 0..count {
-            let at = (begin + step) % count;
-            loop {
-                let word = self.words[at].load(Ordering::Acquire);
-                if word == 0 {
-                    break;
-                }
-                let number = at as u64 * 64 + u64::from(word.trailing_zeros());
-                if self.clear(number) {
-                    self.hint.store(number, Ordering::Relaxed);
-                    return Some(number);
-                }
-            }
-        }
-        None
-    }
-
-    /// All numbers in the set, each read when the iterator reaches it.
-    fn all(&self) -> impl Iterator<Item = u64> {
-        self.words.iter().enumerate().flat_map(|(at, word)| {
-            let word = word.load(Ordering::Acquire);
-            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| at as u64 * 64 + bit)
-        })
     }
 }

@@ -16,7 +16,10 @@
 
 pub mod agreement;
 pub mod checkpoint;
+mod chunk;
+mod chunk_set;
 pub mod chunks;
+pub mod claim;
 mod entry;
 pub mod expected;
 pub mod failed_sync;
@@ -25,6 +28,7 @@ pub mod format;
 pub mod journal;
 mod known_file;
 pub mod leaf_bytes;
+pub mod log_rules;
 pub mod manifest;
 mod old_segments;
 pub mod past;
@@ -36,6 +40,7 @@ pub mod slots;
 pub mod space;
 pub mod used_slots;
 pub mod watermark;
+pub mod windows;
 pub mod young;
 
 #[cfg(test)]

@@ -1,83 +1,209 @@
-//! Slots: one processor's allocation and freeing of the slots of a volume's change logs.
+//! Slots: one processor's allocation and freeing of the slots of a volume's log areas.
 //!
-//! How it works      Slots are allocated in runs, in the processor's active chunk of the first requested log that has
-//!                   space; [`chunks`](super::chunks) describes the fallbacks. Long runs have an active chunk of their
-//!                   own, which was empty, possibly in another log of equal priority: if single blocks are overwritten,
-//!                   free slots are scattered. A freed slot is pending until its freeing is durable (J4), then it can
-//!                   be allocated again. A [young](super::young) one is free at once.
+//! How it works      Slots are allocated in runs, in the area in which they were claimed: those that are reserved in the
+//!                   partition's [window](super::windows), else from a new window in the processor's active chunk.
+//!                   Short windows fill the holes of the processor's chunks, long ones have an active chunk of their
+//!                   own, which was empty, as long as more than half of the area is. When the processor finds no
+//!                   chunk, it ends its reservations, those of older change logs first; then it claims slots in the
+//!                   partition's next area instead; at last it takes the free slots of the first one wherever they are.
+//!                   A freed slot is pending until its freeing is durable (J4), then it can be allocated again. A
+//!                   [young](super::young) one is free at once.
 //! Invariants        S1 a slot is free, used or pending, and never two of them;
-//!                   S2 no more slots are allocated than were claimed in [`Space`](super::space::Space).
+//!                   S2 no more slots are allocated than were [claimed](super::claim), and in the areas in which they
+//!                      were.
 //! Owner and locks   the processor alone; the chunks have their own locks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
-use super::chunks::Chunks;
-use super::space::{EmptyChunk, Log};
+use super::chunks::{CHUNK_SLOTS, Left};
+use super::claim::Claim;
+use super::space::{AreaBits, EmptyChunk, LogArea};
 use super::used_slots::{LogUsedSlots, UsedSlots};
+use super::windows::{Window, Windows};
 use super::young::Young;
 use crate::block_map::place::Place;
-use crate::units::SlotIndex;
+use crate::units::{LocalIndex, ProcessorIndex, SlotIndex};
 
 /// Length of a long run, which is better allocated in one piece: 32 KiB.
-const LONG_RUN: u32 = 8;
+pub const LONG_RUN: u32 = 8;
 
+/// What one processor has of an area.
 #[derive(Debug)]
-struct LogSlots {
-    log: Arc<Log>,
+struct AreaSlots {
+    log: Arc<LogArea>,
     active: Option<u64>,
-    /// The active chunk for runs of [`LONG_RUN`] and more.
+    /// The active chunk for windows of [`LONG_RUN`] and more.
     long_active: Option<u64>,
+    /// Idle chunks with open slots (CH2).
+    open: BinaryHeap<Reverse<u64>>,
+    /// Chunks with reserved slots, of the present change logs and of older ones.
+    reserved: Vec<u64>,
+    expired: Vec<u64>,
+    /// Where it last found a slot of the last ones.
+    last_ones: u64,
 }
 
-impl LogSlots {
-    /// Allocates a run in an active chunk of this processor: a long run in the one for long runs, as long as there are
-    /// enough empty chunks.
-    fn take(&mut self, want: u32) -> Option<(Place, u32)> {
-        if want >= LONG_RUN
-            && let Some(run) = self.take_long(want)
-        {
-            return Some(run);
+impl AreaSlots {
+    fn new(log: Arc<LogArea>) -> AreaSlots {
+        AreaSlots {
+            log,
+            active: None,
+            long_active: None,
+            open: BinaryHeap::new(),
+            reserved: Vec::new(),
+            expired: Vec::new(),
+            last_ones: 0,
         }
-        take_at(&self.log, &mut self.active, Chunks::activate, want)
     }
 
-    /// Allocates a run in the active chunk for long runs, if there are enough empty chunks.
-    fn take_long(&mut self, want: u32) -> Option<(Place, u32)> {
-        take_at(&self.log, &mut self.long_active, Chunks::activate_empty, want)
-    }
-
-    /// Makes an empty chunk inactive.
-    fn deactivate(&mut self, chunk: u64) {
-        for active in [&mut self.active, &mut self.long_active] {
-            if active.take_if(|active| *active == chunk).is_some() {
-                self.log.slots.deactivate(chunk);
+    /// Allocates a run in a chunk of this processor, or an empty one, for a partition with this window; returns its
+    /// chunk, first slot and length.
+    fn take(
+        &mut self,
+        processor: ProcessorIndex,
+        window: &mut Window,
+        want: u32,
+    ) -> Option<(u64, u32, u32)> {
+        if let Some((log, chunk, next, left)) = window.left() {
+            let suits = log == self.log.number && (want <= left || want < LONG_RUN);
+            let wanted = if suits { want.min(left) } else { 0 };
+            let count = match wanted {
+                0 => 0,
+                _ => self.log.slots.take_reserved(chunk, processor, next, wanted),
+            };
+            if count > 0 {
+                window.take(count);
+                return Some((chunk, next, count));
             }
         }
+        self.take_from_new_window(processor, window, want)
     }
-}
 
-/// Allocates a run in an active chunk, or in a new one from `find` if that has no space left.
-fn take_at(
-    log: &Log,
-    active: &mut Option<u64>,
-    find: fn(&Chunks) -> Option<u64>,
-    want: u32,
-) -> Option<(Place, u32)> {
-    loop {
-        let chunk = match *active {
-            Some(chunk) => chunk,
-            None => *active.insert(find(&log.slots)?),
-        };
-        if let Some((first, count)) = log.slots.allocate_in(chunk, want) {
-            return Some((slot(log, chunk, first), count));
+    /// Whether there may be a chunk of this processor, or an empty one, with free slots.
+    fn has_chunks(&self) -> bool {
+        let lists = self.open.is_empty() && self.expired.is_empty() && self.reserved.is_empty();
+        let none = self.active.or(self.long_active).is_none() && lists;
+        !none || self.log.slots.claimed() < self.log.chunks
+    }
+
+    fn take_from_new_window(
+        &mut self,
+        processor: ProcessorIndex,
+        window: &mut Window,
+        want: u32,
+    ) -> Option<(u64, u32, u32)> {
+        let size = want.max(window.next_size());
+        loop {
+            let long = (size >= LONG_RUN).then(|| self.long_chunk(processor)).flatten();
+            // With many empty chunks, what is left of this one is for short windows.
+            let least = match long {
+                Some(_) if self.log.slots.has_plenty_empty() => {
+                    want.clamp(LONG_RUN, CHUNK_SLOTS as u32)
+                }
+                _ => 1,
+            };
+            let chunk = match long {
+                Some(chunk) => chunk,
+                None => self.short_chunk(processor)?,
+            };
+            if let Some(carved) = self.log.slots.carve(chunk, want, size, least) {
+                if carved.reserves {
+                    self.reserves(chunk);
+                }
+                window.set(self.log.number, chunk, carved.first, carved.end);
+                window.take(carved.count);
+                return Some((chunk, carved.first, carved.count));
+            }
+            self.deactivate(chunk);
         }
-        log.slots.deactivate(chunk);
-        *active = None;
+    }
+
+    /// Takes the first free run, even if it is reserved or in a chunk of another processor.
+    fn take_last_ones(
+        &mut self,
+        processor: ProcessorIndex,
+        window: &mut Window,
+        want: u32,
+    ) -> Option<(u64, u32, u32)> {
+        let (chunk, first, count, open) = self.log.slots.steal(self.last_ones, processor, want)?;
+        self.last_ones = chunk;
+        self.list(chunk, Left { empty: false, open });
+        window.took(count);
+        Some((chunk, first, count))
+    }
+
+    /// The active chunk for long windows, or a new one if there are enough empty chunks.
+    fn long_chunk(&mut self, processor: ProcessorIndex) -> Option<u64> {
+        if self.long_active.is_none() && self.log.slots.has_plenty_empty() {
+            self.long_active = self.log.slots.activate_empty(processor);
+        }
+        self.long_active
+    }
+
+    /// The active chunk for short windows, or a new one: one of this processor, else an empty one, else one of this
+    /// processor whose reservations end.
+    fn short_chunk(&mut self, processor: ProcessorIndex) -> Option<u64> {
+        if self.active.is_some() {
+            return self.active;
+        }
+        loop {
+            let slots = &self.log.slots;
+            if let Some(Reverse(chunk)) = self.open.pop() {
+                if slots.activate(chunk, processor) {
+                    self.active = Some(chunk);
+                    break;
+                }
+            } else if let Some(chunk) = self.expired.pop() {
+                let left = slots.unreserve_all(chunk, processor);
+                self.list(chunk, left);
+            } else if let Some(chunk) = slots.activate_empty(processor) {
+                self.active = Some(chunk);
+                break;
+            } else if let Some(chunk) = self.reserved.pop() {
+                let left = slots.unreserve_all(chunk, processor);
+                self.list(chunk, left);
+            } else {
+                // The long chunk serves short windows too before any is stolen.
+                self.active = slots.activate_returned(processor);
+                return self.active.or(self.long_active);
+            }
+        }
+        self.active
+    }
+
+    /// Makes an active chunk idle.
+    fn deactivate(&mut self, chunk: u64) {
+        let is_it = |active: &mut u64| *active == chunk;
+        if self.active.take_if(is_it).or_else(|| self.long_active.take_if(is_it)).is_some() {
+            let left = self.log.slots.deactivate(chunk);
+            self.list(chunk, left);
+        }
+    }
+
+    /// Lists a chunk, if it is open now (CH2).
+    fn list(&mut self, chunk: u64, left: Left) {
+        if left.open {
+            self.open.push(Reverse(chunk));
+        }
+    }
+
+    /// Notes that a chunk has reserved slots. Chunks that became empty, and were taken again, may be in the list twice.
+    fn reserves(&mut self, chunk: u64) {
+        self.reserved.push(chunk);
+        if self.reserved.len() as u64 > 2 * self.log.chunks + 64 {
+            self.reserved.sort_unstable();
+            self.reserved.dedup();
+        }
     }
 }
 
-fn slot(log: &Log, chunk: u64, first: u32) -> Place {
+fn area_of<'a>(logs: &'a mut BTreeMap<u16, AreaSlots>, log: &Arc<LogArea>) -> &'a mut AreaSlots {
+    logs.entry(log.number).or_insert_with(|| AreaSlots::new(Arc::clone(log)))
+}
+
+fn slot(log: &LogArea, chunk: u64, first: u32) -> Place {
     Place::slot(log.number, SlotIndex::in_chunk(chunk, first))
 }
 
@@ -91,48 +217,90 @@ struct PendingFree {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Slots {
-    logs: BTreeMap<u16, LogSlots>,
+    processor: ProcessorIndex,
+    logs: BTreeMap<u16, AreaSlots>,
+    windows: Windows,
     pending: VecDeque<PendingFree>,
     pending_count: u64,
+    /// Areas in which slots were freed since the last [`Slots::take_freed_in`].
+    freed_in: AreaBits,
     /// The processor's young slots.
     pub young: Young,
 }
 
 impl Slots {
-    fn log_slots(&mut self, log: &Arc<Log>) -> &mut LogSlots {
-        let new = || LogSlots { log: Arc::clone(log), active: None, long_active: None };
-        self.logs.entry(log.number).or_insert_with(new)
+    /// Those of a processor, none yet.
+    pub fn new(processor: ProcessorIndex) -> Slots {
+        Slots { processor, ..Slots::default() }
     }
 
-    /// Allocates up to `want` consecutive slots. They were claimed (S2), and `logs` are all logs whose slots are
-    /// counted, so some are free. Tried in this order:
-    /// - for a long run: the first of the `equal_priority` first logs that has all of it in one piece;
-    /// - the first of `logs` that has any.
+    /// Allocates up to `want` consecutive slots for a partition, of those that were claimed in `areas` (S2).
     pub fn allocate(
         &mut self,
-        logs: &[Arc<Log>],
-        equal_priority: usize,
+        local: LocalIndex,
+        areas: &[Arc<LogArea>],
+        claim: &mut Claim,
         want: u32,
     ) -> (Place, u32) {
-        let whole = |log: &Arc<Log>| self.log_slots(log).take_long(want);
-        if want >= LONG_RUN
-            && let Some(run) = logs[..equal_priority].iter().find_map(whole)
-        {
-            return run;
+        let (index, claimed) = claim.next();
+        let want = u64::from(want).min(claimed) as u32;
+        let window = self.windows.of(local);
+        let before = *window;
+        let area = area_of(&mut self.logs, &areas[index]);
+        let found = area.take(self.processor, window, want).map(|run| (&areas[index], run));
+        let found = found.or_else(|| self.allocate_elsewhere(local, &areas[index..], want));
+        let (log, (chunk, first, count)) =
+            found.unwrap_or_else(|| self.allocate_last_ones(local, &areas[index], want));
+        let window = self.windows.of(local);
+        let replaced = before.left().filter(|_| !window.is(&before));
+        claim.allocated(u64::from(count));
+        if let Some((log, chunk, first, count)) = replaced {
+            let area = self.logs.get_mut(&log).expect("it has a window there");
+            let left = area.log.slots.unreserve(chunk, self.processor, first, count);
+            area.list(chunk, left);
         }
-        loop {
-            if let Some(run) = logs.iter().find_map(|log| self.log_slots(log).take(want)) {
-                return run;
+        (slot(log, chunk, first), count)
+    }
+
+    /// Allocates slots that were claimed in the first one of these areas in another one, where the processor has chunks.
+    fn allocate_elsewhere<'a>(
+        &mut self,
+        local: LocalIndex,
+        areas: &'a [Arc<LogArea>],
+        want: u32,
+    ) -> Option<(&'a Arc<LogArea>, (u64, u32, u32))> {
+        for log in &areas[1..] {
+            let area = area_of(&mut self.logs, log);
+            if !area.has_chunks() || !log.claim(u64::from(want)) {
+                continue;
             }
-            let anywhere = |log: &Arc<Log>| {
-                let (chunk, first, count) = log.slots.allocate_in_any_active(want)?;
-                Some((slot(log, chunk, first), count))
-            };
-            if let Some((place, count)) = logs.iter().find_map(anywhere) {
-                self.log_slots(
-                    logs.iter().find(|log| log.number == place.log()).expect("of these"),
-                );
-                return (place, count);
+            let run = area.take(self.processor, self.windows.of(local), want);
+            let count = u64::from(run.map_or(0, |(_, _, count)| count));
+            // What was claimed twice is given back; others may have waited for it.
+            for (claimed_in, unused) in [(log, u64::from(want) - count), (&areas[0], count)] {
+                claimed_in.add_free(unused);
+                claimed_in.end_write(unused);
+                self.freed_in |= claimed_in.bit();
+            }
+            if let Some(run) = run {
+                return Some((log, run));
+            }
+        }
+        None
+    }
+
+    /// Allocates the slots that are left in an area, wherever they are.
+    fn allocate_last_ones<'a>(
+        &mut self,
+        local: LocalIndex,
+        log: &'a Arc<LogArea>,
+        want: u32,
+    ) -> (&'a Arc<LogArea>, (u64, u32, u32)) {
+        let area = area_of(&mut self.logs, log);
+        let window = self.windows.of(local);
+        loop {
+            if let Some(run) = area.take_last_ones(self.processor, window, want) {
+                return (log, run);
             }
             // Another processor allocated the slots seen as free, and slots freed since then were not where this one
             // searched.
@@ -140,21 +308,40 @@ impl Slots {
         }
     }
 
+    /// Begins new change logs: all windows begin at 1, and what is reserved may be used when another chunk is needed.
+    pub fn begin_logs(&mut self) {
+        self.windows.clear();
+        for area in self.logs.values_mut() {
+            area.expired.append(&mut area.reserved);
+        }
+    }
+
+    /// The area of this number, if the processor has used it.
+    pub fn log(&self, number: u16) -> Option<&Arc<LogArea>> {
+        self.logs.get(&number).map(|area| &area.log)
+    }
+
+    /// The areas in which slots became free, or pending, since the last call.
+    pub fn take_freed_in(&mut self) -> AreaBits {
+        std::mem::take(&mut self.freed_in)
+    }
+
     /// Allocates the slots to which recovered maps refer. `Err`: a slot to which another processor's maps refer too.
     pub fn allocate_used(&mut self, used: UsedSlots) -> Result<(), Place> {
         for LogUsedSlots { log, chunks } in used.logs {
-            self.log_slots(&log);
+            let processor = self.processor;
+            let area = area_of(&mut self.logs, &log);
             for (chunk, bits) in chunks.iter().enumerate() {
                 let Some(bits) = bits else { continue };
-                let taken = log.slots.allocate_exactly(chunk as u64, bits);
-                taken.map_err(|first| slot(&log, chunk as u64, first))?;
+                let taken = log.slots.allocate_exactly(chunk as u64, processor, bits);
+                let left = taken.map_err(|first| slot(&log, chunk as u64, first))?;
+                area.list(chunk as u64, left);
             }
         }
         Ok(())
     }
 
-    /// Frees a run to which record `seq` removed the last reference: young slots at once. Returns how many these are;
-    /// the caller adds them to the space.
+    /// Frees a run to which record `seq` removed the last reference: young slots at once. Returns how many these are.
     pub fn free(&mut self, seq: u64, place: Place, count: u32) -> u64 {
         let mut given = 0;
         for (chunk, first, count) in by_chunk(place, count) {
@@ -190,23 +377,31 @@ impl Slots {
 
     /// Frees a run after the commit of record `seq`: that record, or the catalog, removed the last reference.
     pub fn free_later(&mut self, seq: u64, place: Place, count: u32) {
+        let area = self.logs.get(&place.log()).expect("the slot was allocated here");
+        area.log.add_pending_free(u64::from(count)); // SP2
+        self.freed_in |= area.log.bit();
         self.pending.push_back(PendingFree { seq, place, count });
         self.pending_count += u64::from(count);
     }
 
-    /// Frees a run to which no record ever referred. The caller adds it to the space.
+    /// Frees a run to which no record ever referred.
     pub fn free_now(&mut self, place: Place, count: u32, empty: &mut Vec<EmptyChunk>) {
-        let log_slots = self.logs.get_mut(&place.log()).expect("the slot was allocated here");
+        let processor = self.processor;
+        let area = self.logs.get_mut(&place.log()).expect("the slot was allocated here");
         for (chunk, first, count) in by_chunk(place, count) {
-            if log_slots.log.slots.free(chunk, first, count) {
-                log_slots.deactivate(chunk);
-                empty.push(EmptyChunk { log: Arc::clone(&log_slots.log), chunk });
+            let left = area.log.slots.free(chunk, processor, first, count);
+            area.list(chunk, left);
+            if left.empty {
+                area.deactivate(chunk);
+                empty.push(EmptyChunk { log: Arc::clone(&area.log), chunk });
             }
         }
+        area.log.add_free(u64::from(count));
+        self.freed_in |= area.log.bit();
     }
 
     /// Frees pending slots that need the commit of `committed` or an earlier record, at most `runs` runs; returns how
-    /// many slots. The caller adds them to the space.
+    /// many slots.
     pub fn release(&mut self, committed: u64, runs: usize, empty: &mut Vec<EmptyChunk>) -> u64 {
         let before = self.pending_count;
         for _ in 0..runs {
@@ -216,6 +411,8 @@ impl Slots {
             let Some(run) = self.pending.pop_front() else { break };
             self.pending_count -= u64::from(run.count);
             self.free_now(run.place, run.count, empty);
+            let area = self.logs.get(&run.place.log()).expect("the slot was allocated here");
+            area.log.sub_pending_free(u64::from(run.count)); // SP2: after they are free
         }
         before - self.pending_count
     }

@@ -27,6 +27,7 @@ use crate::system::linux::Linux;
 use crate::units::{Epoch, SlotIndex};
 
 mod agreement;
+mod areas;
 mod damage;
 mod failed_sync;
 mod segments;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::chunks::SlotBits;
-use super::space::{Log, Space};
+use super::space::{LogArea, Space};
 use crate::block_map::diff::slots_not_in;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -17,7 +17,7 @@ use crate::block_map::versions::Versions;
 /// Bits of one log's chunks.
 #[derive(Debug)]
 pub(super) struct LogUsedSlots {
-    pub(super) log: Arc<Log>,
+    pub(super) log: Arc<LogArea>,
     pub(super) chunks: Vec<Option<Box<SlotBits>>>,
 }
 
@@ -30,7 +30,8 @@ pub struct UsedSlots {
 impl UsedSlots {
     /// The empty set, for these logs.
     pub fn new(space: &Space) -> UsedSlots {
-        let used = |log: Arc<Log>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
+        let used =
+            |log: Arc<LogArea>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
         UsedSlots { logs: space.logs().into_iter().map(used).collect() }
     }
 

@@ -13,7 +13,7 @@ use crate::block_map::versions::Versions;
 use crate::change_log::files::Identity;
 use crate::change_log::past::{Past, RecordedCut, Stale};
 use crate::change_log::recover::{Recovered, recover};
-use crate::change_log::space::Log;
+use crate::change_log::space::LogArea;
 use crate::checksum;
 use crate::engine::recovery::without_stale;
 use crate::engine::spec::{VolumeSpec, check as check_spec};
@@ -50,7 +50,7 @@ pub struct CheckReport {
 }
 
 struct LogCheck {
-    log: Log,
+    log: LogArea,
     used: Vec<u64>,
 }
 
@@ -151,7 +151,7 @@ impl Check {
                 offset: spec.offset,
                 length: spec.length,
             };
-            let log = Log::new(*number, extents.iter().map(resolve).collect())?;
+            let log = LogArea::new(*number, extents.iter().map(resolve).collect())?;
             let used = vec![0; log.size().div_ceil(64) as usize];
             self.logs.insert(*number, LogCheck { log, used });
         }

@@ -152,9 +152,10 @@ impl Engine {
                 epoch,
                 checkpoint_epoch: 0,
                 history: spec.history(),
-                default_logs: spec.default_logs.clone(),
+                log_rules: spec.log_rules.clone(),
+                snapshot_rules: spec.snapshot_rules(),
+                processor: plan.share.processor,
                 ordinal: shares.len(),
-                named_log: spec.named_log(),
             });
             let control = Control::AddShare(volume.share, Box::new(share));
             plan.share.queue.push(Event::Control(Box::new(control)));

@@ -16,7 +16,7 @@ use crate::change_log::used_slots::UsedSlots;
 use crate::engine::spec::VolumeSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, ProcessorIndex};
 use crate::volume::ShareRef;
 
 /// The share of a volume that one processor gets.
@@ -38,8 +38,10 @@ pub(super) fn recover_all(
     let once = |spec: &VolumeSpec| recover_once(plans, spec, geometry, threads);
     let (found, stale) = without_stale(spec, once, |recovered| Some(recovered))?;
     let history = spec.history();
-    let marked = on_threads(found, threads, &|recovered| {
-        let slots = mark_slots(&recovered, &history, space, &spec.name)?;
+    let processors = plans.iter().map(|plan| plan.share.processor);
+    let found = found.into_iter().zip(processors).collect();
+    let marked = on_threads(found, threads, &|(recovered, processor)| {
+        let slots = mark_slots(&recovered, processor, &history, (space, &spec.name))?;
         Ok((recovered, slots))
     });
     marked.map(|found| (found, stale))
@@ -101,9 +103,9 @@ fn on_threads<I: Send, T: Send>(
 
 fn mark_slots(
     recovered: &Recovered,
+    processor: ProcessorIndex,
     history: &History,
-    space: &Space,
-    volume: &str,
+    (space, volume): (&Space, &str),
 ) -> Result<Slots> {
     let bad = |place: Place, of: String| {
         let what =
@@ -115,7 +117,7 @@ fn mark_slots(
         used.add_partition(versions, history)
             .map_err(|place| bad(place, format!(" of partition {partition}")))?;
     }
-    let mut slots = Slots::default();
+    let mut slots = Slots::new(processor);
     slots.allocate_used(used).map_err(|place| bad(place, String::new()))?;
     Ok(slots)
 }

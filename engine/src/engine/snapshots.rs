@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 
+use crate::change_log::log_rules::LogRules;
 use crate::engine::{Engine, watch};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::processor::cut::{Cut, Report, Stall};
@@ -36,12 +37,13 @@ pub struct CutReport {
 }
 
 impl Engine {
-    /// Makes one cut over these volumes, each with the log for writes after it. See [`crate::processor::cut`].
-    pub fn cut(&self, volumes: &[(VolumeId, Option<u16>)]) -> Result<CutReport> {
+    /// Makes one cut over these volumes, each with the log rules for what is written after it. See
+    /// [`crate::processor::cut`].
+    pub fn cut(&self, volumes: &[(VolumeId, LogRules)]) -> Result<CutReport> {
         let _one_at_a_time = self.cutting.lock().expect("no holder panics");
         let mut taking_part: BTreeMap<u32, (Arc<dyn Mailbox>, Vec<CutShare>)> = BTreeMap::new();
         let mut chosen: Vec<Arc<Volume>> = Vec::new();
-        for (id, log) in volumes {
+        for (id, rules) in volumes {
             let volume = self.volume(*id)?;
             if chosen.iter().any(|other| other.id == *id) {
                 let what = format!("volume {} is named twice", volume.name);
@@ -49,17 +51,12 @@ impl Engine {
             }
             self.refuse_half_rolled_back(&volume)?;
             self.refuse_given_up(&volume, "cannot be cut now")?;
-            if let Some(number) = log
-                && volume.space.log(*number).is_none()
-            {
-                let what = format!("volume {} has no change log {number}", volume.name);
-                return Err(Error::new(ErrorKind::NotFound, what));
-            }
+            refuse_wrong_rules(&volume, rules, |number| volume.space.log(number).is_some())?;
             for share in &volume.shares {
                 let entry = taking_part.entry(share.processor);
                 let runner = Arc::clone(&share.runner) as Arc<dyn Mailbox>;
                 let (_, shares) = entry.or_insert_with(|| (runner, Vec::new()));
-                shares.push(CutShare { share: volume.share, log: *log });
+                shares.push(CutShare { share: volume.share, rules: rules.clone() });
             }
             chosen.push(volume);
         }
@@ -152,4 +149,15 @@ impl Engine {
         }
         freed
     }
+}
+
+/// Refuses log rules that the volume's log areas do not allow.
+pub(super) fn refuse_wrong_rules(
+    volume: &Volume,
+    rules: &LogRules,
+    known: impl Fn(u16) -> bool,
+) -> Result<()> {
+    rules.wrong(known).map_or(Ok(()), |what| {
+        Err(Error::new(ErrorKind::NotFound, format!("volume {}: {what}", volume.name)))
+    })
 }

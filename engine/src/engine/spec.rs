@@ -8,6 +8,7 @@ use crate::change_log::agreement::CatalogState;
 use crate::change_log::expected::Expect;
 use crate::change_log::files::Identity;
 use crate::change_log::format::possible;
+use crate::change_log::log_rules::LogRules;
 use crate::change_log::past::Stale;
 use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
@@ -59,16 +60,16 @@ pub struct VolumeSpec {
     pub partition_size: u64,
     /// Processor and extents of each partition.
     pub partitions: Vec<(u32, Vec<ExtentSpec>)>,
-    /// Change logs: number and extents.
+    /// Log areas: number and extents.
     pub logs: Vec<(u16, Vec<ExtentSpec>)>,
-    /// Logs to use if none is named.
-    pub default_logs: Vec<u16>,
+    /// Which of them its partitions use, where the newest snapshot has no rules.
+    pub log_rules: LogRules,
     /// Directory of journals and checkpoints.
     pub directory: PathBuf,
     /// Their manifests.
     pub manifests: Manifests,
-    /// Snapshots: epoch, and the log named for it.
-    pub snapshots: Vec<(Epoch, Option<u16>)>,
+    /// Snapshots: epoch, and the log rules for what is written after it; if there are none, the volume's count.
+    pub snapshots: Vec<(Epoch, LogRules)>,
     /// No smaller epoch may be used.
     pub next_epoch: Epoch,
     /// Snapshots of epochs below the first number have at most the second number of bytes: the volume has grown since.
@@ -117,9 +118,9 @@ impl VolumeSpec {
         bounds.map(|(_, size)| *size).fold(self.size, u64::min)
     }
 
-    /// The log that the newest snapshot names.
-    pub(super) fn named_log(&self) -> Option<u16> {
-        self.snapshots.last().and_then(|(_, log)| *log)
+    /// The log rules of snapshots that have some.
+    pub(super) fn snapshot_rules(&self) -> Vec<(Epoch, LogRules)> {
+        self.snapshots.iter().filter(|(_, rules)| !rules.is_empty()).cloned().collect()
     }
 
     /// Bytes in a partition; 0 if there is none of this number.
@@ -200,12 +201,9 @@ pub fn check(spec: &VolumeSpec) -> Result<()> {
     if let Some(what) = wrong_history(spec) {
         return wrong(what.to_owned());
     }
-    let known = |number: &u16| spec.logs.iter().any(|(other, _)| other == number);
-    let named = spec.snapshots.iter().filter_map(|(_, log)| log.as_ref());
-    if let Some(number) = named.chain(&spec.default_logs).find(|number| !known(number)) {
-        return wrong(format!("it has no change log {number}"));
-    }
-    Ok(())
+    let known = |number| spec.logs.iter().any(|(other, _)| *other == number);
+    let mut rules = spec.snapshots.iter().map(|(_, rules)| rules).chain([&spec.log_rules]);
+    rules.find_map(|rules| rules.wrong(known)).map_or(Ok(()), wrong)
 }
 
 /// Why its snapshots and rollbacks are inconsistent, if they are.

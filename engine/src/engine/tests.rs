@@ -32,7 +32,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
         partition_size: 4 * MIB,
         partitions: vec![(0, vec![extent])],
         logs: Vec::new(),
-        default_logs: Vec::new(),
+        log_rules: Default::default(),
         directory: directory.join("volume"),
         manifests: Manifests::new(directory.join("manifests")),
         snapshots: Vec::new(),
@@ -50,7 +50,7 @@ fn with_engine(name: &str, f: impl FnOnce(Arc<Engine>)) {
 #[test]
 fn a_volume_is_closed_only_when_readers_of_its_snapshots_are_done() {
     with_engine("readers", |engine| {
-        let epoch = engine.cut(&[(1, None)]).unwrap().epochs[0].1;
+        let epoch = engine.cut(&[(1, Default::default())]).unwrap().epochs[0].1;
         engine.export("v@s", "", 1, Some(epoch)).unwrap();
         let client = LocalClient::new(engine.exports.attach("v@s").unwrap());
         // Every thread that the device may have is busy until the test releases it.

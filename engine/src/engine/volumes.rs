@@ -13,13 +13,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
 use crate::change_log::journal::{Entry, Journal};
+use crate::change_log::log_rules::LogRules;
 use crate::change_log::past::{EpochRanges, RecordedCut, Stale};
 use crate::change_log::recover::Recovered;
 use crate::change_log::slots::Slots;
-use crate::change_log::space::{Log, Space};
+use crate::change_log::space::{LogArea, Space};
 use crate::engine::Engine;
 use crate::engine::recovered_sync::devices_to_sync;
 use crate::engine::recovery::{SharePlan, recover_all};
+use crate::engine::snapshots::refuse_wrong_rules;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::geometry::bad_blocks::BadBlocks;
@@ -113,8 +115,8 @@ impl Engine {
         specs.iter().map(resolve).collect()
     }
 
-    fn log(&self, number: u16, extents: &[ExtentSpec]) -> Result<Log> {
-        Log::new(number, self.extents(extents)?)
+    fn log(&self, number: u16, extents: &[ExtentSpec]) -> Result<LogArea> {
+        LogArea::new(number, self.extents(extents)?)
     }
 
     pub(super) fn geometry(&self, spec: &VolumeSpec) -> Result<Geometry> {
@@ -172,7 +174,7 @@ impl Engine {
             durable.add_journal(begun.journal.shared(), &plan.share.queue, number);
         });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
-        space.logs().iter().for_each(|log| space.open(log, log.slots.used()));
+        space.logs().iter().for_each(|log| log.open(log.slots.used()));
         let made = new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
             let share = Share::new(ShareConfig {
                 number,
@@ -191,9 +193,10 @@ impl Engine {
                 epoch,
                 checkpoint_epoch: checkpoints[ordinal],
                 history: spec.history(),
-                default_logs: spec.default_logs.clone(),
+                log_rules: spec.log_rules.clone(),
+                snapshot_rules: spec.snapshot_rules(),
+                processor: plan.share.processor,
                 ordinal,
-                named_log: spec.named_log(),
             });
             (plan.share, share)
         });
@@ -241,28 +244,42 @@ impl Engine {
         Ok(volume)
     }
 
-    /// Adds a change log to a volume: for cuts to name, or, with `default`, for all blocks that are redirected from now
-    /// on.
+    /// Adds a log area to a volume, which has these log rules from now on.
     pub fn add_log(
         &self,
         volume: VolumeId,
         number: u16,
         extents: &[ExtentSpec],
-        default: bool,
+        rules: &LogRules,
     ) -> Result<()> {
         let volume = self.volume(volume)?;
+        let known = |other| other == number || volume.space.log(other).is_some();
+        refuse_wrong_rules(&volume, rules, known)?;
         let log = self.log(number, extents)?;
         self.refuse_stuck(&log.devices().cloned().collect::<Vec<_>>())?;
         log.devices().for_each(|device| volume.durable.add_device(device));
         let log = volume.space.add(log)?;
-        for share in &volume.shares {
-            let added = |answer| Control::LogAdded(volume.share, number, default, answer);
-            // A share that is being closed needs no more logs.
-            let _ = ask::<()>(&*self.system, &share.queue, added);
-        }
-        volume.space.open(&log, 0); // SP1
+        self.send_log_rules(&volume, rules);
+        log.open(0); // SP1
         volume.space_waiters.wake_all();
         Ok(())
+    }
+
+    /// Sets a volume's log rules, for blocks that are redirected from now on.
+    pub fn set_log_rules(&self, volume: VolumeId, rules: &LogRules) -> Result<()> {
+        let volume = self.volume(volume)?;
+        refuse_wrong_rules(&volume, rules, |number| volume.space.log(number).is_some())?;
+        self.send_log_rules(&volume, rules);
+        volume.space_waiters.wake_all();
+        Ok(())
+    }
+
+    fn send_log_rules(&self, volume: &Volume, rules: &LogRules) {
+        for share in &volume.shares {
+            let set = |answer| Control::LogRules(volume.share, rules.clone(), answer);
+            // A share that is being closed needs no more logs.
+            let _ = ask::<()>(&*self.system, &share.queue, set);
+        }
     }
 
     /// Sets whether parts of the volume that find no slot wait, with an event

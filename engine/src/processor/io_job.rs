@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::block_map::place::Place;
+use crate::change_log::space::LogArea;
 use crate::checksum;
 use crate::error::Errno;
 use crate::geometry::bad_blocks::BadBlocks;
@@ -104,6 +105,9 @@ pub struct NewPlace {
     pub sums: Vec<u32>,
 }
 
+/// Log areas, each with the number of its slots that a write may free.
+pub type Frees = Vec<(Arc<LogArea>, u64)>;
+
 /// See the module's head.
 pub struct Job {
     /// The volume's shape.
@@ -122,6 +126,8 @@ pub struct Job {
     pub stopped_at: Option<u64>,
     /// The change whose slots could not be written, if that is the reason of a failure.
     pub failed: Option<usize>,
+    /// What it may free in areas in which it has claimed no slots.
+    pub frees: Frees,
     /// The list of bad blocks.
     pub bad: Arc<BadBlocks>,
 }

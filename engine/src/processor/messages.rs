@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::history::{History, Rollback};
+use crate::change_log::log_rules::LogRules;
 use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::processor::cut::Cut;
@@ -72,8 +73,8 @@ pub enum Control {
     Tick,
     /// There may be slots for the parts that wait for them.
     TryAgain(u32),
-    /// Redirected writes can use one more log; a default log is used if none is named. Answer when that is done.
-    LogAdded(u32, u16, bool, Sender<()>),
+    /// The volume has these log rules, and perhaps one more log area. Answer when that is done.
+    LogRules(u32, LogRules, Sender<()>),
     /// A share's volume has grown. Answer when the share serves the new blocks.
     Grow(u32, Box<Growth>),
     /// A share's journal could not be synced: make the lost records unnecessary.
@@ -97,12 +98,12 @@ pub enum Control {
 }
 
 /// One share's part of a cut.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CutShare {
     /// The share.
     pub share: u32,
-    /// The log for writes after the cut, if one was named.
-    pub log: Option<u16>,
+    /// The log rules of the new snapshot.
+    pub rules: LogRules,
 }
 
 /// An event in a queue.

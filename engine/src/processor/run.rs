@@ -383,8 +383,8 @@ impl Processor {
             Control::TryAgain(number) => {
                 self.with_share(number, |share, context| share.retry_without_space(context));
             }
-            Control::LogAdded(number, log, default, answer) => {
-                self.with_share(number, |share, _| share.log_added(log, default));
+            Control::LogRules(number, rules, answer) => {
+                self.with_share(number, |share, _| share.log_added(rules));
                 let _ = answer.send(());
             }
             Control::Grow(number, growth) => {
@@ -478,7 +478,7 @@ impl Processor {
         let mut longest = 0;
         for part in std::mem::take(&mut self.cutting) {
             let stall = self.with_share(part.share, |share, context| {
-                share.advance(part.log, instant_ns, context)
+                share.advance(part.rules, instant_ns, context)
             });
             longest = longest.max(stall.unwrap_or(0));
         }

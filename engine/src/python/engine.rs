@@ -127,16 +127,26 @@ impl Engine {
         self.call(py, |this| this.inner.remove_volume(volume))
     }
 
-    #[pyo3(signature = (volume, log, *, default = false))]
     fn add_log(
         &self,
         py: Python<'_>,
         volume: u64,
         log: &Bound<'_, PyDict>,
-        default: bool,
+        rules: Vec<Bound<'_, PyDict>>,
     ) -> PyResult<()> {
         let (number, extents) = (spec::entry(log, "number")?, spec::extents(log)?);
-        self.call(py, |this| this.inner.add_log(volume, number, &extents, default))
+        let rules = spec::rules(rules)?;
+        self.call(py, |this| this.inner.add_log(volume, number, &extents, &rules))
+    }
+
+    fn set_log_rules(
+        &self,
+        py: Python<'_>,
+        volume: u64,
+        rules: Vec<Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let rules = spec::rules(rules)?;
+        self.call(py, |this| this.inner.set_log_rules(volume, &rules))
     }
 
     fn ask_when_full(&self, py: Python<'_>, volume: u64, asks: bool) -> PyResult<()> {
@@ -216,7 +226,7 @@ impl Engine {
     ) -> PyResult<Bound<'py, PyDict>> {
         let mut wanted = Vec::new();
         for volume in &volumes {
-            wanted.push((spec::entry(volume, "volume")?, spec::entry(volume, "log")?));
+            wanted.push((spec::entry(volume, "volume")?, spec::log_rules(volume)?));
         }
         let report = self.call(py, |this| this.inner.cut(&wanted))?;
         let epochs = PyDict::new(py);

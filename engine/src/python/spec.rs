@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
+use crate::change_log::log_rules::{LogRule, LogRules};
 use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::Epoch;
 
@@ -37,6 +38,24 @@ pub fn extents(dict: &Bound<'_, PyDict>) -> PyResult<Vec<ExtentSpec>> {
     dicts(dict, "extents")?.into_iter().map(extent).collect()
 }
 
+/// The `log_rules` of a `VolumeSpec`, `SnapshotSpec` or `CutVolume`.
+pub fn log_rules(dict: &Bound<'_, PyDict>) -> PyResult<LogRules> {
+    rules(dicts(dict, "log_rules")?)
+}
+
+/// A list of `LogRule`.
+pub fn rules(list: Vec<Bound<'_, PyDict>>) -> PyResult<LogRules> {
+    let rule = |dict: Bound<'_, PyDict>| {
+        Ok(LogRule {
+            partitions: entry(&dict, "partitions")?,
+            processors: entry(&dict, "processors")?,
+            logs: entry(&dict, "logs")?,
+            any: entry(&dict, "any")?,
+        })
+    };
+    list.into_iter().map(rule).collect::<PyResult<Vec<LogRule>>>().map(LogRules::from)
+}
+
 fn uuid(text: &str) -> PyResult<[u8; 16]> {
     let digits: String = text.chars().filter(|c| *c != '-').collect();
     let number = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32);
@@ -54,11 +73,11 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
     for log in dicts(dict, "logs")? {
         logs.push((entry(&log, "number")?, extents(&log)?));
     }
-    let mut snapshots: Vec<(Epoch, Option<u16>)> = Vec::new();
+    let mut snapshots: Vec<(Epoch, LogRules)> = Vec::new();
     for snapshot in dicts(dict, "snapshots")? {
-        snapshots.push((entry(&snapshot, "epoch")?, entry(&snapshot, "log")?));
+        snapshots.push((entry(&snapshot, "epoch")?, log_rules(&snapshot)?));
     }
-    snapshots.sort_unstable();
+    snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
     let size: u64 = entry(dict, "size")?;
     let mut smaller: BTreeMap<u64, Epoch> = BTreeMap::new();
     let mut sizes: Vec<(Epoch, u64)> = Vec::new();
@@ -95,7 +114,7 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
         partition_size: entry(dict, "partition_size")?,
         partitions,
         logs,
-        default_logs: entry(dict, "default_logs")?,
+        log_rules: log_rules(dict)?,
         directory: entry::<PathBuf>(dict, "directory")?,
         manifests,
         snapshots,

@@ -19,6 +19,7 @@ use super::shape::{Shape, VOLUME};
 use super::states::States;
 use super::system::{Shelf, Simulated};
 use super::tamper::Older;
+use crate::change_log::log_rules::LogRules;
 use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::events::Event;
@@ -34,12 +35,12 @@ const STARTS_MAX: u32 = 30;
 /// The durable state in addition to the engine's files.
 #[derive(Clone, Debug)]
 pub(super) struct Catalog {
-    pub(super) snapshots: Vec<(Epoch, Option<u16>)>,
+    pub(super) snapshots: Vec<(Epoch, LogRules)>,
     pub(super) next_epoch: Epoch,
     /// The volume was served before.
     pub(super) served: bool,
     /// Snapshots that were deleted: an older copy has them, in every third start.
-    pub(super) deleted: BTreeMap<Epoch, Option<u16>>,
+    pub(super) deleted: BTreeMap<Epoch, LogRules>,
 }
 
 /// State of an engine's run.
@@ -412,7 +413,7 @@ impl Simulation {
         if self.catalog.snapshots.len() >= 6 || hangs {
             return self.delete_snapshot(running);
         }
-        let log = self.shape.name_log(&mut self.random);
+        let rules = self.shape.snapshot_rules(&mut self.random);
         self.host.settle();
         {
             let mut state = self.host.lock();
@@ -420,13 +421,15 @@ impl Simulation {
             state.model.begin_cut(in_flight.into_iter());
         }
         let before = self.disk.lock().injected.errors;
-        let report = running.engine.cut(&[(VOLUME, log)]);
+        let report = running.engine.cut(&[(VOLUME, rules.clone())]);
         if self.disk.lock().dead {
             return Ok(());
         }
         let epoch = report.map_err(|e| format!("a cut failed: {e}"))?.epochs[0].1;
         self.host.settle();
-        let Some(snapshot) = self.host.lock().model.end_cut(epoch, log) else { return Ok(()) };
+        let Some(snapshot) = self.host.lock().model.end_cut(epoch, rules.clone()) else {
+            return Ok(());
+        };
         let settled = running.engine.settle(VOLUME, epoch);
         if self.disk.lock().dead {
             return Ok(());
@@ -446,7 +449,7 @@ impl Simulation {
         if self.disk.lock().dead {
             return Ok(());
         }
-        self.catalog.snapshots.push((epoch, log));
+        self.catalog.snapshots.push((epoch, rules));
         self.catalog.next_epoch = epoch + 1;
         self.host.lock().snapshots.insert(epoch, snapshot);
         self.counts.snapshots += 1;
@@ -477,8 +480,8 @@ impl Simulation {
             snapshot.into_iter().for_each(|snapshot| self.host.lock().keep(epoch, snapshot));
             return Ok(());
         }
-        let log = self.catalog.snapshots.iter().find(|(other, _)| *other == epoch);
-        let log = log.and_then(|(_, log)| *log);
+        let rules = self.catalog.snapshots.iter().find(|(other, _)| *other == epoch);
+        let rules = rules.map(|(_, rules)| rules.clone()).unwrap_or_default();
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
         self.host.lock().sample();
@@ -489,7 +492,7 @@ impl Simulation {
                 return Err("a snapshot cannot be dropped".to_owned());
             }
             if !self.disk.lock().dead && !self.sync_failed() {
-                self.catalog.deleted.insert(epoch, log);
+                self.catalog.deleted.insert(epoch, rules);
             }
         }
         Ok(())

@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::change_log::log_rules::LogRules;
+
 /// A sector's number within the volume.
 pub type Sector = u32;
 
@@ -58,8 +60,8 @@ struct Window {
 pub struct Snapshot {
     /// Its epoch.
     pub epoch: u64,
-    /// The log named for writes after it.
-    pub log: Option<u16>,
+    /// The log rules for writes after it.
+    pub rules: LogRules,
     plain: Vec<u64>,
     odd: BTreeMap<Sector, Vec<u64>>,
     window: Vec<Window>,
@@ -202,15 +204,21 @@ impl Model {
     pub fn begin_cut(&mut self, in_flight: impl Iterator<Item = (u64, Range<Sector>)>) {
         let odd = self.odd.iter().map(|(sector, odd)| (*sector, odd.now.clone())).collect();
         let window = Vec::new();
-        let mut snapshot = Snapshot { epoch: 0, log: None, plain: self.plain.clone(), odd, window };
+        let mut snapshot = Snapshot {
+            epoch: 0,
+            rules: LogRules::default(),
+            plain: self.plain.clone(),
+            odd,
+            window,
+        };
         in_flight.for_each(|(id, sectors)| snapshot.may_have(id, sectors));
         self.cutting = Some(snapshot);
     }
 
     /// Notes that the cut was made.
-    pub fn end_cut(&mut self, epoch: u64, log: Option<u16>) -> Option<Snapshot> {
+    pub fn end_cut(&mut self, epoch: u64, rules: LogRules) -> Option<Snapshot> {
         let snapshot = self.cutting.take()?;
-        Some(Snapshot { epoch, log, ..snapshot })
+        Some(Snapshot { epoch, rules, ..snapshot })
     }
 }
 

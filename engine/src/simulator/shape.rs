@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
+use crate::change_log::log_rules::{LogRule, LogRules};
 use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
 
@@ -42,7 +43,7 @@ pub struct Shape {
     partition_size: u64,
     partitions: Vec<(u32, Vec<ExtentSpec>)>,
     logs: Vec<(u16, Vec<ExtentSpec>)>,
-    default_logs: Vec<u16>,
+    log_rules: LogRules,
 }
 
 impl Shape {
@@ -72,7 +73,7 @@ impl Shape {
             });
             partitions.push(((number % u64::from(processors)) as u32, extents.collect()));
         }
-        let (mut logs, mut default_logs) = (Vec::new(), Vec::new());
+        let mut logs = Vec::new();
         for number in 1..=random.within(1, 2) {
             let chunks = random.within(1, 3);
             let id = 10 + number;
@@ -81,9 +82,12 @@ impl Shape {
             let path = format!("/dev/log{number}");
             devices.push(DeviceShape { id, path, sparse, length, role: Role::Log });
             logs.push((number as u16, vec![ExtentSpec { device: id, offset: 0, length }]));
-            default_logs.push(number as u16);
         }
-        Shape { processors, devices, size, partition_size, partitions, logs, default_logs }
+        let log_rules = LogRules::default();
+        let mut shape =
+            Shape { processors, devices, size, partition_size, partitions, logs, log_rules };
+        shape.log_rules = shape.choose_rules(random);
+        shape
     }
 
     /// Adds the devices to a disk.
@@ -98,16 +102,36 @@ impl Shape {
         self.devices.iter().all(|device| device.role != Role::Base || device.sparse)
     }
 
-    /// A log to be named for a cut, or none.
-    pub fn name_log(&self, random: &mut Random) -> Option<u16> {
-        let chosen = random.below(self.logs.len() as u64 * 2) as usize;
-        self.logs.get(chosen).map(|(number, _)| *number)
+    /// Log rules for a cut: often none.
+    pub fn snapshot_rules(&self, random: &mut Random) -> LogRules {
+        if random.coin() { LogRules::default() } else { self.choose_rules(random) }
+    }
+
+    /// Up to 3 rules, each for some partitions or processors or for all.
+    fn choose_rules(&self, random: &mut Random) -> LogRules {
+        let (count, partitions) = (random.below(4), self.partitions.len() as u64);
+        let mut rule = || {
+            let first = random.below(partitions);
+            let range = (first as u32, random.within(first, partitions - 1) as u32);
+            let processor = random.below(u64::from(self.processors)) as u32;
+            let mut logs: Vec<u16> = self.logs.iter().map(|(number, _)| *number).collect();
+            let from = random.below(logs.len() as u64) as usize;
+            logs.rotate_left(from);
+            logs.truncate(random.within(0, logs.len() as u64) as usize);
+            LogRule {
+                partitions: random.coin().then_some(range),
+                processors: random.coin().then(|| vec![processor]),
+                any: logs.is_empty() || random.coin(),
+                logs,
+            }
+        };
+        (0..count).map(|_| rule()).collect::<Vec<_>>().into()
     }
 
     /// The volume's specification, in a catalog with these snapshots.
     pub fn volume(
         &self,
-        snapshots: Vec<(Epoch, Option<u16>)>,
+        snapshots: Vec<(Epoch, LogRules)>,
         next_epoch: Epoch,
         served: bool,
     ) -> VolumeSpec {
@@ -123,7 +147,7 @@ impl Shape {
             partition_size: self.partition_size,
             partitions: self.partitions.clone(),
             logs: self.logs.clone(),
-            default_logs: self.default_logs.clone(),
+            log_rules: self.log_rules.clone(),
             directory: PathBuf::from(DIRECTORY),
             manifests,
             snapshots,

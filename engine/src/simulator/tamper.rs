@@ -95,7 +95,7 @@ impl Simulation {
         }
         let Catalog { mut snapshots, next_epoch, served, deleted } = self.catalog.clone();
         let deleted = if older { deleted } else { BTreeMap::new() };
-        snapshots.extend(deleted.iter().map(|(epoch, log)| (*epoch, *log)));
+        snapshots.extend(deleted.iter().map(|(epoch, rules)| (*epoch, rules.clone())));
         snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
         let found = engine.add_volume(self.shape.volume(snapshots, next_epoch, served))?;
         if !self.disk.lock().dead && !deleted.keys().eq(&found) {

@@ -63,10 +63,10 @@ impl Twin {
             partition_size: MIB,
             partitions: (0..size.div_ceil(MIB)).map(partition).collect(),
             logs: vec![(1, vec![extent(100 + self.id, 0, LOG)])],
-            default_logs: vec![1],
+            log_rules: Default::default(),
             directory: directory.join("volumes").join(self.id.to_string()),
             manifests: Manifests::new(directory.join("volumes").join(self.id.to_string())),
-            snapshots: self.snapshots.keys().map(|epoch| (*epoch, None)).collect(),
+            snapshots: self.snapshots.keys().map(|epoch| (*epoch, Default::default())).collect(),
             next_epoch: self.next_epoch,
             bounds: self.snapshots.iter().map(bound).chain(hidden).collect(),
             rollbacks: self.rollbacks.iter().map(|(one, size, _)| (*one, *size)).collect(),
@@ -207,7 +207,7 @@ impl World {
 
     pub fn cut(&mut self, id: u64) -> u64 {
         let engine = self.engine.as_ref().unwrap();
-        let epoch = engine.cut(&[(id, None)]).unwrap().epochs[0].1;
+        let epoch = engine.cut(&[(id, Default::default())]).unwrap().epochs[0].1;
         engine.settle(id, epoch).unwrap();
         engine.flush(id).unwrap();
         let twin = self.volumes.get_mut(&id).unwrap();

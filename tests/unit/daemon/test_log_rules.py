@@ -174,7 +174,7 @@ def test_rules_that_cannot_be_are_refused_and_nothing_changes(
     refused = devices.refused("snapshot", "create", "@g", *options(texts))
     assert words in refused or "of volume w" in refused
     assert as_it_was(devices) == before
-    assert not {"add_log", "set_log_rules", "cut"} & set(devices.world.names())
+    assert not {"add_log", "set_log_rules", "cut", "ask_when_full"} & set(devices.world.names())
 
 
 @pytest.mark.parametrize("given", ["two", ",", "1,,2", "-1", "\u0663", "9" * 99])

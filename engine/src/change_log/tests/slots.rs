@@ -11,15 +11,16 @@ use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::chunks::{CHUNK_BYTES, CHUNK_SLOTS};
+use crate::change_log::claim::Claim;
 use crate::change_log::slots::Slots;
-use crate::change_log::space::{EmptyChunk, Log, Space};
+use crate::change_log::space::{EmptyChunk, LogArea, Space};
 use crate::change_log::used_slots::UsedSlots;
 use crate::io::device::{Device, Mode};
 use crate::io::extent::Extent;
 use crate::system::linux::Linux;
-use crate::units::SlotIndex;
+use crate::units::{LocalIndex, SlotIndex};
 
-fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
+pub(super) fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
     let space = Space::default();
     for (index, chunks) in chunks.iter().enumerate() {
         let path = scratch.0.join(format!("log{index}"));
@@ -33,35 +34,58 @@ fn space(scratch: &Scratch, chunks: &[u64]) -> Space {
             let device = Arc::clone(&device);
             Extent { device, offset, length }
         });
-        let log = space.add(Log::new(1 + index as u16, extents.collect()).unwrap()).unwrap();
-        space.open(&log, 0);
+        let log = space.add(LogArea::new(1 + index as u16, extents.collect()).unwrap()).unwrap();
+        log.open(0);
     }
     space
 }
 
-fn numbers(place: Place, count: u32) -> impl Iterator<Item = u64> {
+pub(super) fn numbers(place: Place, count: u32) -> impl Iterator<Item = u64> {
     (0..count).map(move |i| place.step(i).raw())
 }
 
-/// Allocates exactly `want` slots, or none.
+/// Allocates exactly `want` slots of any area, or none.
 fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>> {
-    if !space.claim(u64::from(want)) {
-        return None;
-    }
-    let (logs, mut runs, mut left) = (space.logs(), Vec::new(), want);
+    let logs = space.logs();
+    take_for(LocalIndex(0), (&logs, logs.len()), slots, want)
+}
+
+/// Allocates exactly `want` slots for a partition in these areas, of which the first ones have equal priority, or none.
+pub(super) fn take_for(
+    local: LocalIndex,
+    (logs, equal): (&[Arc<LogArea>], usize),
+    slots: &mut Slots,
+    want: u32,
+) -> Option<Vec<(Place, u32)>> {
+    let mut claim = Claim::default();
+    claim.make(logs, equal, u64::from(want)).ok()?;
+    let (mut runs, mut left) = (Vec::new(), want);
     while left > 0 {
-        let (place, count) = slots.allocate(&logs, logs.len(), left);
+        let (place, count) = slots.allocate(local, logs, &mut claim, left);
         assert!(count >= 1 && count <= left);
+        assert!(logs.iter().any(|log| log.number == place.log()));
         left -= count;
+        end_write(logs, place, count);
         runs.push((place, count));
     }
+    assert_eq!(claim.areas().next(), None, "S2");
     Some(runs)
 }
 
-fn punch(space: &Space, empty: Vec<EmptyChunk>) {
-    for chunk in empty.iter().filter(|chunk| space.retire(chunk)) {
+fn end_write(logs: &[Arc<LogArea>], place: Place, count: u32) {
+    let log = logs.iter().find(|log| log.number == place.log());
+    log.unwrap().end_write(u64::from(count));
+}
+
+/// Those of each processor.
+fn owners<const N: usize>() -> [(Slots, Vec<(Place, u32)>); N] {
+    std::array::from_fn(|processor| (Slots::new(processor as u32), Vec::new()))
+}
+
+fn punch(empty: Vec<EmptyChunk>) {
+    for chunk in empty.iter().filter(|chunk| chunk.retire()) {
         chunk.punch();
-        space.revive(chunk);
+        chunk.revive();
     }
 }
 
@@ -73,7 +97,7 @@ proptest! {
     ) {
         let scratch = Scratch::new();
         let space = space(&scratch, &[6, 1]);
-        let mut owners: [(Slots, Vec<(Place, u32)>); 3] = Default::default();
+        let mut owners = owners::<3>();
         let (mut used, mut seq) = (BTreeSet::new(), 0);
         for (op, owner, want, pick) in ops {
             let (slots, runs) = &mut owners[owner];
@@ -98,11 +122,10 @@ proptest! {
                     prop_assert!(empty.is_empty(), "released too early");
                     let released = slots.release(seq, usize::MAX, &mut empty);
                     prop_assert_eq!(released, u64::from(count));
-                    space.add_free(released);
                     numbers(place, count).for_each(|number| {
                         used.remove(&number);
                     });
-                    punch(&space, empty);
+                    punch(empty);
                 }
                 _ => {}
             }
@@ -125,14 +148,14 @@ fn long_runs_stay_in_one_piece_when_single_slots_are_free() {
     let singles: Vec<_> = (0..600).flat_map(|_| take(&space, &mut slots, 1).unwrap()).collect();
     for (single, _) in singles.iter().step_by(2) {
         slots.free_now(*single, 1, &mut Vec::new());
-        space.add_free(1);
     }
     for _ in 0..100 {
         let runs = take(&space, &mut slots, 32).unwrap();
         assert_eq!(runs.len(), 1, "it is in pieces");
     }
-    // A single one fills the gaps.
-    let (next, _) = take(&space, &mut slots, 1).unwrap()[0];
+    // A single one of another partition fills the gaps.
+    let logs = space.logs();
+    let (next, _) = take_for(LocalIndex(1), (&logs, 1), &mut slots, 1).unwrap()[0];
     assert_eq!(next, place.step(1));
 }
 
@@ -140,7 +163,7 @@ fn long_runs_stay_in_one_piece_when_single_slots_are_free() {
 fn the_last_free_slot_is_found_wherever_it_is() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2, 2]);
-    let (mut mine, mut other) = (Slots::default(), Slots::default());
+    let (mut mine, mut other) = (Slots::new(0), Slots::new(1));
     // The other's active chunk has one slot used; mine allocates all that is left, chunk by chunk and slot by slot.
     let (theirs, _) = take(&space, &mut other, 1).unwrap()[0];
     assert_eq!(take(&space, &mut mine, 4096), None, "one is used");
@@ -150,10 +173,8 @@ fn the_last_free_slot_is_found_wherever_it_is() {
     // The other finds a slot that one freed anywhere.
     let (place, _) = taken[taken.len() / 2];
     mine.free_now(place.step(1), 1, &mut Vec::new());
-    space.add_free(1);
     assert_eq!(take(&space, &mut other, 1).unwrap(), [(place.step(1), 1)]);
     other.free_now(theirs, 1, &mut Vec::new());
-    space.add_free(1);
     assert_eq!(take(&space, &mut mine, 1).unwrap(), [(theirs, 1)]);
 }
 
@@ -161,23 +182,23 @@ fn the_last_free_slot_is_found_wherever_it_is() {
 fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
+    let log = space.log(1).unwrap();
     let mut slots = Slots::default();
     let runs = take(&space, &mut slots, 2048).unwrap();
     let mut empty = Vec::new();
     runs.iter().for_each(|(place, count)| slots.free_now(*place, *count, &mut empty));
-    space.add_free(2048);
     assert_eq!(empty.len(), 2);
-    assert!(space.retire(&empty[0]));
-    assert_eq!((space.free(), space.returning(), space.usage().used), (1024, 1024, 0));
+    assert!(empty[0].retire());
+    assert_eq!((log.free(), log.returning(), log.usage().used), (1024, 1024, 0));
     assert_eq!(take(&space, &mut slots, 1025), None);
-    assert!(space.claim(1), "a processor is about to allocate one");
-    assert!(!space.retire(&empty[1]), "it would remove claimed slots");
-    space.add_free(1);
+    assert!(log.claim(1), "a processor is about to allocate one");
+    assert!(!empty[1].retire(), "it would remove claimed slots");
+    log.add_free(1);
     let chunk = empty[0].chunk;
     let taken = take(&space, &mut slots, 1024).unwrap();
     assert!(taken.iter().all(|(place, _)| place.slot_number().chunk().0 != chunk));
-    space.revive(&empty[0]);
-    assert_eq!((space.free(), space.returning()), (1024, 0));
+    empty[0].revive();
+    assert_eq!((log.free(), log.returning()), (1024, 0));
     assert!(take(&space, &mut slots, 1024).is_some());
 }
 
@@ -217,7 +238,7 @@ fn processors_that_fill_the_logs_together_allocate_every_slot_once() {
     std::thread::scope(|scope| {
         for owner in 0..4u64 {
             scope.spawn(move || {
-                let (mut slots, mut runs) = (Slots::default(), Vec::new());
+                let (mut slots, mut runs) = (Slots::new(owner as u32), Vec::new());
                 while turns.fetch_add(1, Ordering::Relaxed) < 4000 {
                     let want = 1 + (turns.load(Ordering::Relaxed) * 37 + owner * 11) % 300;
                     if let Some(taken) = take(space, &mut slots, want as u32) {
@@ -232,8 +253,7 @@ fn processors_that_fill_the_logs_together_allocate_every_slot_once() {
                         });
                         let mut empty = Vec::new();
                         slots.free_now(place, count, &mut empty);
-                        space.add_free(u64::from(count));
-                        punch(space, empty);
+                        punch(empty);
                     }
                 }
                 while take(space, &mut slots, 1).is_some() {}
@@ -260,7 +280,6 @@ fn a_young_slot_is_reused_at_once_and_an_older_one_is_not() {
     let first = take_recorded(&space, &mut slots, 11, 600)[0];
     let given = slots.free(11, first.0, 600);
     assert_eq!((given, slots.pending_free()), (600, 0));
-    space.add_free(given);
 
     let old = take_recorded(&space, &mut slots, 12, 600)[0];
     slots.young.observe(10, 1);
@@ -268,7 +287,6 @@ fn a_young_slot_is_reused_at_once_and_an_older_one_is_not() {
     let young = take_recorded(&space, &mut slots, 16, 400)[0];
     assert_eq!((slots.free(17, old.0, 600), slots.pending_free()), (0, 600));
     assert_eq!((slots.free(17, young.0, 400), slots.pending_free()), (400, 600));
-    space.add_free(400);
     slots.release(15, usize::MAX, &mut Vec::new());
     assert_eq!(slots.pending_free(), 600);
     assert_eq!(slots.release(17, usize::MAX, &mut Vec::new()), 600);
@@ -295,9 +313,7 @@ fn a_run_that_is_young_in_part_is_freed_in_parts() {
     slots.recorded(2, place.step(10), 30);
     slots.recorded(2, place.step(70), 30);
     assert_eq!((slots.free(2, place, 100), slots.pending_free()), (60, 40));
-    space.add_free(60);
     assert_eq!(slots.release(2, usize::MAX, &mut Vec::new()), 40);
-    space.add_free(40);
     assert_eq!(space.usage().used, 0);
 }
 
@@ -343,22 +359,20 @@ fn a_long_run_goes_to_another_log_of_equal_priority_instead_of_being_split() {
     let space = space(&scratch, &[2, 8]);
     let logs = space.logs();
     let mut slots = Slots::default();
-    assert!(space.claim(2 * CHUNK_SLOTS));
-    let mut taken = Vec::new();
-    for _ in 0..2 * CHUNK_SLOTS {
-        taken.push(slots.allocate(&logs, 2, 1).0);
-    }
+    let mut take =
+        |equal, want| take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0];
+    let taken: Vec<Place> = (0..2 * CHUNK_SLOTS).map(|_| take(2, 1).0).collect();
     assert!(taken.iter().all(|place| place.log() == 1));
-    let scattered = taken.iter().step_by(7).take(100);
-    scattered.for_each(|place| slots.free_now(*place, 1, &mut Vec::new()));
-    space.add_free(100);
+    let scattered: Vec<Place> = taken.into_iter().step_by(7).take(100).collect();
+    scattered.iter().for_each(|place| slots.free_now(*place, 1, &mut Vec::new()));
 
-    assert!(space.claim(33));
-    let (place, count) = slots.allocate(&logs, 1, 32);
+    let mut take =
+        |equal, want| take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0];
+    let (place, count) = take(1, 32);
     assert_eq!((place.log(), count), (1, 1), "only the first log is wanted");
-    let (place, count) = slots.allocate(&logs, 2, 32);
+    let (place, count) = take(2, 32);
     assert_eq!((place.log(), count), (2, 32));
-    assert_eq!(slots.allocate(&logs, 2, 1).0.log(), 1, "short ones fill the holes");
+    assert_eq!(take(2, 1).0.log(), 1, "short ones fill the holes");
 }
 
 #[test]
@@ -375,6 +389,5 @@ fn a_release_frees_the_given_number_of_runs_and_leaves_the_others() {
     assert!(!slots.can_release(2), "the others wait for the next commit");
     assert_eq!(slots.pending_free(), 50);
     assert_eq!(slots.release(3, 50, &mut Vec::new()), 50);
-    space.add_free(100);
     assert_eq!(space.usage().used, 0);
 }

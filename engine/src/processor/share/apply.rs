@@ -8,9 +8,10 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::Change;
 use crate::change_log::format::{RECORD_SUMS_MAX, RecordKind};
 use crate::change_log::journal::Entry;
+use crate::change_log::space::AreaBits;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
-use crate::processor::io_job::NewPlace;
+use crate::processor::io_job::{Frees, NewPlace};
 use crate::processor::share::Share;
 use crate::units::{Epoch, LocalIndex};
 
@@ -21,24 +22,27 @@ impl Share {
         local: LocalIndex,
         epoch: Epoch,
         changes: &[NewPlace],
+        frees: &Frees,
         mut result: Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let mut landed = 0;
+        let mut ended: AreaBits = 0;
         for change in changes {
             if result.is_ok() {
                 result = self.apply(local, epoch, change);
             }
             if change.place.is_slot() {
-                landed += u64::from(change.count);
                 if result.is_err() {
                     self.free_unrecorded(change.place, change.count);
                 }
             }
         }
-        if landed > 0 {
-            self.space.end_write(landed);
+        let slots = changes.iter().filter(|change| change.place.is_slot());
+        let landed = slots.map(|change| (self.area_of(change.place), u64::from(change.count)));
+        for (area, slots) in landed.chain(frees.iter().map(|(area, slots)| (area, *slots))) {
+            area.end_write(slots); // SP2
+            ended |= area.bit();
         }
-        self.space_waiters.wake_all();
+        self.space_waiters.wake(ended | self.slots.take_freed_in());
         result
     }
 
@@ -72,26 +76,19 @@ impl Share {
         let sync_watermark = self.journal.shared().watermark.sync_watermark();
         let sync_watermark = if bug(Bug::YoungForEver) { 0 } else { sync_watermark };
         slots.young.observe(sync_watermark, if bug(Bug::YoungTooLong) { 0 } else { self.epoch });
-        let mut given = 0;
         let slots = RefCell::new(slots);
         let alone = |place, count| slots.borrow().are_young(place, count); // Y3
         local.versions.apply_with_hint(made, &self.history, alone, |_, count, place| {
             if place.is_slot() {
                 bad.forget(place, count);
-                given += slots.borrow_mut().free(seq, place, count); // J4
+                slots.borrow_mut().free(seq, place, count); // J4
             }
         });
         // A write that was started in an older epoch changes the map of that epoch too (Y3).
         if change.place.is_slot() && (epoch == self.epoch || bug(Bug::YoungTooLong)) {
             slots.into_inner().recorded(seq, change.place, change.count);
         }
-        self.space.add_free(given);
-        self.publish_pending_free();
+        self.expect_release();
         Ok(())
-    }
-
-    /// Allocates up to `want` consecutive slots, which were claimed.
-    pub(super) fn allocate_slots(&mut self, want: u32) -> (Place, u32) {
-        self.slots.allocate(&self.log_order, self.equal_priority_logs, want)
     }
 }

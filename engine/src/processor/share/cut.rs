@@ -4,6 +4,7 @@
 use std::sync::mpsc::Sender;
 
 use crate::change_log::journal::Entry;
+use crate::change_log::log_rules::LogRules;
 use crate::change_log::past::RecordedCut;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
@@ -28,12 +29,12 @@ impl Share {
     }
 
     /// Ends the epoch and starts the writes that were held; returns how long they were held, nanoseconds.
-    pub fn advance(&mut self, log: Option<u16>, instant_ns: u64, context: &mut Context<'_>) -> u64 {
+    pub fn advance(&mut self, rules: LogRules, instant_ns: u64, context: &mut Context<'_>) -> u64 {
         let ended = self.epoch;
         self.history.add_snapshot(ended);
         self.epoch = ended + 1;
-        self.named_log = log;
-        self.order_logs();
+        self.slots.begin_logs();
+        self.add_snapshot_rules(ended, rules);
         let stopped_at = self.stopped_at.take().expect("C1: it stopped before it advances");
         let stall = context.system.monotonic_ns() - stopped_at;
         for part in std::mem::take(&mut self.held) {

@@ -381,7 +381,7 @@ impl Share {
     /// (U2).
     fn end_unheard(&mut self, part: &Part, mut job: Job, epoch: Epoch) {
         job.request = None;
-        let _ = self.settle_changes(part.local, epoch, &job.changes, Err(Errno::EIO));
+        let _ = self.settle_changes(part.local, epoch, &job.changes, &job.frees, Err(Errno::EIO));
     }
 
     /// Ends jobs that have lasted too long, and reports devices that do not answer.

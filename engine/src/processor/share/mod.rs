@@ -15,6 +15,7 @@ mod apply;
 mod backlog;
 mod block_status;
 mod checkpoint;
+mod claims;
 mod clearing;
 pub mod compare;
 mod counting;
@@ -23,6 +24,7 @@ pub(super) mod fast_path;
 pub mod grow;
 pub(super) mod in_flight;
 mod inspect;
+mod log_orders;
 mod pieces;
 pub mod read;
 pub mod reclaim;
@@ -40,10 +42,12 @@ use std::sync::mpsc::Sender;
 
 use crate::block_map::history::History;
 use crate::block_map::versions::Versions;
+use crate::change_log::claim::Claim;
 use crate::change_log::journal::Journal;
+use crate::change_log::log_rules::LogRules;
 use crate::change_log::past::RecordedCut;
 use crate::change_log::slots::Slots;
-use crate::change_log::space::{Log, Space};
+use crate::change_log::space::Space;
 use crate::error::Errno;
 use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
@@ -59,6 +63,7 @@ use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::share::checkpoint::FailedCheckpoint;
 use crate::processor::share::counting::Touched;
 use crate::processor::share::in_flight::InFlight;
+use crate::processor::share::log_orders::LogOrders;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
 use crate::processor::share::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
@@ -66,7 +71,7 @@ use crate::request::{Request, Sink, Verb};
 use crate::system::System;
 use crate::system::pool::Pool;
 use crate::system::ticks::{Tick, Ticks};
-use crate::units::Epoch;
+use crate::units::{Epoch, ProcessorIndex};
 
 /// Pending-free slots at which the share requests a sync, if they are also more than an eighth of the free slots:
 /// 256 MiB. Their freeing is not durable yet.
@@ -185,12 +190,14 @@ pub struct ShareConfig {
     pub recorded: RecordedCuts,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
-    /// Logs for redirected writes if the newest snapshot names none.
-    pub default_logs: Vec<u16>,
+    /// The volume's log rules.
+    pub log_rules: LogRules,
+    /// The log rules of snapshots that have some.
+    pub snapshot_rules: Vec<(Epoch, LogRules)>,
+    /// Its processor.
+    pub processor: ProcessorIndex,
     /// Its index among the volume's shares.
     pub ordinal: usize,
-    /// The log that the newest snapshot names.
-    pub named_log: Option<u16>,
 }
 
 /// See the module's head.
@@ -201,10 +208,11 @@ pub struct Share {
     space: Arc<Space>,
     space_waiters: Arc<SpaceWaiters>,
     ask: Ask,
-    /// The logs of new slots, in the order to try.
-    log_order: Vec<Arc<Log>>,
-    /// How many of the first logs have equal priority.
-    equal_priority_logs: usize,
+    /// The log areas of new slots.
+    log_orders: LogOrders,
+    /// The rules that these follow.
+    ordered_by: LogRules,
+    claim: Claim,
     slot_retry: SlotRetry,
     flusher: Arc<Flusher>,
     bad: Arc<BadBlocks>,
@@ -214,9 +222,10 @@ pub struct Share {
     slots: Slots,
     epoch: Epoch,
     history: History,
-    default_logs: Vec<u16>,
+    log_rules: LogRules,
+    snapshot_rules: Vec<(Epoch, LogRules)>,
+    processor: ProcessorIndex,
     ordinal: usize,
-    named_log: Option<u16>,
     /// Jobs in flight.
     out: InFlight,
     waiting: VecDeque<Part>,
@@ -239,8 +248,6 @@ pub struct Share {
     checkpoint_epoch: Epoch,
     freed_bases: VecDeque<FreedBase>,
     dropped: Vec<Dropped>,
-    /// Pending-free slots that the space has counted.
-    counted_pending_free: u64,
     punching: bool,
     leaving: bool,
     release_asked: bool,
@@ -278,8 +285,9 @@ impl Share {
             number: config.number,
             geometry: config.geometry,
             origin: config.origin,
-            log_order: Vec::new(),
-            equal_priority_logs: 0,
+            log_orders: LogOrders::default(),
+            ordered_by: LogRules::default(),
+            claim: Claim::default(),
             slot_retry: SlotRetry::default(),
             space: config.space,
             space_waiters: config.space_waiters,
@@ -292,9 +300,10 @@ impl Share {
             slots: config.slots,
             epoch: config.epoch,
             history: config.history,
-            default_logs: config.default_logs,
+            log_rules: config.log_rules,
+            snapshot_rules: config.snapshot_rules,
+            processor: config.processor,
             ordinal: config.ordinal,
-            named_log: config.named_log,
             out: InFlight::default(),
             waiting: VecDeque::new(),
             backlog: Backlog::default(),
@@ -309,7 +318,6 @@ impl Share {
             checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
             dropped: Vec::new(),
-            counted_pending_free: 0,
             release_asked: false,
             release_failed: false,
             returning: 0,
@@ -328,16 +336,13 @@ impl Share {
         };
         share.order_logs();
         share.refresh_devices();
-        share.publish_pending_free();
+        share.expect_release();
         share
     }
 
-    /// Adds a log of the volume.
-    pub fn log_added(&mut self, number: u16, default: bool) {
-        if default {
-            self.default_logs.push(number);
-        }
-        self.order_logs();
+    /// Notes that the volume has one more log area, and these rules from now on.
+    pub fn log_added(&mut self, rules: LogRules) {
+        self.set_log_rules(rules);
         self.refresh_devices();
     }
 

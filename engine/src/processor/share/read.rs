@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::block_map::leaf::Found;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
-use crate::change_log::space::{Log, Space};
+use crate::change_log::space::{LogArea, Space};
 use crate::error::Errno;
 use crate::geometry::Partition;
 use crate::geometry::origin::{Origin, resolve};
@@ -162,7 +162,8 @@ fn within_chunk(found: Found<'_>) -> Found<'_> {
 }
 
 fn spot_in(space: &Space, place: Place) -> Spot {
-    let log: Arc<Log> = space.log(place.log()).expect("recovery has checked every log's number");
+    let log: Arc<LogArea> =
+        space.log(place.log()).expect("recovery has checked every log's number");
     let (device, offset) = log.locate(place.slot_number());
     Spot { device: Arc::clone(device), offset, place }
 }

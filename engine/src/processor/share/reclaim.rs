@@ -19,12 +19,12 @@ use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::flusher::Waiter;
-use crate::processor::io_job::{Job, Step};
+use crate::processor::io_job::{Frees, Job, Step};
 use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
 use crate::processor::share::in_flight::Span;
 use crate::processor::share::{Context, Local, Share};
-use crate::processor::space_waiters::Verdict;
+use crate::processor::space_waiters::{Verdict, Wanted};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, LocalIndex};
 
@@ -68,14 +68,9 @@ pub(super) struct FreedBase {
 }
 
 impl Share {
-    /// Publishes how many slots are pending here, and makes the next flush release them.
-    pub(super) fn publish_pending_free(&mut self) {
-        let now = self.slots.pending_free();
-        if now != self.counted_pending_free {
-            self.space.count_pending_free(self.counted_pending_free, now);
-            self.counted_pending_free = now;
-        }
-        if now > 0 {
+    /// Makes the next flush release the slots that are pending here, if there are any.
+    pub(super) fn expect_release(&mut self) {
+        if self.slots.pending_free() > 0 {
             self.journal.shared().expect_commit();
         }
     }
@@ -83,17 +78,19 @@ impl Share {
     /// Frees slots to which no record refers.
     pub(super) fn free_unrecorded(&mut self, place: Place, count: u32) {
         self.slots.free_now(place, count, &mut Vec::new());
-        self.space.add_free(u64::from(count));
     }
 
     /// Keeps a part that needs `wanted` slots until there are enough, or ends it. Slots that are pending here or at
     /// another processor are released after the same flush, perhaps a little later: then the part waits again.
     pub(super) fn wait_for_space(&mut self, part: Part, wanted: u64, context: &mut Context<'_>) {
-        match self.space_waiters.wait_or_refuse(&self.space, wanted, context.queue, self.number) {
+        let order = self.log_orders.of(self.locals[part.local.index()].partition);
+        let waits = Wanted { areas: &order.areas, bits: order.bits, slots: wanted };
+        let pending = order.areas.iter().any(|area| area.pending_free() > 0);
+        match self.space_waiters.wait_or_refuse(&waits, context.queue, self.number) {
             Verdict::Wait => self.without_space.push(part),
             Verdict::Refuse => return self.end(part, Err(Errno::ENOSPC), context),
         }
-        if self.space.pending_free() > 0 {
+        if pending {
             self.ask_release(context);
         }
     }
@@ -129,8 +126,7 @@ impl Share {
         let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
-        self.space.add_free(released);
-        self.publish_pending_free(); // SP2: after they are free
+        self.expect_release();
         self.punch_chunks(empty, context);
         if self.slots.can_release(committed) {
             let control = Control::ReleaseMore(self.number);
@@ -140,7 +136,7 @@ impl Share {
         }
         self.punch_freed_bases(context);
         if released > 0 {
-            self.space_waiters.wake_all();
+            self.space_waiters.wake(self.slots.take_freed_in());
         }
         self.retry_without_space(context);
     }
@@ -162,7 +158,7 @@ impl Share {
 
     /// Queues the punching of empty chunks out of their devices, if nothing waits for slots.
     fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
-        let retired = self.space_waiters.retire(&self.space, empty);
+        let retired = self.space_waiters.retire(empty);
         if retired.is_empty() {
             return;
         }
@@ -174,13 +170,13 @@ impl Share {
             let chunks = retired.len() as u64;
             self.returning += chunks;
             let (share, queue) = (self.number, Arc::clone(context.queue));
-            let (space, space_waiters) = (Arc::clone(&self.space), Arc::clone(&self.space_waiters));
+            let space_waiters = Arc::clone(&self.space_waiters);
             context.pool.run(Lane::Device(device), move || {
                 for chunk in &retired {
                     chunk.punch();
-                    space.revive(chunk);
+                    chunk.revive();
                 }
-                space_waiters.wake_all();
+                space_waiters.wake(retired.iter().fold(0, |bits, chunk| bits | chunk.log.bit()));
                 drop(retired);
                 queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
             });
@@ -220,6 +216,7 @@ impl Share {
                 zeroes: true,
                 stopped_at: None,
                 failed: None,
+                frees: Frees::new(),
                 bad: Arc::clone(&self.bad),
             };
             self.punching = true;
@@ -287,6 +284,7 @@ impl Share {
         if let Some(at) = rollback {
             epochs.extend(self.history.forget_rollback(at)); // what only it has retained
         }
+        self.forget_snapshot_rules();
         epochs.sort_unstable_by(|one, other| other.cmp(one));
         epochs.dedup();
         Dropping {
@@ -346,7 +344,7 @@ impl Share {
                 }
             });
         }
-        self.publish_pending_free();
+        self.expect_release();
         let bytes = dropping.freed_blocks * BLOCK_SIZE;
         if dropping.waits {
             self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });

@@ -49,8 +49,9 @@ impl Share {
         }
         self.history.roll_back(rollback);
         self.epoch = rollback.at + 1;
+        self.slots.begin_logs();
         self.unrecorded_cut = None; // it has ended before
-        self.publish_pending_free();
+        self.expect_release();
         Ok(())
     }
 }

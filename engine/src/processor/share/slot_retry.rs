@@ -9,10 +9,8 @@
 //!                   free again.
 //! Owner and locks   the share's processor.
 
-use std::sync::Arc;
-
 use crate::block_map::place::Place;
-use crate::change_log::space::Log;
+use crate::change_log::space::LogArea;
 use crate::error::Errno;
 use crate::io::fault::is_lack_of_space;
 use crate::processor::io_job::Job;
@@ -48,13 +46,13 @@ impl Share {
         job.request = None; // so that its buffer can be reused when the request is done
         if result == Err(Errno::ENOTSUP) {
             // A device turned out not to support clearing: the part is planned again without it.
-            let _ = self.settle_changes(part.local, epoch, &job.changes, result);
+            let _ = self.settle_changes(part.local, epoch, &job.changes, &job.frees, result);
             return self.take(part, context);
         }
         let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
         let mut changes = job.changes;
         let (Some((place, count)), Err(errno)) = (failed, result) else {
-            let result = self.settle_changes(part.local, epoch, &changes, result);
+            let result = self.settle_changes(part.local, epoch, &changes, &job.frees, result);
             if result.is_ok() {
                 self.count_change(&part, epoch, context.wall_ns);
             }
@@ -64,52 +62,26 @@ impl Share {
         let present = self.spot(None, place).device.is_present();
         if room && present && !is_lack_of_space(errno) {
             self.slot_retry.quarantined.push((place, count)); // SR1
-            self.space.end_write(u64::from(count)); // they are no longer claimed, and no waiter may count on them
+            self.area_of(place).end_write(u64::from(count)); // they are no longer claimed, and no waiter may count on them
             changes.retain(|change| change.place != place);
         }
         // The error stays; this frees the slots.
-        let result = self.settle_changes(part.local, epoch, &changes, result);
+        let result = self.settle_changes(part.local, epoch, &changes, &job.frees, result);
         if !self.slot_retry.last_to_try.contains(&place.log()) {
             self.slot_retry.last_to_try.push(place.log());
             self.order_logs();
         }
         // A missing device is tried last: no other log has free slots.
-        if !present || usize::from(part.tried) >= self.log_order.len() + ATTEMPTS {
+        if !present || usize::from(part.tried) >= self.log_orders.longest() + ATTEMPTS {
             return self.end(part, result, context);
         }
         part.tried = part.tried.saturating_add(1);
         self.take(part, context);
     }
 
-    /// Sorts the logs: the named one, then the default ones, beginning with a different one on each processor, because
-    /// two processors that write to one file wait for each other; then all others, so that a write does not fail.
-    pub(super) fn order_logs(&mut self) {
-        let mut defaults = self.default_logs.clone();
-        if !defaults.is_empty() {
-            let first = self.ordinal % defaults.len();
-            defaults.rotate_left(first);
-        }
-        let mut order: Vec<Arc<Log>> = Vec::new();
-        let logs = self.space.logs();
-        let named = self.named_log.into_iter().chain(defaults);
-        for number in named.chain(logs.iter().map(|log| log.number)) {
-            if !order.iter().any(|log| log.number == number) {
-                order.extend(logs.iter().find(|log| log.number == number).cloned());
-            }
-        }
-        order.sort_by_key(|log| self.is_last(log));
-        let class = |log: &Arc<Log>| {
-            let named = self.named_log == Some(log.number);
-            (self.is_last(log), named, self.default_logs.contains(&log.number))
-        };
-        let first = order.first().map(class);
-        self.equal_priority_logs = order.iter().take_while(|log| Some(class(log)) == first).count();
-        self.log_order = order;
-    }
-
     /// Whether a log comes last in the order: a device of it is missing, or it could not be written. Such logs stay in
     /// the order, because their slots are counted.
-    fn is_last(&self, log: &Log) -> (bool, bool) {
+    pub(super) fn is_last(&self, log: &LogArea) -> (bool, bool) {
         let missing = log.devices().any(|device| !device.is_present());
         (missing, self.slot_retry.last_to_try.contains(&log.number))
     }
@@ -120,6 +92,7 @@ impl Share {
         for (place, count) in quarantined {
             self.free_unrecorded(place, count);
         }
+        self.space_waiters.wake(self.slots.take_freed_in());
         self.order_logs();
     }
 }

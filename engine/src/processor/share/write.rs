@@ -16,7 +16,7 @@ use crate::change_log::format::RECORD_SUMS_MAX;
 use crate::error::Errno;
 use crate::geometry::origin::resolve;
 use crate::mutants::{Bug, bug};
-use crate::processor::io_job::{Job, NewPlace, Old, Step, Target, write_base, write_slots};
+use crate::processor::io_job::{Frees, Job, NewPlace, Old, Step, Target, write_base, write_slots};
 use crate::processor::part::Part;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
@@ -165,17 +165,19 @@ impl Share {
     fn plan_write(&mut self, part: &Part) -> Result<Job, NoSpace> {
         let mut job = self.new_job(part, false);
         let (from, to) = (u64::from(part.offset), u64::from(part.offset) + u64::from(part.length));
-        self.claim(self.slots_for(part.local, from, to))?;
+        self.claim(part.local, self.slots_for(part.local, from, to))?;
         self.plan_range(&mut job, part, from, to);
+        job.frees = self.may_free(part, &job.changes);
         Ok(job)
     }
 
     /// Plans a write of complete blocks that are all redirected, if there are enough slots: like `plan_write`, without
     /// checking each block again.
     fn plan_redirects(&mut self, part: &Part) -> Result<Job, NoSpace> {
-        self.claim(self.slots_for_moves(part))?;
+        self.claim(part.local, self.slots_for_moves(part))?;
         let mut job = self.new_job(part, false);
         self.plan_more_moves(&mut job, part, 0);
+        job.frees = self.may_free(part, &job.changes);
         Ok(job)
     }
 
@@ -196,7 +198,7 @@ impl Share {
     /// Writes complete blocks that are all redirected, on this thread, if there are enough slots. If one run is enough,
     /// as it almost always is, no job is allocated.
     fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
-        self.claim(self.slots_for_moves(part))?;
+        self.claim(part.local, self.slots_for_moves(part))?;
         let (first, blocks) = complete_blocks(part);
         let (place, count) = self.choose_place(part.local, blocks);
         let mut sums = std::mem::take(&mut self.sums);
@@ -208,16 +210,18 @@ impl Share {
             job.changes.push(change);
             job.steps.push(Step::WriteWhole { change: 0, target, at });
             self.plan_more_moves(&mut job, part, count);
+            job.frees = self.may_free(part, &job.changes);
             return Ok(Progress::Planned(job));
         }
+        let frees = self.may_free(part, std::slice::from_ref(&change));
         if let Err(errno) = self.write_redirected(part, &mut change) {
-            let mut job = self.new_job(part, false);
+            let mut job = Job { frees, ..self.new_job(part, false) };
             job.changes.push(change);
             job.failed = place.is_slot().then_some(0);
             return Ok(Progress::Failed(job, errno));
         }
         let changes = std::slice::from_ref(&change);
-        let result = self.settle_changes(part.local, self.epoch, changes, Ok(()));
+        let result = self.settle_changes(part.local, self.epoch, changes, &frees, Ok(()));
         self.sums = change.sums;
         Ok(Progress::Done(result))
     }
@@ -227,21 +231,13 @@ impl Share {
         if !change.place.is_slot() {
             return self.overwrite(part);
         }
-        let mut order = self.log_order.iter();
-        let log = order.find(|log| log.number == change.place.log());
-        let (device, offset) =
-            log.expect("it was allocated there").locate(change.place.slot_number());
+        let (device, offset) = self.area_of(change.place).locate(change.place.slot_number());
         write_slots(device, offset, payload(part), &mut change.sums)
     }
 
     /// How many slots a write of complete blocks needs that are all redirected.
     fn slots_for_moves(&self, part: &Part) -> u64 {
         if self.goes_to_base(part.local) { 0 } else { u64::from(complete_blocks(part).1) }
-    }
-
-    /// Claims all of these slots, or none.
-    pub(super) fn claim(&self, wanted: u64) -> Result<(), NoSpace> {
-        if wanted == 0 || self.space.claim(wanted) { Ok(()) } else { Err(NoSpace { wanted }) }
     }
 
     /// How many slots a write of the bytes `from..to` of a partition needs.
@@ -270,6 +266,7 @@ impl Share {
             zeroes,
             stopped_at: None,
             failed: None,
+            frees: Frees::new(),
             bad: Arc::clone(&self.bad),
         }
     }
@@ -342,7 +339,7 @@ impl Share {
         if self.goes_to_base(local) {
             return (Place::BASE, want);
         }
-        let (place, taken) = self.allocate_slots(want.min(RECORD_SUMS_MAX));
+        let (place, taken) = self.allocate_slots(local, want.min(RECORD_SUMS_MAX));
         count(&self.stats.redirected_blocks, u64::from(taken));
         (place, taken)
     }

@@ -57,11 +57,12 @@ impl Share {
         } else if !mode.trim {
             let (from, to) = (u64::from(from), u64::from(to));
             let wanted = self.slots_for(part.local, from, to);
-            if let Err(NoSpace { wanted }) = self.claim(wanted) {
+            if let Err(NoSpace { wanted }) = self.claim(part.local, wanted) {
                 return self.wait_for_space(part, wanted, context);
             }
             self.plan_range(&mut job, &part, from, to);
         }
+        job.frees = self.may_free(&part, &job.changes);
         if job.steps.is_empty() {
             return self.finish(part, job, self.epoch, Ok(()), context);
         }

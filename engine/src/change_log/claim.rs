@@ -1,0 +1,91 @@
+//! Claim: the slots that a write has claimed in log areas, and not allocated yet.
+//!
+//! How it works      A write first claims the number of slots that it needs: all of them, or none, in the first area of
+//!                   its partition's order that has free slots, then in the next one. Claimed slots exist somewhere in
+//!                   their area. Then it allocates them, area by area.
+//! Invariants        CL1 a processor makes a claim when it has none, and allocates all of it before its turn ends.
+//! Owner and locks   the processor; the areas' counters are atomic.
+
+use std::sync::Arc;
+
+use super::slots::LONG_RUN;
+use super::space::LogArea;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Claim {
+    /// Areas, by index in the order, with the slots claimed in each, in reverse.
+    parts: Vec<(usize, u64)>,
+}
+
+/// A claim that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFew {
+    /// Others may have failed because of slots that it claimed for a moment.
+    pub gave_back: bool,
+}
+
+impl Claim {
+    /// Claims `wanted` slots in these areas, of which the `equal` first ones have equal priority: a long run goes to
+    /// the first of those that has many empty chunks, so that it stays in one piece.
+    pub fn make(
+        &mut self,
+        areas: &[Arc<LogArea>],
+        equal: usize,
+        wanted: u64,
+    ) -> Result<(), TooFew> {
+        assert!(self.parts.is_empty(), "CL1");
+        let long = equal > 1 && wanted >= u64::from(LONG_RUN);
+        let roomy = |area: &Arc<LogArea>| area.slots.has_plenty_empty();
+        let first = if long { areas[..equal].iter().position(roomy).unwrap_or(0) } else { 0 };
+        if areas.get(first).is_some_and(|area| area.claim(wanted)) {
+            self.parts.push((first, wanted));
+            return Ok(());
+        }
+        self.make_of_several(areas, wanted)
+    }
+
+    fn make_of_several(&mut self, areas: &[Arc<LogArea>], wanted: u64) -> Result<(), TooFew> {
+        // Usually this is enough to fail without a trace.
+        if areas.iter().map(|area| area.free()).sum::<u64>() < wanted {
+            return Err(TooFew { gave_back: false });
+        }
+        let mut left = wanted;
+        for (index, area) in areas.iter().enumerate() {
+            let claimed = area.claim_up_to(left);
+            if claimed > 0 {
+                self.parts.push((index, claimed));
+                left -= claimed;
+            }
+        }
+        if left > 0 {
+            let gave_back = !self.parts.is_empty();
+            for (index, claimed) in self.parts.drain(..) {
+                areas[index].add_free(claimed);
+                areas[index].end_write(claimed);
+            }
+            return Err(TooFew { gave_back });
+        }
+        self.parts.reverse();
+        Ok(())
+    }
+
+    /// The area, by index in the order, in which slots are allocated next, and how many.
+    pub fn next(&self) -> (usize, u64) {
+        *self.parts.last().expect("S2: the slots were claimed")
+    }
+
+    /// The areas with slots that are claimed and not allocated, by index in the order.
+    pub fn areas(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().map(|(index, _)| *index)
+    }
+
+    /// Notes that so many slots of that area were allocated.
+    pub fn allocated(&mut self, slots: u64) {
+        let (_, left) = self.parts.last_mut().expect("S2: the slots were claimed");
+        *left = left.checked_sub(slots).expect("S2: no more than were claimed");
+        if *left == 0 {
+            self.parts.pop();
+        }
+    }
+}
