@@ -4,11 +4,13 @@
 //!                   snapshots, and writes some blocks of every 64th partition between them; then one of 16,384
 //!                   partitions that are all written. Prints one line of JSON: the durations of a page of 10,000
 //!                   partitions, of their partition snapshots, of their change logs, and of 16,384 partition
-//!                   snapshots at once, milliseconds, each the median of nine; and how long a cut with 16,384 written
-//!                   partitions takes to settle. The files are removed at the end.
+//!                   snapshots at once, milliseconds, each the median of nine; how long a cut with 16,384 written
+//!                   partitions takes to settle; how long a write of 4 KiB in place takes on a thread of this process,
+//!                   without a protocol, and how much of it is counting, nanoseconds. The files are removed at the end.
 //! What is not real  the data: the change log is hollow, as in `recovery`.
 
 use std::fs;
+use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,9 +20,12 @@ mod hollow;
 
 use hollow::Hollow;
 
+use polyvol_engine::block_map::counters::Counters;
+use polyvol_engine::block_map::versions::Versions;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
+use polyvol_engine::system::System;
 use polyvol_engine::system::linux::Linux;
 use polyvol_engine::volume::local_client::LocalClient;
 
@@ -32,6 +37,7 @@ const WRITTEN: u64 = 16_384;
 const PAGE: u32 = 10_000;
 const LOG: u64 = 64 << 30;
 const SNAPSHOTS: u64 = 4;
+const WRITES: u64 = 200_000;
 
 fn main() {
     let Some(directory) = std::env::args().nth(1).map(PathBuf::from) else {
@@ -52,11 +58,13 @@ fn main() {
     let written =
         median(|| engine.partition_snapshots(1, epochs[1], all.clone()).expect("all").len());
     let all_logs = median(|| engine.change_logs(1, all.clone(), None).expect("all").len());
+    let (write, counting) = (write_ns(&engine), counting_ns());
     engine.stop().expect("it stops");
     println!(
         "{{\"page_partitions_ms\":{partitions:.2},\"page_snapshots_ms\":{snapshots:.2},\
          \"page_logs_ms\":{logs:.2},\"snapshots_16384_ms\":{written:.2},\
-         \"logs_16384_ms\":{all_logs:.2},\"settle_16384_ms\":{settle:.2}}}"
+         \"logs_16384_ms\":{all_logs:.2},\"settle_16384_ms\":{settle:.2},\
+         \"write_4k_ns\":{write:.0},\"counting_ns\":{counting:.1}}}"
     );
     fs::remove_dir_all(&directory).expect("the files can be removed");
 }
@@ -71,6 +79,33 @@ fn median(mut work: impl FnMut() -> usize) -> f64 {
     let mut times: Vec<f64> = (0..9).map(run).collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
+}
+
+/// The duration of a write of 4 KiB in place, nanoseconds.
+fn write_ns(engine: &Engine) -> f64 {
+    for epoch in engine.snapshot_use(1).expect("its snapshots").snapshots {
+        engine.drop_snapshot(1, epoch.0).expect("it is dropped");
+    }
+    let client = LocalClient::new(engine.exports.attach("v").expect("an export"));
+    let block = [0; BLOCK as usize];
+    // The first writes bring redirected blocks back to their base places.
+    let write = |n: u64| client.write((n % 1024) * 64 * BLOCK, &block, false).expect("a write");
+    (0..2048).for_each(write);
+    let began = Instant::now();
+    (0..WRITES).for_each(write);
+    began.elapsed().as_secs_f64() * 1e9 / WRITES as f64
+}
+
+/// How long it takes to count a write as the fast path does, nanoseconds.
+fn counting_ns() -> f64 {
+    let versions = Versions::new(256);
+    let began = Instant::now();
+    for _ in 0..WRITES * 50 {
+        let now = Linux.coarse_wall_ns();
+        let counted = Counters { writes: 1, written_bytes: BLOCK, last_write_ns: now };
+        black_box(&versions).count_shared(black_box(counted));
+    }
+    began.elapsed().as_secs_f64() * 1e9 / (WRITES * 50) as f64
 }
 
 /// Serves a volume whose every nth partition was written after each of its snapshots; returns the snapshots' epochs

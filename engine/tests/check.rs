@@ -12,7 +12,6 @@ use polyvol_engine::block_map::place::Place;
 use polyvol_engine::block_map::versions::{Change, Versions};
 use polyvol_engine::change_log::checkpoint::{self, Contents};
 use polyvol_engine::change_log::files::Identity;
-use polyvol_engine::change_log::past::Past;
 use polyvol_engine::checksum;
 use polyvol_engine::engine::check::{CheckReport, check_volume};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};

@@ -424,7 +424,7 @@ impl Twin {
         }
         assert_eq!(at, size);
         differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
-        self.counted.check(self.engine(), self.snapshots.keys());
+        self.counted.check(self.engine(), &self.snapshots.keys().copied().collect());
     }
 }
 

@@ -16,11 +16,11 @@ use super::faults::Rates;
 use super::host::Host;
 use super::random::Random;
 use super::shape::{Shape, VOLUME};
-use super::states::States;
 use super::system::{Shelf, Simulated};
 use super::tamper::Older;
 use crate::change_log::log_rules::LogRules;
 use crate::engine::Engine;
+use crate::engine::partitions::PartitionSnapshot;
 use crate::error::ErrorKind;
 use crate::events::Event;
 use crate::system::System;
@@ -96,7 +96,8 @@ pub struct Simulation {
     /// Devices that have ever become shorter: they are missing from the next start on.
     pub(super) lost: BTreeSet<DeviceId>,
     pub(super) older: Older,
-    pub(super) states: States,
+    /// The partition snapshots of each snapshot, which never change.
+    pub(super) states: BTreeMap<Epoch, Vec<PartitionSnapshot>>,
     /// Counts of what happened.
     pub counts: Counts,
 }
@@ -118,7 +119,7 @@ impl Simulation {
         let deleted = BTreeMap::new();
         let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false, deleted };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
-        let (older, states) = (Older::default(), States::new());
+        let (older, states) = (Older::default(), BTreeMap::new());
         Simulation { random, disk, shape, host, catalog, boots_seen, lost, older, states, counts }
     }
 
