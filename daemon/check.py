@@ -238,7 +238,7 @@ class _Check:
                 for extent in partition.extents:
                     owner = f"partition {partition.number} of volume {volume.name}"
                     users.setdefault(extent.device, []).append((extent, owner))
-            for log in self._catalog.change_logs.of(volume.id):
+            for log in self._catalog.log_areas.of(volume.id):
                 for extent in log.extents:
                     owner = f"change log {log.number} of volume {volume.name}"
                     users.setdefault(extent.device, []).append((extent, owner))
@@ -259,7 +259,7 @@ class _Check:
 
     def _check_volume(self, volume: Volume, present: dict[int, str]) -> CheckVolumeView:
         catalog = self._catalog
-        partitions, logs = catalog.volumes.partitions(volume.id), catalog.change_logs.of(volume.id)
+        partitions, logs = catalog.volumes.partitions(volume.id), catalog.log_areas.of(volume.id)
         snapshots = catalog.snapshots.with_kept(volume.id)
         view = CheckVolumeView(name=volume.name, partitions=len(partitions), snapshots=len(snapshots))
         if volume.state != "ready":

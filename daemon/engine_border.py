@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         HandOverReport,
         Location,
         LogLine,
+        LogRule,
         LogSpec,
         PartitionMapState,
         PartitionSnapshotState,
@@ -120,8 +121,11 @@ class EngineLike(CutEngine, Protocol):
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably."""
 
-    def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
-        """Give a volume one more change log."""
+    def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
+        """Give a volume one more log area, and these log rules."""
+
+    def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
+        """Give a volume these log rules."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes without free space wait and raise an event, or fail."""

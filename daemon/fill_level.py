@@ -10,7 +10,7 @@ Owner and locks   Updated by one thread, read by any: the view is replaced as a 
 from collections import deque
 from typing import Literal
 
-from polyvol.daemon.types.change_logs import SpaceView
+from polyvol.daemon.types.log_areas import SpaceView
 
 Level = Literal["ok", "low", "critical", "full"]
 LEVELS: tuple[tuple[Level, float], ...] = (("ok", 0.0), ("low", 0.75), ("critical", 0.9), ("full", 1.0))

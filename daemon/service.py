@@ -416,7 +416,7 @@ class Service:
         self._scrubs = Scrubs(self._context)
         self._volumes = Volumes(self._context, self._devices, self._scrubs)
         self._serving = Serving(self._context, self._volumes)
-        self._snapshots = Snapshots(self._context, self._volumes.change_logs)
+        self._snapshots = Snapshots(self._context, self._volumes.log_areas)
         self._hooks = HookRunner(self._context)
         self._taker = SnapshotTaker(self._context, self._snapshots, self._hooks)
         self._groups = Groups(self._context, self._snapshots, self._taker)

@@ -181,7 +181,7 @@ class BaseFixesSize(PolyvolError):
     code = "base-fixes-size"
     kind = "invalid"
     sentence = "a volume on --base {device} takes its size and its data from that device"
-    hint = "leave out --size and --device"
+    hint = "leave out --size, --device, and device= in --place"
 
 
 class SizeMissing(PolyvolError):
@@ -213,12 +213,12 @@ class RepeatedDevice(PolyvolError):
 
 
 class TooManyLogs(PolyvolError):
-    """A volume that has used up its change-log numbers."""
+    """A volume that has used up its numbers of log areas."""
 
     code = "too-many-logs"
     kind = "invalid"
-    sentence = "volume {name} has had 4095 change logs, and their numbers are never used again"
-    hint = "name a log device that the volume has a change log on already"
+    sentence = "volume {name} has had 4095 log areas, and their numbers are never used again"
+    hint = "name a log device that the volume has a log area on already"
 
 
 class DeviceAdopted(PolyvolError):

@@ -12,6 +12,8 @@ PARTITION_SIZE_MAX = 1 << 30
 PARTITION_SIZE_DEFAULT = 64 << 20
 PARTITIONS_MAX = 1 << 20
 """Partitions in one volume: 64 TiB of the default size."""
+Range = tuple[int, int]
+"""The first and the last of some partitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +52,17 @@ def partition_lengths(size: int, partition_size: int) -> Iterator[int]:
 def round_up(size: int, unit: int) -> int:
     """The smallest multiple of `unit` that is not below `size`."""
     return -(-size // unit) * unit
+
+
+def common_range(one: Range | None, other: Range | None) -> Range | None:
+    """The partitions that two ranges have in common, if they do."""
+    if one is None or other is None:
+        return None
+    first, last = max(one[0], other[0]), min(one[1], other[1])
+    return (first, last) if first <= last else None
+
+
+def shown_range(partitions: Range) -> str:
+    """'partition 3', 'partitions 3 to 5'."""
+    first, last = partitions
+    return f"partition {first}" if first == last else f"partitions {first} to {last}"

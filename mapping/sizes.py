@@ -1,12 +1,16 @@
 """Sizes and counts for people: as tables have them ('64 MiB'), exact where two are compared, or as an option
-takes them.
+takes them, with K, M, G, T or P for powers of 1024.
 
-Errors            None.
+Errors            ValueError of `parse_size`, with a sentence.
 """
 
+import re
 from decimal import Decimal
 
 UNITS = "KMGTP"
+SIZE_MAX = (1 << 63) - 1
+"""The largest size that can be said, bytes."""
+_FORM = re.compile(r"(\d{1,19})\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 
 
 def format_size(size: int) -> str:
@@ -42,3 +46,17 @@ def argument_size(size: int) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 partition', '2 partitions'."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '4096', '64M', '1GiB', '10 g'; ValueError with a sentence for anything else."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None or not text.isascii():
+        raise ValueError(
+            f"{text[:40]!r} is not a size: give bytes, or a whole number with K, M, G, T or P, such as 64M"
+        )
+    number, unit = match.groups()
+    size = int(number) << (10 * (UNITS.index(unit.upper()) + 1) if unit else 0)
+    if size > SIZE_MAX:
+        raise ValueError(f"{text.strip()!r} is too large: a size is less than {format_size(SIZE_MAX + 1)}")
+    return size

@@ -1,19 +1,22 @@
-"""Specifications: volumes and change logs as the engine is told of them, and where it keeps its files.
+"""Specifications: volumes, log areas and log rules as the engine is told of them, and where it keeps its
+files.
 
 Owner and locks   The caller holds the volume's lock, or is the only one who has the catalog.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.log_areas import LogArea
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
     from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
+    from polyvol.engine import LogRule as LogRuleSpec
 
 
 def volume_directory(state_dir: Path, volume: Volume) -> Path:
@@ -29,7 +32,9 @@ def manifest_directory(state_dir: Path, volume: Volume) -> Path:
 def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpec":
     """The volume as the engine's specification, as the catalog has it: with the snapshots that are kept for
     clones too."""
-    logs = catalog.change_logs.of(volume.id)
+    areas = catalog.log_areas.of(volume.id)
+    partitions = catalog.volumes.partitions(volume.id)
+    processors = {partition.processor for partition in partitions}
     return {
         "id": volume.id,
         "uuid": str(volume.uuid),
@@ -38,10 +43,10 @@ def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpe
         "partition_size": volume.partition_size,
         "partitions": [
             {"processor": partition.processor, "extents": _extent_specs(partition.extents)}
-            for partition in catalog.volumes.partitions(volume.id)
+            for partition in partitions
         ],
-        "logs": [log_spec(log) for log in logs],
-        "default_logs": [log.number for log in logs if log.default],
+        "logs": [log_spec(area) for area in areas],
+        "log_rules": rule_specs(catalog.log_areas.rules(volume.id), areas, processors),
         "directory": str(volume_directory(state_dir, volume)),
         "manifests": {
             "directory": str(manifest_directory(state_dir, volume)),
@@ -49,7 +54,11 @@ def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpe
             "older": volume.state == "ready" and not volume.manifests,
         },
         "snapshots": [
-            {"epoch": snapshot.epoch, "log": snapshot.log, "size": snapshot.size}
+            {
+                "epoch": snapshot.epoch,
+                "log_rules": rule_specs(snapshot.log_rules, areas, processors),
+                "size": snapshot.size,
+            }
             for snapshot in catalog.snapshots.with_kept(volume.id)
         ],
         "rollbacks": [
@@ -63,9 +72,52 @@ def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpe
     }
 
 
-def log_spec(log: ChangeLog) -> "LogSpec":
-    """The change log as the engine's specification."""
-    return {"number": log.number, "extents": _extent_specs(log.extents)}
+def log_spec(area: LogArea) -> "LogSpec":
+    """The log area as the engine's specification."""
+    return {"number": area.number, "extents": _extent_specs(area.extents)}
+
+
+def rule_specs(
+    rules: Sequence[LogRule], areas: Iterable[LogArea], processors: Iterable[int]
+) -> "list[LogRuleSpec]":
+    """Log rules of a volume that has these areas and these processors as the engine's specification. Those
+    for the rest become one rule for each turn: each processor begins the list at another place. The last rule
+    is for processors that come with growth, too."""
+    on: dict[int, list[int]] = {}
+    for area in areas:
+        on.setdefault(area.device, []).append(area.number)
+    specs: list[LogRuleSpec] = [
+        {
+            "partitions": rule.partitions,
+            "processors": None if rule.processor is None else [rule.processor],
+            "logs": _numbers([rule], on),
+            "any": rule.others,
+        }
+        for rule in rules
+        if not rule.rest
+    ]
+    rest = [rule for rule in rules if rule.rest]
+    if not rest:
+        return specs
+    turns = [rule for rule in rest if _numbers([rule], on)]
+    begin: dict[int, list[int]] = {}
+    for ordinal, processor in enumerate(sorted(processors)):
+        begin.setdefault(ordinal % max(1, len(turns)), []).append(processor)
+    for first in sorted(begin, reverse=True):
+        specs.append(
+            {
+                "partitions": None,
+                "processors": begin[first] if first else None,
+                "logs": _numbers([*turns[first:], *turns[:first]], on),
+                "any": rest[-1].others,
+            }
+        )
+    return specs
+
+
+def _numbers(rules: Iterable[LogRule], on: Mapping[int, Sequence[int]]) -> list[int]:
+    """The numbers of the areas that rules name; `on`: those on each device."""
+    return [number for rule in rules for device in rule.devices for number in on.get(device, ())]
 
 
 def _extent_specs(extents: Iterable[Extent]) -> "list[ExtentSpec]":

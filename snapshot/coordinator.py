@@ -29,18 +29,21 @@ from uuid import UUID, uuid4
 
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import in_range
-from polyvol.mapping.ids import Epoch
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.groups import GroupSnapshot
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import Consistency, Origin, SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.specs import rule_specs
 from polyvol.snapshot.errors.cuts import CutFailed
 from polyvol.snapshot.errors.hooks import HooksFailed
 from polyvol.snapshot.snapshot import export_description, export_name
 
 if TYPE_CHECKING:
     from polyvol.engine import CutReport, CutVolume
+    from polyvol.engine import LogRule as LogRuleSpec
 
 
 class CutEngine(Protocol):
@@ -90,7 +93,7 @@ class Coordinator:
         self,
         volumes: Sequence[Volume],
         name: str,
-        logs: Mapping[int, int] | None = None,
+        rules: Mapping[VolumeId, tuple[LogRule, ...]] | None = None,
         origin: Origin = "hand",
         *,
         schedule: str | None = None,
@@ -99,17 +102,20 @@ class Coordinator:
         restored: RestoreRecord | None = None,
         lent: AbstractContextManager[None] | None = None,
     ) -> list[SnapshotRecord]:
-        """The snapshots, one for each volume, durable and exported. `name` is free in all of them; `logs` has
-        the number of the change log named for what is written afterwards, by volume id. `group`: the group of
-        the snapshot; `schedule`: the schedule that requests it; `restored`: the restore that this snapshot
-        completes, in the transaction that commits it. `thaw` is not called if there was no cut. Waits for
-        disks are within `lent`."""
-        named = logs or {}
+        """The snapshots, one for each volume, durable and exported. `name` is free in all of them. `rules`:
+        log rules for the change logs that begin with it, by volume id. `group`: the group of the snapshot;
+        `schedule`: the schedule that requests it; `restored`: the restore that this snapshot completes, in
+        the transaction that commits it. `thaw` is not called if there was no cut. Waits for disks are within
+        `lent`."""
+        named = rules or {}
         cut = uuid4()
         start = time.monotonic_ns()
         try:
             report = self._engine.cut(
-                [{"volume": volume.id, "log": named.get(volume.id)} for volume in volumes]
+                [
+                    {"volume": each.id, "log_rules": self._specs(each, named.get(each.id, ()))}
+                    for each in volumes
+                ]
             )
         except Exception as cause:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
@@ -159,7 +165,7 @@ class Coordinator:
         volumes = [volume for volume, _ in targets]
         cut, start = uuid4(), time.monotonic_ns()
         try:
-            report = self._engine.cut([{"volume": volume.id, "log": None} for volume in volumes])
+            report = self._engine.cut([{"volume": volume.id, "log_rules": []} for volume in volumes])
         except Exception as cause:
             raise CutFailed(volumes=_names(volumes), cause=cause, undo_failed_on=()) from cause
         epochs = report["epochs"]
@@ -217,6 +223,13 @@ class Coordinator:
         if errors:
             raise errors[0][2]
 
+    def _specs(self, volume: Volume, rules: tuple[LogRule, ...]) -> "list[LogRuleSpec]":
+        """A snapshot's log rules as the engine's specification."""
+        if not rules:
+            return []
+        areas = self._catalog.log_areas.of(volume.id)
+        return rule_specs(rules, areas, self._catalog.volumes.processors(volume.id))
+
     def _settle(self, volumes: Sequence[Volume], epochs: Mapping[int, int]) -> None:
         """Wait until the writes that a cut covers have completed and are durable."""
         for volume in volumes:
@@ -270,7 +283,12 @@ def export_snapshot(engine: CutEngine, volume: Volume, snapshot: SnapshotRecord)
 
 
 def _record(
-    volume: Volume, name: str, cut: UUID, report: "CutReport", logs: Mapping[int, int], durable_ns: int
+    volume: Volume,
+    name: str,
+    cut: UUID,
+    report: "CutReport",
+    rules: Mapping[VolumeId, tuple[LogRule, ...]],
+    durable_ns: int,
 ) -> SnapshotRecord:
     return SnapshotRecord(
         uuid=uuid4(),
@@ -278,12 +296,12 @@ def _record(
         volume=volume.id,
         name=name,
         epoch=Epoch(report["epochs"][volume.id]),
-        log=logs.get(volume.id),
         instant_ns=in_range(report["instant_ns"]),
         stall_ns=report["stall_ns"],
         durable_ns=durable_ns,
         stalls=tuple((stall["processor"], stall["stall_ns"]) for stall in report["processors"]),
         size=volume.size,
+        log_rules=rules.get(volume.id, ()),
     )
 
 

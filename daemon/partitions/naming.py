@@ -5,12 +5,13 @@ How it works      The catalog is read before the engine is asked and again after
                   is deleted and kept: for clones, or for a rollback.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from polyvol.daemon.context import Context, devices_of
 from polyvol.daemon.types.logs import ChangeLogView, PlacedView, RunView
 from polyvol.mapping.extent import BLOCK_SIZE
+from polyvol.mapping.plans.log_rules import rule_of
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.change_log import ChangeLog, beginning, log_name
 
@@ -18,13 +19,16 @@ from polyvol.snapshot.change_log import ChangeLog, beginning, log_name
 @dataclass
 class Naming:
     """The names of one volume's objects. `snapshots`: by epoch; `devices`: by id; `areas`: the devices of
-    each log area, by its number; `rule`: the areas that logs use."""
+    each log area, by its number; `rules`: the log rules of snapshots that have their own, by epoch;
+    `volume_rules`: those of the others; `processors`: the volume's, in order."""
 
     volume: Volume
     snapshots: dict[int, str] = field(default_factory=dict)
     devices: dict[int, str] = field(default_factory=dict)
     areas: dict[int, list[str]] = field(default_factory=dict)
-    rule: list[int] = field(default_factory=list)
+    rules: dict[int, tuple[LogRule, ...]] = field(default_factory=dict)
+    volume_rules: tuple[LogRule, ...] = ()
+    processors: list[int] = field(default_factory=list)
 
     def begin(self, epoch: int) -> str | None:
         """The snapshot of this epoch, as names of logs have it."""
@@ -37,6 +41,9 @@ class Naming:
     def log_view(self, log: ChangeLog) -> ChangeLogView:
         """A change log as users see it."""
         identity = log.identity
+        rules = self.rules.get(identity.begin, self.volume_rules)
+        turn = self.processors.index(log.processor) if log.processor in self.processors else 0
+        devices, others = rule_of(rules, identity.partition, log.processor, turn)
         return ChangeLogView(
             id=self.log(identity.partition, identity.begin),
             volume=self.volume.name,
@@ -44,8 +51,8 @@ class Naming:
             begin=self.begin(identity.begin),
             epoch=identity.begin,
             processor=log.processor,
-            rule_devices=_each_once(device for area in self.rule for device in self.areas.get(area, [])),
-            rule_any=True,
+            rule_devices=[self.device(device) for device in devices],
+            rule_any=others,
             placed=[
                 PlacedView(area=area, devices=self.areas.get(area, []), blocks=blocks)
                 for area, blocks in log.areas
@@ -74,11 +81,13 @@ def read_names(context: Context, naming: Naming) -> Naming:
     with context.reading():
         naming.snapshots.update(catalog.snapshots.names_by_epoch(volume.id))
         naming.devices.update(context.device_names())
-        areas = catalog.change_logs.of(volume.id)
+        areas = catalog.log_areas.of(volume.id)
         naming.areas.update({area.number: devices_of(area.extents, naming.devices) for area in areas})
-        naming.rule = [area.number for area in areas if area.default]
+        naming.rules.update(catalog.snapshots.rules_by_epoch(volume.id))
+        naming.volume_rules = catalog.log_areas.rules(volume.id)
+        every = (naming.volume_rules, *naming.rules.values())
+        if any(
+            rule.rest for rules in every for rule in rules
+        ):  # turns: else all partitions are read for nothing
+            naming.processors = catalog.volumes.processors(volume.id)
     return naming
-
-
-def _each_once(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

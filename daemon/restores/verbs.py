@@ -161,6 +161,7 @@ class Restores:
             devices=request.devices,
             log_devices=request.log_devices,
             processors=request.processors,
+            place=request.place,
         )
         if request.dry_run:
             self._volumes.plan(wanted)

@@ -1,9 +1,10 @@
 """The verbs of snapshots: create, delete, list, show.
 
-How it works      create checks the names, makes a change log on the device named for it if the volume has
-                  none there (catalog first, then engine), and calls the coordinator to take the cut. delete
-                  ends the export, removes the snapshot from the catalog, and has the engine free the blocks
-                  that only the snapshot referred to. The snapshots of a group's cut are deleted as a whole.
+How it works      create checks the names, makes log areas on the devices that its log rules name, where a
+                  volume has none there (catalog first, then engine), and calls the coordinator to take the
+                  cut. delete ends the export, removes the snapshot from the catalog, and has the engine free
+                  the blocks that only the snapshot referred to. The snapshots of a group's cut are deleted as
+                  a whole.
 Durability        After a kill between these last two steps, the next start drops the snapshots that the
                   catalog does not have.
 Owner and locks   Callers of functions that change a snapshot hold the locks of all its volumes.
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from polyvol.daemon.consistent_read import reads
-from polyvol.daemon.context import Context, devices_of
+from polyvol.daemon.context import Context
 from polyvol.daemon.errors import EngineFailed, SnapshotInUse, counted_clients
 from polyvol.daemon.left_over import coordinator
 from polyvol.daemon.partitions.counts import parts_of
@@ -29,8 +30,8 @@ from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.partitions import PartitionSnapshotView
 from polyvol.daemon.types.snapshots import SnapshotDeleted, SnapshotView, SnapshotWanted, StallView
 from polyvol.daemon.types.usage import SnapshotUseView
-from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.exporting import end_export, ended, export_snapshots
+from polyvol.daemon.volumes.log_areas import LogAreas, rule_views
 from polyvol.daemon.volumes.usage import snapshot_uses
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import NameInUse, UnknownSnapshot
@@ -49,10 +50,10 @@ from polyvol.snapshot.timing import SECOND_NS
 class Snapshots:
     """The verbs of snapshots."""
 
-    def __init__(self, context: Context, change_logs: ChangeLogs) -> None:
+    def __init__(self, context: Context, log_areas: LogAreas) -> None:
         self._context = context
-        self._change_logs = change_logs
         self._partitions = Partitions(context)
+        self._log_areas = log_areas
         self._coordinator = coordinator(context)
         self._later = Workers("polyvol-drop")
 
@@ -66,8 +67,7 @@ class Snapshots:
         for volume in volumes:
             self._context.refuse_not_served(volume)
         self._free_name(request.name, volumes, "", group)
-        if request.log_device is not None:
-            inventory(self._context).storage(request.log_device)
+        self._log_areas.check_rules(volumes, _rule_texts(request))
 
     def create(
         self,
@@ -85,15 +85,12 @@ class Snapshots:
         self.check(volumes, request, group)
         prefix = request.prefix if schedule is None else schedule.prefix
         name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-", group)
-        logs: dict[int, int] = {}
-        if request.log_device is not None:
-            device = inventory(context).storage(request.log_device)
-            logs = {volume.id: self._change_logs.on_device(volume, device) for volume in volumes}
+        rules = self._log_areas.rules_of_snapshot(volumes, _rule_texts(request))
         origin: Origin = "schedule" if request.scheduled else "hand"
         records = self._coordinator.take(
             volumes,
             name,
-            logs,
+            rules,
             origin,
             schedule=None if schedule is None else schedule.name,
             group=None if group is None else group.id,
@@ -301,7 +298,9 @@ class Snapshots:
         context = self._context
         clones = context.catalog.clones.by_snapshot()
         export = export_name(volume.name, record.name)
-        logs = {log.number: log for log in context.catalog.change_logs.of(volume.id)} if record.log else {}
+        areas = context.catalog.log_areas.of(volume.id) if record.log_rules else []
+        named = dict.fromkeys(device for rule in record.log_rules for device in rule.devices)
+        numbers = [area.number for area in areas if area.device in named]
         return SnapshotView(
             volume=volume.name,
             name=record.name,
@@ -310,8 +309,9 @@ class Snapshots:
             cut=str(record.cut),
             epoch=record.epoch,
             size=record.size,
-            log=record.log,
-            log_devices=[] if record.log is None else devices_of(logs[record.log].extents, names),
+            log=numbers[0] if len(numbers) == 1 else None,
+            log_devices=[names[device] for device in named],
+            log_rules=rule_views(record.log_rules, names),
             created=iso(record.instant_ns),
             created_ns=record.instant_ns,
             future=record.instant_ns > context.clock(),
@@ -331,3 +331,8 @@ class Snapshots:
             deleted=context.was_deleted(record),
             partitions=None,
         )
+
+
+def _rule_texts(request: SnapshotWanted) -> tuple[str, ...]:
+    """The log rules that are asked for."""
+    return request.log_devices + (() if request.log_device is None else (request.log_device,))

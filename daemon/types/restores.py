@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from polyvol.daemon.ranges import Names, Number
+from polyvol.daemon.ranges import Names, Number, Processors
 from polyvol.daemon.types.base import STRICT
+from polyvol.daemon.types.places import Places
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
 
 
@@ -48,8 +49,8 @@ class RestoreAbandoned:
 class RestoreBegin:
     """A restore to `volume` of a backup stream, as its header describes it: `stream` is its own number,
     `snapshot` and `base` are names, with the UUIDs of what was backed up (base None: a full backup, for which
-    a volume is made, with `devices`, `log_devices` and `processors` as for VolumeCreate). `source`: where the
-    stream is read from, for people. `resume`: resume a restore of this same stream. `dry_run`: only
+    a volume is made, with `devices`, `log_devices`, `processors` and `place` as for VolumeCreate). `source`:
+    where the stream is read from, for people. `resume`: resume a restore of this same stream. `dry_run`: only
     refuse what cannot be."""
 
     __pydantic_config__: ClassVar = STRICT
@@ -64,7 +65,8 @@ class RestoreBegin:
     base_uuid: str | None = None
     devices: Names = ()
     log_devices: Names = ()
-    processors: Number | None = None
+    processors: Processors | None = None
+    place: Places = ()
     resume: bool = False
     dry_run: bool = False
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from polyvol.daemon.ranges import Names
 from polyvol.daemon.types.base import STRICT
+from polyvol.daemon.types.log_areas import LogRuleView
 from polyvol.daemon.types.partitions import PartitionSnapshotView, SnapshotPartsView
 from polyvol.daemon.types.usage import SnapshotUseView
 from polyvol.mapping.records.snapshots import Consistency, Origin
@@ -22,8 +23,9 @@ class StallView:
 class SnapshotView:
     """A snapshot. `cut` is the same for all snapshots of one cut; `future`: its time lies in the future of
     the clock; `stall_ns` is the longest of the processors' write stalls; `durable_ns` goes from the start
-    of the cut until it was flushed; `log_devices` has those of the change log that was named for it, if
-    one was. `origin`: made by hand, or by a schedule (whose name is `schedule`, if it is one of
+    of the cut until it was flushed; `log_rules` has those of the change logs that begin with it, if it has
+    rules of its own, `log_devices` their devices, and `log` the number of the one log area that they name, if
+    it is one. `origin`: made by hand, or by a schedule (whose name is `schedule`, if it is one of
     polyvold's); `holds`: tags that keep it from being deleted. `whole`: the group's snapshot that it is
     part of, '@GROUP@NAME'. `consistency`: whether hooks have made ready for it what an application wrote
     ('application'), or it shows what a power loss would have left ('crash'; `hook_trouble` says why, if
@@ -42,6 +44,7 @@ class SnapshotView:
     size: int
     log: int | None
     log_devices: list[str]
+    log_rules: list[LogRuleView]
     created: str
     created_ns: int
     future: bool
@@ -79,15 +82,17 @@ class SnapshotWanted:
     name: str | None = None
     prefix: str | None = None
     log_device: str | None = None
+    log_devices: Names = ()
     scheduled: bool = False
     require_hooks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotCreate(SnapshotWanted):
-    """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_device`: where what
-    is written afterwards goes. `scheduled`: by a schedule, so that it may be dropped for space.
-    `require_hooks`: no snapshot unless all hooks succeed."""
+    """One cut over these volumes. `name` None: made from the time, after `prefix`. `log_devices`: the log
+    rules of the change logs that begin with it, as for VolumeCreate, but for each of the volumes; none: the
+    volume's own. `log_device`: one more of them. `scheduled`: by a schedule, so that it may be dropped for
+    space. `require_hooks`: no snapshot unless all hooks succeed."""
 
     __pydantic_config__: ClassVar = STRICT
     volumes: Names

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from polyvol.daemon.ranges import Names, Number
+from polyvol.daemon.ranges import Names, Number, Processors
 from polyvol.daemon.types.base import STRICT
-from polyvol.daemon.types.change_logs import LogView, SpaceView
 from polyvol.daemon.types.devices import ExtentView
 from polyvol.daemon.types.hooks import HookSettings, HookView
+from polyvol.daemon.types.log_areas import LogRuleView, LogView, SpaceView
+from polyvol.daemon.types.places import Places
 from polyvol.daemon.types.restores import IncompleteRestoreView
 from polyvol.daemon.types.scrubs import BadBlockView, ScrubView
 from polyvol.daemon.types.usage import VolumeUseView
@@ -62,8 +63,9 @@ class VolumeView:
     says why); 'restoring' (`restore` says what; not exported until that is complete); 'creating', 'deleting'
     (being made or given back); 'kept' (deleted, and kept for its clones).
     `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
-    and of its snapshots. `when_full`: what gives way when its change logs are full; `space`: their use, None
-    while it is not served; `dropped`: the latest snapshots that were dropped to free space, newest first.
+    and of its snapshots. `when_full`: what gives way when its change logs are full; `logs`: its log areas;
+    `log_rules`: which of them its change logs use (none: any); `space`: their use, None while it is not
+    served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
     its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
     for by name, `partitions` only if asked for."""
@@ -81,6 +83,7 @@ class VolumeView:
     source: CloneSourceView | None
     when_full: WhenFull
     logs: list[LogView]
+    log_rules: list[LogRuleView]
     space: SpaceView | None
     dropped: list[DroppedSnapshotView]
     exports: list[ExportView]
@@ -115,6 +118,7 @@ class PlanView:
     processors: list[int]
     new_devices: list[PlannedDevice]
     logs: list[LogView]
+    log_rules: list[LogRuleView]
     partitions: list[PartitionView]
 
 
@@ -129,7 +133,9 @@ class VolumeDeleted:
 @dataclass(frozen=True, kw_only=True)
 class VolumeCreate:
     """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
-    `processors` None: all that there are. `dry_run`: plan it only."""
+    `log_devices`: its log rules, as --log-device has them. `processors`: how many, or their numbers; None:
+    all that there are. `place`: of some of its partitions, as --place has it or as an object. `dry_run`: plan
+    it only."""
 
     __pydantic_config__: ClassVar = STRICT
     name: str
@@ -137,7 +143,8 @@ class VolumeCreate:
     partition_size: Number = PARTITION_SIZE_DEFAULT
     devices: Names = ()
     log_devices: Names = ()
-    processors: Number | None = None
+    processors: Processors | None = None
+    place: Places = ()
     base: str | None = None
     when_full: WhenFull = "keep-writing"
     dry_run: bool = False
@@ -145,22 +152,24 @@ class VolumeCreate:
 
 @dataclass(frozen=True, kw_only=True)
 class CloneCreate:
-    """A volume `name` made from a snapshot. `log_devices`: where what is written to it goes; none: sparse
-    files are made for it. `processors` None: all that there are."""
+    """A volume `name` made from a snapshot. `log_devices`: where what is written to it goes, as for
+    VolumeCreate; none: sparse files are made for it. `processors`: as for VolumeCreate."""
 
     __pydantic_config__: ClassVar = STRICT
     name: str
     log_devices: Names = ()
-    processors: Number | None = None
+    processors: Processors | None = None
     when_full: WhenFull = "keep-writing"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeSet:
-    """What is to be changed of a volume; None: it stays."""
+    """What is to be changed of a volume; None: it stays. `log_devices`: all of its log rules, as for
+    VolumeCreate, for change logs to come; none: any log area."""
 
     __pydantic_config__: ClassVar = STRICT
     when_full: WhenFull | None = None
+    log_devices: Names | None = None
     hooks: HookSettings | None = None
 
 

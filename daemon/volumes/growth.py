@@ -15,7 +15,7 @@ Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; w
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.volumes import VolumeGrow
-from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
+from polyvol.daemon.volumes.log_areas import LogAreas, inventory
 from polyvol.mapping.plans.growth import plan_growth
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import Volume
@@ -29,15 +29,19 @@ def grow_in_engine(context: Context, volume: Volume) -> None:
     spec = volume_spec(catalog, volume, context.state_dir)
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
+    # It has grown, whether this succeeds or not. Processors that are new in it take turns, too.
+    if spec["log_rules"]:
+        with isolate(context, f"setting the log rules of volume {volume.name}", volume=volume.name):
+            context.engine.set_log_rules(volume.id, spec["log_rules"])
     # It has grown, whether this succeeds or not; the next start records it otherwise.
     with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.volumes.set_manifests(volume.id, len(spec["partitions"]))
 
 
-def grow_volume(context: Context, change_logs: ChangeLogs, volume: Volume, request: VolumeGrow) -> None:
+def grow_volume(context: Context, log_areas: LogAreas, volume: Volume, request: VolumeGrow) -> None:
     """Make a volume larger that is served. The caller holds its lock."""
     catalog, name = context.catalog, volume.name
-    change_logs.settle(volume)
+    log_areas.settle(volume)
     before = catalog.volumes.partitions(volume.id)
     made: dict[int, Device] = {}
     try:
@@ -45,11 +49,11 @@ def grow_volume(context: Context, change_logs: ChangeLogs, volume: Volume, reque
             plan = plan_growth(volume, before, request.size, request.devices, inventory(context))
             context.grow_processors(max(plan.processors) + 1)
             for new in plan.new_devices:
-                made[new.id] = change_logs.record_file(volume, new)
+                made[new.id] = log_areas.record_file(volume, new)
             if not made:
                 catalog.volumes.record_growth(volume, plan.size, plan.partitions, {})
         for device in made.values():
-            change_logs.make_file(device)
+            log_areas.make_file(device)
         ids = {number: device.id for number, device in made.items()}
         if made:
             with context.catalog_lock:
@@ -62,9 +66,9 @@ def grow_volume(context: Context, change_logs: ChangeLogs, volume: Volume, reque
                 catalog.volumes.undo_growth(volume, before, ids)
             raise
     except BaseException:
-        change_logs.done_with(made.values())
-        change_logs.settle(volume)
+        log_areas.done_with(made.values())
+        log_areas.settle(volume)
         raise
-    change_logs.done_with(made.values())
+    log_areas.done_with(made.values())
     text = f"volume {name} has grown from {format_size(volume.size)} to {format_size(plan.size)}"
     context.events.add("info", text, volume=name)

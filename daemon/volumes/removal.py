@@ -103,7 +103,7 @@ class VolumeRemoval:
         unusable = unusable_devices(context)
         extents: dict[int, list[Extent]] = {}
         catalog = context.catalog
-        for holder in (catalog.volumes.partitions(volume.id), catalog.change_logs.of(volume.id)):
+        for holder in (catalog.volumes.partitions(volume.id), catalog.log_areas.of(volume.id)):
             for extent in (extent for item in holder for extent in item.extents):
                 extents.setdefault(extent.device, []).append(extent)
         for identity, runs in extents.items():

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from polyvol.daemon.api.route import Call, Route
-from polyvol.daemon.types.change_logs import LogAdd
+from polyvol.daemon.types.log_areas import LogAdd
 from polyvol.daemon.types.volumes import (
     PlanView,
     VolumeCreate,

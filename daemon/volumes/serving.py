@@ -46,7 +46,7 @@ class Serving:
         """Do what earlier errors have left undone of volumes that are served (Volumes.finish)."""
         context = self._context
         there = {export["name"]: export["size"] for export in context.engine.exports()}
-        half = self._volumes.change_logs.half_made()
+        half = self._volumes.log_areas.half_made()
         for volume in context.catalog.volumes.all():
             if volume.kept or not context.is_served(volume):
                 continue

@@ -35,10 +35,10 @@ from polyvol.daemon.errors import (
     VolumeInUse,
     counted_clients,
 )
-from polyvol.daemon.hooks.run import checked_hooks, hook_view
+from polyvol.daemon.hooks.run import hook_view
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.change_logs import LogAdd
+from polyvol.daemon.types.log_areas import LogAdd
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
@@ -53,7 +53,6 @@ from polyvol.daemon.types.volumes import (
     VolumeView,
 )
 from polyvol.daemon.volumes import manifest_digests
-from polyvol.daemon.volumes.change_logs import ChangeLogs, inventory
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import (
     deleted_clause,
@@ -66,12 +65,14 @@ from polyvol.daemon.volumes.exporting import (
 from polyvol.daemon.volumes.failed_checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete_restores import restore_reason, restore_view
-from polyvol.daemon.volumes.plan_views import plan_view
+from polyvol.daemon.volumes.log_areas import LogAreas, inventory, rule_views
+from polyvol.daemon.volumes.plan_views import plan_view, planned
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
+from polyvol.daemon.volumes.settings import change_settings
 from polyvol.daemon.volumes.usage import volume_use
 from polyvol.mapping.plans.clones import CloneRequest, plan_clone
-from polyvol.mapping.plans.volumes import VolumePlan, VolumeRequest, plan_volume
+from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import CloneSource, Volume
@@ -86,7 +87,7 @@ class Volumes:
         self._context = context
         self._scrubs = scrubs
         self._devices = devices
-        self.change_logs = ChangeLogs(context)
+        self.log_areas = LogAreas(context)
         self._removal = VolumeRemoval(context)
         self._pins = ClonePins(context, self._removal.remove)
 
@@ -94,7 +95,7 @@ class Volumes:
         """Settle incomplete verbs, then serve every volume, as far as its devices allow."""
         context = self._context
         manifest_digests.begin(context)
-        self.change_logs.settle_all()
+        self.log_areas.settle_all()
         for volume in context.catalog.volumes.all():
             if volume.state == "ready":
                 self.serve(volume)
@@ -139,7 +140,7 @@ class Volumes:
         """Complete what an earlier error left undone of a served volume: its exports, its growth in the
         engine, partly made files. The caller holds its lock."""
         context = self._context
-        self.change_logs.settle(volume)
+        self.log_areas.settle(volume)
         there = {export["name"]: export["size"] for export in context.engine.exports()}
         with isolate(context, f"exporting volume {volume.name}", volume=volume.name):
             if volume.name not in there:
@@ -183,12 +184,12 @@ class Volumes:
     @reads
     def plan(self, request: VolumeCreate) -> PlanView:
         """The volume as it would be; changes nothing."""
-        return plan_view(self._context, self._plan(request))
+        return plan_view(self._context, planned(self._context, request))
 
     def create(self, request: VolumeCreate) -> VolumeView:
         """Make a volume and export it."""
         self._removal.settle_all()  # so that their names and room are free
-        self._make(lambda: self._plan(request))
+        self._make(partial(planned, self._context, request))
         return self.show(request.name, partitions=False)
 
     def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
@@ -204,15 +205,15 @@ class Volumes:
 
     def make_for_restore(self, request: VolumeCreate, restore: RestoreRecord) -> Volume:
         """Make a volume that is not exported until the restore is complete."""
-        self._make(lambda: self._plan(request), restore)
+        self._make(partial(planned, self._context, request), restore)
         return self._context.find_volume(request.name)
 
     def _make(self, plan: Callable[[], VolumePlan], restore: RestoreRecord | None = None) -> None:
         context = self._context
         with context.catalog_lock:  # the plan holds until it is recorded
-            planned = plan()
-            context.grow_processors(max(planned.processors) + 1)
-            volume = context.catalog.volumes.create(planned)
+            found = plan()
+            context.grow_processors(max(found.processors) + 1)
+            volume = context.catalog.volumes.create(found)
         # Verbs that find it before hold its lock briefly; this must not fail and leave it 'creating'.
         with context.holding_all([volume], "volume create", wait_s=context.locks.wait_s, making=True):
             self._make_planned(volume, restore)
@@ -270,41 +271,20 @@ class Volumes:
     def change(self, name: str, request: VolumeSet) -> VolumeView:
         """Change a volume's settings."""
         with self._context.holding(name, "volume set") as volume:
-            self._change(volume, request)
+            change_settings(self._context, self.log_areas, volume, request)
             return self.show(name, partitions=False)
 
     def grow(self, name: str, request: VolumeGrow) -> VolumeView:
         """Make a volume larger."""
         with self._context.holding_served(name, "volume grow") as volume:
-            grow_volume(self._context, self.change_logs, volume, request)
+            grow_volume(self._context, self.log_areas, volume, request)
         return self.show(name, partitions=False)
 
     def add_log(self, name: str, request: LogAdd) -> VolumeView:
         """Give a volume one more change log, or several."""
         with self._context.holding_served(name, "volume add-log", restoring=True) as volume:
-            self.change_logs.add(volume, request)
+            self.log_areas.add(volume, request)
         return self.show(name, partitions=False)
-
-    def _change(self, volume: Volume, request: VolumeSet) -> None:
-        context, name = self._context, volume.name
-        if request.hooks is not None:
-            checked_hooks(request.hooks)  # refuse before anything changes
-        try:
-            if request.when_full is not None:
-                self._set_when_full(replace(volume, when_full=request.when_full))
-            if request.hooks is not None:
-                context.catalog.hooks.set_of_volume(volume.id, checked_hooks(request.hooks))
-        except BaseException:
-            if request.when_full is not None:
-                with isolate(context, f"setting back the policy of volume {name}", volume=name):
-                    self._set_when_full(volume)
-            raise
-
-    def _set_when_full(self, volume: Volume) -> None:
-        """Record a volume's policy, and set it in the engine."""
-        self._context.catalog.volumes.set_when_full(volume.id, volume.when_full)
-        if self._context.is_served(volume):
-            self._context.ask_when_full(volume)
 
     @reads
     def list_all(self, *, kept: bool = False) -> list[VolumeView]:
@@ -318,19 +298,6 @@ class Volumes:
         volume = self._context.find_volume(name)
         view = self._view(volume, partitions=partitions)
         return replace(view, use=volume_use(self._context, volume))
-
-    def _plan(self, request: VolumeCreate) -> VolumePlan:
-        wanted = VolumeRequest(
-            name=request.name,
-            size=request.size,
-            partition_size=request.partition_size,
-            devices=request.devices,
-            log_devices=request.log_devices,
-            processors=request.processors,
-            base=request.base,
-            when_full=request.when_full,
-        )
-        return plan_volume(wanted, inventory(self._context))
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -420,8 +387,9 @@ class Volumes:
             base=next((names[device] for device in devices if device in adopted), None),
             source=self._source_view(volume),
             when_full=volume.when_full,
-            logs=self.change_logs.views(volume, names, serving=serving),
-            space=self.change_logs.space(volume) if serving else None,
+            logs=self.log_areas.views(volume, names, serving=serving),
+            log_rules=rule_views(context.catalog.log_areas.rules(volume.id), names),
+            space=self.log_areas.space(volume) if serving else None,
             dropped=[
                 DroppedSnapshotView(
                     snapshot=dropped.name,
@@ -466,7 +434,7 @@ class Volumes:
         context = self._context
         troubles = device_troubles(context)
         reasons = []
-        logs = {extent.device for log in context.catalog.change_logs.of(volume.id) for extent in log.extents}
+        logs = {extent.device for log in context.catalog.log_areas.of(volume.id) for extent in log.extents}
         used = [*devices, *sorted(logs.difference(devices))]
         if not troubles.keys().isdisjoint(used):
             partitions = context.catalog.volumes.partitions(volume.id)

@@ -150,19 +150,33 @@ class PartitionSpec(TypedDict):
     extents: list[ExtentSpec]
 
 class LogSpec(TypedDict):
-    """One change-log area of a volume: `number` is its lasting name (1..4095) within the volume's maps.
+    """One log area of a volume: `number` is its lasting name (1..4095) within the volume's maps.
     `extents` are multiples of 4 MiB in length; slots are handed out from them in order.
     """
 
     number: int
     extents: list[ExtentSpec]
 
+class LogRule(TypedDict):
+    """Which log areas the change logs of some partitions use. The first rule of a list that matches a
+    partition is the partition's; one that no rule matches may use any area. When all areas that a rule allows
+    are full, writes wait or fail with ENOSPC, although other areas may have room."""
+
+    partitions: tuple[int, int] | None
+    """The first and the last partition that it matches; None: all."""
+    processors: list[int] | None
+    """It matches partitions of these processors; None: of all."""
+    logs: list[int]
+    """Numbers of log areas, in the order to use."""
+    any: bool
+    """After those: any other area, by number, beginning with a different one on each processor."""
+
 class SnapshotSpec(TypedDict):
-    """A snapshot that exists: its epoch within the volume, the change log named for it, if one was, and its
-    size in bytes: the volume's at its cut."""
+    """A snapshot that exists: its epoch within the volume, the log rules for what is written after it
+    (none: the volume's count), and its size in bytes: the volume's at its cut."""
 
     epoch: int
-    log: int | None
+    log_rules: list[LogRule]
     size: int
 
 class RollbackSpec(TypedDict):
@@ -199,8 +213,8 @@ class VolumeSpec(TypedDict):
     partition_size: int
     partitions: list[PartitionSpec]
     logs: list[LogSpec]
-    default_logs: list[int]
-    """Numbers of the logs that redirected writes use where no log was named for the newest snapshot."""
+    log_rules: list[LogRule]
+    """Which log areas redirected writes use, unless the newest snapshot has rules of its own."""
     directory: str
     """Of journals and checkpoints; its parent must exist. Made if missing and nothing has to be in it."""
     manifests: ManifestsSpec
@@ -213,10 +227,10 @@ class VolumeSpec(TypedDict):
     """The catalog's idea of the volume's epoch: no smaller epoch will be used."""
 
 class CutVolume(TypedDict):
-    """One volume's part of a cut: `log` names the change log for what is written after it, or None."""
+    """One volume's part of a cut, with the log rules for what is written after it (none: the volume's)."""
 
     volume: int
-    log: int | None
+    log_rules: list[LogRule]
 
 @final
 class Engine:
@@ -268,9 +282,13 @@ class Engine:
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably; it must have no exports left (else 'busy')."""
 
-    def add_log(self, volume: int, log: LogSpec, *, default: bool = False) -> None:
-        """Give a volume one more change log, at once, while it is in use.
-        `default`: redirected writes use it where no log is named. Before a write fails, all logs are used."""
+    def add_log(self, volume: int, log: LogSpec, rules: list[LogRule]) -> None:
+        """Give a volume one more log area, and these rules, at once, while it is in use. 'exists': it has an
+        area of this number; 'not-found': a rule names an area that it does not have."""
+
+    def set_log_rules(self, volume: int, rules: list[LogRule]) -> None:
+        """Give a volume these rules for what is redirected from now on, in place of those that it has.
+        'not-found': a rule names an area that it does not have, or allows none."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail

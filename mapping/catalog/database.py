@@ -38,7 +38,7 @@ from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.errors import CatalogConflict, CatalogFailed
 from polyvol.mapping.no_space import writes_in_place
 
-LATEST_VERSION = 4
+LATEST_VERSION = 5
 LOG_PAGES = 256
 """SQLite's log is taken in when it has so many pages of 4096 bytes, if no reading is in the way."""
 _LOG_BYTES = LOG_PAGES * 4096
@@ -205,9 +205,10 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")  # when it begins again
-        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA foreign_keys = OFF")  # so that a migration can replace a table
         for step in range(format_version(connection) + 1, latest + 1):
             self._run_script(connection, (migrations / f"to_{step}.sql").read_text(), step)
+        connection.execute("PRAGMA foreign_keys = ON")
         sums.keep(connection)
 
     def _make(self, connection: sqlite3.Connection) -> None:

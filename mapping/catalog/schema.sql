@@ -1,4 +1,4 @@
--- The catalog, format version 4: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 5: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -25,7 +25,7 @@ CREATE TABLE volume (
     state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
     when_full TEXT NOT NULL CHECK (when_full IN ('keep-writing', 'keep-snapshots')),
     next_epoch INTEGER NOT NULL DEFAULT 1,  -- greater than every epoch that was ever committed
-    next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every change-log number that was ever given
+    next_log INTEGER NOT NULL DEFAULT 1,    -- greater than every number of a log area that was ever given
     created_ns INTEGER NOT NULL,
     kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
     manifests INTEGER NOT NULL DEFAULT 0,  -- the processors of so many first partitions have manifests of their journals
@@ -70,10 +70,9 @@ CREATE TABLE partition_extent (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX partition_extent_device ON partition_extent (device, offset, length);
 
-CREATE TABLE change_log (
+CREATE TABLE change_log (               -- log areas: space for change logs
     volume INTEGER NOT NULL REFERENCES volume (id),
     number INTEGER NOT NULL CHECK (number BETWEEN 1 AND 4095),
-    is_default INTEGER NOT NULL CHECK (is_default IN (0, 1)),
     PRIMARY KEY (volume, number)
 ) STRICT, WITHOUT ROWID;
 
@@ -96,7 +95,6 @@ CREATE TABLE snapshot (
     volume INTEGER NOT NULL REFERENCES volume (id),
     name TEXT NOT NULL,
     epoch INTEGER NOT NULL CHECK (epoch > 0),
-    log INTEGER,                        -- the change log named for it, if one was
     instant_ns INTEGER NOT NULL,
     stall_ns INTEGER NOT NULL,          -- the longest of the processors' write stalls
     durable_ns INTEGER NOT NULL,        -- from the start of the cut until it was flushed
@@ -107,9 +105,38 @@ CREATE TABLE snapshot (
     hook_trouble TEXT,                  -- why it is crash-consistent although there are hooks
     kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
     UNIQUE (volume, name),
-    UNIQUE (volume, epoch),
-    FOREIGN KEY (volume, log) REFERENCES change_log (volume, number)
+    UNIQUE (volume, epoch)
 ) STRICT;
+
+CREATE TABLE snapshot_processor (       -- what each processor had at the cut; older snapshots have no rows
+    snapshot INTEGER NOT NULL REFERENCES snapshot (id) ON DELETE CASCADE,
+    processor INTEGER NOT NULL,
+    partitions INTEGER NOT NULL CHECK (partitions > 0),  -- how many of the volume's it had
+    PRIMARY KEY (snapshot, processor)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE log_rule (                 -- which log areas change logs may use; the first that is for a partition decides
+    id INTEGER PRIMARY KEY,
+    volume INTEGER NOT NULL REFERENCES volume (id),
+    epoch INTEGER,                      -- of the snapshot that the change logs begin with; NULL: the volume's own rule
+    ordinal INTEGER NOT NULL,           -- order of the rules
+    first_partition INTEGER CHECK (first_partition >= 0),
+    last_partition INTEGER CHECK (last_partition >= first_partition),
+    processor INTEGER CHECK (processor BETWEEN 0 AND 255),  -- it is for its partitions; without all three, for the rest
+    others INTEGER NOT NULL CHECK (others IN (0, 1)),       -- after its devices, any other log area
+    CHECK ((first_partition IS NULL) = (last_partition IS NULL)),
+    CHECK (first_partition IS NULL OR processor IS NULL),
+    UNIQUE (volume, epoch, ordinal),
+    FOREIGN KEY (volume, epoch) REFERENCES snapshot (volume, epoch) ON DELETE CASCADE
+) STRICT;
+
+CREATE TABLE log_rule_device (          -- the log areas of the volume on these devices
+    rule INTEGER NOT NULL REFERENCES log_rule (id) ON DELETE CASCADE,
+    ordinal INTEGER NOT NULL,           -- order in which they are used
+    device INTEGER NOT NULL REFERENCES device (id),
+    PRIMARY KEY (rule, ordinal),
+    UNIQUE (rule, device)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE clone (                    -- volumes that were made from a snapshot
     volume INTEGER PRIMARY KEY REFERENCES volume (id) ON DELETE CASCADE,

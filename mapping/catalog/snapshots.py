@@ -14,11 +14,13 @@ from uuid import UUID
 from polyvol.mapping.catalog.clones import take_out_or_keep
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.groups import insert_group_snapshot
+from polyvol.mapping.catalog.log_areas import insert_rules, read_rules
 from polyvol.mapping.catalog.restores import delete_restore, insert_restore
 from polyvol.mapping.catalog.rollbacks import insert_rollbacks
 from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.groups import GroupSnapshot
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import DroppedSnapshot, SnapshotRecord
@@ -59,6 +61,11 @@ class Snapshots:
         )
         return {row["epoch"]: row["name"] for row in rows}
 
+    def rules_by_epoch(self, volume: VolumeId) -> dict[int, tuple[LogRule, ...]]:
+        """The log rules of a volume's snapshots that have rules of their own, by epoch."""
+        found = read_rules(self._database, "volume = ? AND epoch IS NOT NULL", volume)
+        return {epoch: rules for (_, epoch), rules in found.items() if epoch is not None}
+
     def with_kept(self, volume: VolumeId) -> list[SnapshotRecord]:
         """A volume's snapshots, by epoch, and those that are deleted and kept for their clones: all that the
         engine has to know."""
@@ -68,6 +75,19 @@ class Snapshots:
         """All snapshots, by volume and epoch."""
         return self._read("WHERE NOT kept ORDER BY volume, epoch")
 
+    def processors(self, volume: VolumeId) -> dict[Epoch, dict[int, int]]:
+        """How many partitions of a volume each processor had at each snapshot, those among them that are kept
+        for clones, by epoch and processor; nothing of snapshots by versions that did not record it."""
+        found: dict[Epoch, dict[int, int]] = {}
+        for row in self._database.rows(
+            "SELECT epoch, processor, partitions"
+            " FROM snapshot_processor JOIN snapshot ON snapshot.id = snapshot"
+            " WHERE volume = ? ORDER BY epoch, processor",
+            volume,
+        ):
+            found.setdefault(row["epoch"], {})[row["processor"]] = row["partitions"]
+        return found
+
     def commit(
         self,
         snapshots: Iterable[SnapshotRecord],
@@ -75,8 +95,8 @@ class Snapshots:
         rollbacks: Mapping[VolumeId, Rollback] | None = None,
     ) -> None:
         """Record the snapshots of one cut, all or none; `group`: they are one of a group. From here on they
-        exist, and volumes, by id, are rolled back as `rollbacks` says. A restore to a volume ends with its
-        rollback, and with a snapshot that is a copy."""
+        exist, with what each processor has of their volumes, and volumes, by id, are rolled back as
+        `rollbacks` says. A restore to a volume ends with its rollback, and with a snapshot that is a copy."""
         with self._database.transaction() as connection:
             insert_rollbacks(connection, rollbacks or {})
             if group is not None:
@@ -84,16 +104,15 @@ class Snapshots:
             for snapshot in snapshots:
                 identity = connection.execute(
                     "INSERT INTO snapshot"
-                    " (uuid, cut, volume, name, epoch, log, instant_ns, stall_ns, durable_ns, origin,"
+                    " (uuid, cut, volume, name, epoch, instant_ns, stall_ns, durable_ns, origin,"
                     " schedule, size, consistency, hook_trouble)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         str(snapshot.uuid),
                         str(snapshot.cut),
                         snapshot.volume,
                         snapshot.name,
                         snapshot.epoch,
-                        snapshot.log,
                         snapshot.instant_ns,
                         snapshot.stall_ns,
                         snapshot.durable_ns,
@@ -118,6 +137,12 @@ class Snapshots:
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
                 )
+                connection.execute(
+                    "INSERT INTO snapshot_processor (snapshot, processor, partitions)"
+                    " SELECT ?, processor, count(*) FROM partition WHERE volume = ? GROUP BY processor",
+                    (identity, snapshot.volume),
+                )
+                insert_rules(connection, snapshot.volume, snapshot.epoch, snapshot.log_rules)
                 connection.execute(
                     "UPDATE volume SET next_epoch = max(next_epoch, ?) WHERE id = ?",
                     (snapshot.epoch + 1, snapshot.volume),
@@ -202,11 +227,14 @@ class Snapshots:
             holds.setdefault(row["snapshot"], []).append(row["tag"])
         query = f"SELECT * FROM snapshot_copy WHERE snapshot IN (SELECT id FROM snapshot {condition})"
         copies = {row["snapshot"]: UUID(row["uuid"]) for row in self._database.rows(query, *values)}
+        query = f"(volume, epoch) IN (SELECT volume, epoch FROM snapshot {condition})"
+        rules = read_rules(self._database, query, *values)
         rows = self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
         return [
             replace(
                 _snapshot(row, tuple(stalls.get(row["id"], ())), tuple(holds.get(row["id"], ()))),
                 copy_of=copies.get(row["id"]),
+                log_rules=rules.get((row["volume"], row["epoch"]), ()),
             )
             for row in rows
         ]

@@ -1,6 +1,6 @@
 """The catalog of one state directory: its tables, and the operations on all of them.
 
-How it works      Each noun has a file of its own with its tables: devices.py, volumes.py, change_logs.py,
+How it works      Each noun has a file of its own with its tables: devices.py, volumes.py, log_areas.py,
                   snapshots.py, clones.py, groups.py, schedules.py, hooks.py, restores.py, rollbacks.py,
                   scrubs.py, generations.py, settings.py. Each of their verbs is one query or one
                   transaction, and takes and returns the records of mapping/records/. A verb that changes
@@ -17,13 +17,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from polyvol.mapping.catalog.change_logs import ChangeLogs
 from polyvol.mapping.catalog.clones import Clones
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.devices import Devices
 from polyvol.mapping.catalog.generations import Generations
 from polyvol.mapping.catalog.groups import Groups
 from polyvol.mapping.catalog.hooks import HookTable
+from polyvol.mapping.catalog.log_areas import LogAreas
 from polyvol.mapping.catalog.renames import Renames
 from polyvol.mapping.catalog.restores import Restores
 from polyvol.mapping.catalog.rollbacks import Rollbacks
@@ -41,7 +41,7 @@ class Catalog:
         self._database = Database(path, accept_older=accept_older)
         self.devices = Devices(self._database)
         self.volumes = Volumes(self._database)
-        self.change_logs = ChangeLogs(self._database)
+        self.log_areas = LogAreas(self._database)
         self.snapshots = Snapshots(self._database)
         self.clones = Clones(self._database)
         self.groups = Groups(self._database)

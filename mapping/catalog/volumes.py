@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from uuid import UUID, uuid4
 
-from polyvol.mapping.catalog.change_logs import extent_of, insert_log
 from polyvol.mapping.catalog.database import Database
 from polyvol.mapping.catalog.devices import insert_device
+from polyvol.mapping.catalog.log_areas import extent_of, insert_area, insert_rules
 from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.partition import PARTITIONS_MAX, Partition
@@ -135,7 +135,8 @@ class Volumes:
                 ids[new.id] = insert_device(connection, device)
             _insert_partitions(connection, volume, plan.partitions, ids)
             for log in plan.logs:
-                insert_log(connection, volume, log, ids)
+                insert_area(connection, volume, log, ids)
+            insert_rules(connection, volume, None, plan.log_rules)
             if plan.source is not None:
                 connection.execute(
                     "INSERT INTO clone (volume, source, epoch) VALUES (?, ?, ?)",
@@ -210,6 +211,7 @@ class Volumes:
                 "DELETE FROM restore WHERE volume = ?",
                 "DELETE FROM snapshot WHERE volume = ?",
                 "DELETE FROM snapshot_dropped WHERE volume = ?",
+                "DELETE FROM log_rule WHERE volume = ?",
                 "DELETE FROM change_log_extent WHERE volume = ?",
                 "DELETE FROM change_log WHERE volume = ?",
                 "DELETE FROM partition_extent WHERE volume = ?",

@@ -10,26 +10,28 @@ Errors            BadName, NameInUse, BadProcessors and others of errors.py.
 
 from dataclasses import dataclass
 
-from polyvol.mapping.names import check_free, refuse_repeats
+from polyvol.mapping.names import check_free
 from polyvol.mapping.partition import Partition, partition_lengths
 from polyvol.mapping.plans import placement
-from polyvol.mapping.plans.change_logs import plan_logs
 from polyvol.mapping.plans.inventory import Inventory, SpaceAllocator
+from polyvol.mapping.plans.log_areas import plan_areas
+from polyvol.mapping.plans.log_rules import bind_rules, named_devices, parse_rules
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import CloneSource, Volume, WhenFull
 
 LOG_FACTOR = 2
-"""How many times a clone's size its change logs have, if there is room."""
+"""How many times a clone's size its log areas have, if there is room."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloneRequest:
-    """What was asked for. `processors` None: all that there are."""
+    """What was asked for; each as in a VolumeRequest. A clone has its own log areas, so its source's log
+    rules are not for it."""
 
     name: str
     log_devices: tuple[str, ...] = ()
-    processors: int | None = None
+    processors: int | tuple[int, ...] | None = None
     when_full: WhenFull = "keep-writing"
 
 
@@ -38,28 +40,23 @@ def plan_clone(
 ) -> VolumePlan:
     """The clone that would be made of a volume's snapshot; see the module's errors."""
     name = check_free("volume", request.name, inventory.volume_names)
-    placement.check_processors(request.processors)
-    refuse_repeats("log device", request.log_devices)
+    wanted = parse_rules(request.log_devices)
     processors = placement.choose_processors(request.processors, inventory.processors, inventory.load)
-    lengths = partition_lengths(snapshot.size, source.partition_size)
+    lengths = dict(enumerate(partition_lengths(snapshot.size, source.partition_size)))
+    owners = placement.choose_owners(len(lengths), processors)
+    partitions = tuple(Partition(number, owner, ()) for number, owner in enumerate(owners))
+    rules = bind_rules(name, wanted, partitions, inventory)
     allocator = SpaceAllocator(inventory)
+    rooms = placement.rooms(lengths, owners)
+    areas = plan_areas(allocator, name, snapshot.size, rooms, named_devices(wanted), LOG_FACTOR)
     return VolumePlan(
         name=name,
         size=snapshot.size,
         partition_size=source.partition_size,
-        partitions=tuple(
-            Partition(number, processors[number % len(processors)], ()) for number, _ in enumerate(lengths)
-        ),
-        logs=plan_logs(
-            allocator,
-            name,
-            snapshot.size,
-            source.partition_size,
-            len(processors),
-            request.log_devices,
-            LOG_FACTOR,
-        ),
+        partitions=partitions,
+        logs=areas,
         new_devices=tuple(allocator.made),
         when_full=request.when_full,
         source=CloneSource(source.id, snapshot.epoch),
+        log_rules=rules,
     )

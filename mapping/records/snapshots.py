@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from polyvol.mapping.ids import Epoch, VolumeId
+from polyvol.mapping.records.log_rules import LogRule
 
 Origin = Literal["hand", "schedule"]
 """Who made a snapshot."""
@@ -16,18 +17,17 @@ Consistency = Literal["application", "crash"]
 class SnapshotRecord:
     """A snapshot of one volume. `cut` is shared by all snapshots of one cut; times are nanoseconds:
     `instant_ns` since 1970 (UTC), `stall_ns` the longest write stall, `stalls` those of the processors,
-    and `durable_ns` from the start of the cut until all of it was flushed. `log`: the change log named.
+    and `durable_ns` from the start of the cut until all of it was flushed.
     `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
     `size`: the volume's at the cut, bytes; `hook_trouble`: why it is crash-consistent although there were
     hooks; `copy_of`: it was restored from a backup of the snapshot with this UUID; `kept`: it is deleted, and
-    kept for its clones."""
+    kept for its clones. `log_rules`: those of the change logs that begin with it; none: the volume's."""
 
     uuid: UUID
     cut: UUID
     volume: VolumeId
     name: str
     epoch: Epoch
-    log: int | None
     instant_ns: int
     stall_ns: int
     durable_ns: int
@@ -40,6 +40,7 @@ class SnapshotRecord:
     hook_trouble: str | None = None
     copy_of: UUID | None = None
     kept: bool = False
+    log_rules: tuple[LogRule, ...] = ()
 
     @property
     def shown_name(self) -> str:

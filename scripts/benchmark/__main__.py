@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmark.alone import ALONE, FULL, QUICK
+from scripts.benchmark.beside import beside
 from scripts.benchmark.cases import CASES, Case
 from scripts.benchmark.charts import draw
 from scripts.benchmark.contenders import Contenders, settle
@@ -74,6 +75,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="keep the figures in docs/benchmarks")
     parser.add_argument(
         "--only", metavar="TEXT", help="only cases, and figures by themselves, with this in their name"
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="TREE",
+        help="this tree beside another that is set up, such as the one before a change; no other servers",
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each case [{ROUNDS}]")
     parser.add_argument(
@@ -237,6 +244,10 @@ def keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def bench(options: argparse.Namespace) -> int:
     """Measure, tell, keep; the exit code."""
+    if options.beside is not None:
+        with work_directory(options.write_dir) as directory:
+            as_fast = beside(options.beside.resolve(), ROOT, directory)
+        return 1 if options.check and not as_fast else 0
     only = options.only
     wanted = [case for case in CASES if (case.quick or not options.quick) and (not only or only in case.name)]
     seconds = turn_seconds(options, wanted)
@@ -273,6 +284,8 @@ def main() -> int:
             return refuse(
                 f"{path} has {free >> 30} GiB free and {needed >> 30} are needed: name another with {option}"
             )
+    if options.beside is not None and not (options.beside / ".venv/bin/polyvold").exists():
+        return refuse(f"{options.beside} is not a tree that is set up: run its scripts/setup first")
     names = [case.name for case in CASES] + [name for name, *_ in ALONE]
     if options.only and not any(options.only in name for name in names):
         return refuse(f"no case has {options.only!r} in its name: scripts/benchmark/cases.py has them")

@@ -161,8 +161,10 @@ class Contenders:
         self._found[name] = Standing(process.pid, Export(socket, ""))
 
     def _qemu(self, socket: str, image: Path, kind: str) -> list[Argument]:
+        # Its locks would keep polyvol from adopting the file that both serve.
+        options = f"driver={kind},file.driver=file,file.locking=off,file.filename={image}"
         path = self.directory / socket
-        return ["qemu-nbd", "-t", "-e", "16", "-f", kind, "--cache=writeback", "-k", path, image]
+        return ["qemu-nbd", "-t", "-e", "16", "--cache=writeback", "-k", path, "--image-opts", options]
 
     def _others(self, data: Path) -> None:
         at = self.directory

@@ -68,7 +68,7 @@ class EngineVolumes:
                     for at in range(PARTITIONS)
                 ],
                 "logs": [{"number": 1, "extents": [{"device": log, "offset": 0, "length": 256 * MIB}]}],
-                "default_logs": [1],
+                "log_rules": [],
                 "directory": str(directory / f"volume{number}"),
                 "manifests": {
                     "directory": str(directory / f"volume{number}"),
@@ -85,7 +85,7 @@ class EngineVolumes:
 
     def cut(self) -> dict[int, int]:
         """One cut over all volumes: their epochs. Not settled yet."""
-        return self.engine.cut([{"volume": number, "log": None} for number in self.ids])["epochs"]
+        return self.engine.cut([{"volume": number, "log_rules": []} for number in self.ids])["epochs"]
 
     def drop(self, epochs: dict[int, int]) -> None:
         """The end of one cut's snapshots."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.sizes import parse_size
+from polyvol.mapping.sizes import parse_size
 from tests.support import nbd
 from tests.support.daemon import Daemon
 

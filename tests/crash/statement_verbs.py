@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from polyvol.daemon.service import Service
-from polyvol.daemon.types.change_logs import LogAdd
 from polyvol.daemon.types.devices import DeviceAdd, DeviceRetry
 from polyvol.daemon.types.groups import GroupChange, GroupCreate, GroupSnapshotCreate, RollbackStart
 from polyvol.daemon.types.hooks import HookSettings
+from polyvol.daemon.types.log_areas import LogAdd
 from polyvol.daemon.types.renames import Rename
 from polyvol.daemon.types.restores import RestoreBegin, RestoreCompletion
 from polyvol.daemon.types.schedules import ScheduleAdd, ScheduleSet
@@ -190,6 +190,7 @@ VERBS: dict[str, Verb] = {
         "v", VolumeGrow(size=2 * MIB + BLOCK, devices=("a",))
     ),
     "volume set": lambda s, _: s.volumes.change("v", VolumeSet(when_full="keep-snapshots")),
+    "volume set, log rules": lambda s, _: s.volumes.change("w", VolumeSet(log_devices=("0=log", "any"))),
     "volume set, hooks": lambda s, _: s.volumes.change("p", VolumeSet(hooks=HOOKS)),
     "volume add-log": lambda s, _: s.volumes.add_log("w", LogAdd(size=4 * MIB)),
     "volume add-log, device": lambda s, _: s.volumes.add_log("w", LogAdd(devices=("log",), size=8 * MIB)),
@@ -251,11 +252,9 @@ def _but(kept: str) -> Verb:
 
 
 BETWEEN: dict[str, list[Verb]] = {
-    # A change log that was made for a snapshot is the volume's, and is used by the next try.
+    # A log area that was made for a snapshot is the volume's, and is used by the next try.
     "snapshot create, log": [
-        lambda s, _: s._snapshots._change_logs.on_device(
-            s._context.find_volume("w"), s._context.find_device("log")
-        )
+        lambda s, _: s._snapshots._log_areas.rules_of_snapshot([s._context.find_volume("w")], ["log"])
     ],
     # Those that stay are named in the answer.
     "snapshot delete, many": [_but("s1"), _but("s2"), _but("s3")],

@@ -20,7 +20,7 @@ from tests.engine.counted import Counted
 from tests.support.model import BLOCK, errno_of, same
 
 if TYPE_CHECKING:
-    from polyvol.engine import ExtentSpec, LogSpec, PartitionSpec, SnapshotSpec, VolumeSpec
+    from polyvol.engine import ExtentSpec, LogRule, LogSpec, PartitionSpec, SnapshotSpec, VolumeSpec
 
 MIB = 1 << 20
 PARTITION = MIB
@@ -32,6 +32,12 @@ VOLUME = 7
 NAMED_LOG = 2
 GROWN_BYTES = 4 * MIB
 GROWN_MAX = 8
+
+
+def first(*logs: int | None) -> "list[LogRule]":
+    """The rule to use these logs, then any other; no rule if there is none."""
+    numbers = [log for log in logs if log is not None]
+    return [{"partitions": None, "processors": None, "logs": numbers, "any": True}] if numbers else []
 
 
 class EngineSystem:
@@ -83,7 +89,7 @@ class EngineSystem:
             {"number": NAMED_LOG, "extents": [{"device": 3, "offset": named_at, "length": NAMED_LOG_BYTES}]},
         ]
         snapshots: list[SnapshotSpec] = [
-            {"epoch": epoch, "log": log, "size": SIZE} for epoch, log in self._snapshots.items()
+            {"epoch": epoch, "log_rules": first(log), "size": SIZE} for epoch, log in self._snapshots.items()
         ]
         return {
             "id": VOLUME,
@@ -93,7 +99,7 @@ class EngineSystem:
             "partition_size": PARTITION,
             "partitions": partitions,
             "logs": [*logs, *self._grown],
-            "default_logs": [1, *(log["number"] for log in self._grown)],
+            "log_rules": self._rules(),
             "directory": str(self.directory / "volume"),
             "manifests": {"directory": str(self.directory / "volume"), "partitions": 0, "older": False},
             "snapshots": snapshots,
@@ -155,7 +161,7 @@ class EngineSystem:
 
     def cut(self, *, named_log: bool = False) -> str:
         log, ended = NAMED_LOG if named_log else None, self._counted.ended()
-        report = self.engine.cut([{"volume": VOLUME, "log": log}])
+        report = self.engine.cut([{"volume": VOLUME, "log_rules": first(log)}])
         epoch = report["epochs"][VOLUME]
         assert epoch >= self._next_epoch, "an epoch was used twice"
         self._next_epoch = epoch + 1
@@ -193,8 +199,11 @@ class EngineSystem:
             return
         extent: ExtentSpec = {"device": 4, "offset": count * GROWN_BYTES, "length": GROWN_BYTES}
         log: LogSpec = {"number": 3 + count, "extents": [extent]}
-        self.engine.add_log(VOLUME, log, default=True)
         self._grown.append(log)
+        self.engine.add_log(VOLUME, log, self._rules())
+
+    def _rules(self) -> "list[LogRule]":
+        return first(1, *(log["number"] for log in self._grown))
 
     def used_bytes(self) -> int:
         """What the block maps refer to in the change logs."""

@@ -263,7 +263,7 @@ def test_space_that_is_being_freed_is_waited_for(tmp_path: Path) -> None:
         for seed in range(6):
             system.write(content(seed, MIB), 3 * (seed % 2) * MIB)
         # Unlike a snapshot that is committed, a mere cut flushes nothing.
-        system.engine.cut([{"volume": VOLUME, "log": None}])
+        system.engine.cut([{"volume": VOLUME, "log_rules": []}])
         for seed in range(6, 10):
             system.write(content(seed, MIB), 3 * (seed % 2) * MIB)
         assert system.read(MIB, 0) == content(8, MIB)

@@ -58,7 +58,7 @@ LAYERS = {
         ("examine",),
         ("copies",),
         ("database",),
-        ("change_logs", "generations", "groups", "hooks", "renames", "restores", "scrubs", "settings"),
+        ("log_areas", "generations", "groups", "hooks", "renames", "restores", "scrubs", "settings"),
         ("clones", "devices", "rollbacks", "schedules"),
         ("snapshots", "volumes"),
         ("store",),

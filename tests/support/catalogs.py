@@ -19,10 +19,11 @@ from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.inventory import NewDevice
 from polyvol.mapping.plans.volumes import VolumePlan
-from polyvol.mapping.records.change_logs import ChangeLog
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.groups import GroupSnapshot
 from polyvol.mapping.records.hooks import Hooks
+from polyvol.mapping.records.log_areas import LogArea
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.restores import RestoreRecord
 from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -34,16 +35,14 @@ PLAN = VolumePlan(
     2 * MIB,
     MIB,
     (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
-    (ChangeLog(1, True, (Extent(-2, MIB, 64 * MIB),)),),
+    (LogArea(1, (Extent(-2, MIB, 64 * MIB),)),),
     (NewDevice(-1, "v.data", "devices/v.data", 3 * MIB), NewDevice(-2, "v.log", "devices/v.log", 65 * MIB)),
 )
 
 
 def snapshot(volume: int, name: str, epoch: int) -> SnapshotRecord:
     """A snapshot to commit."""
-    return SnapshotRecord(
-        uuid4(), uuid4(), VolumeId(volume), name, Epoch(epoch), None, 1, 2, 3, ((0, 2), (1, 1))
-    )
+    return SnapshotRecord(uuid4(), uuid4(), VolumeId(volume), name, Epoch(epoch), 1, 2, 3, ((0, 2), (1, 1)))
 
 
 def device(name: str) -> Device:
@@ -57,7 +56,10 @@ def use(catalog: Catalog) -> None:
     catalog.volumes.set_state(volume.id, "ready")
     catalog.devices.add(device("spare"))
     catalog.devices.forget(catalog.devices.add(device("gone")).id)
-    held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4())
+    area = catalog.log_areas.of(volume.id)[0]
+    rules = (LogRule((area.device,), (0, 1)), LogRule((), processor=1, others=True), LogRule((area.device,)))
+    catalog.log_areas.add(volume, [], rules)
+    held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4(), log_rules=rules)
     catalog.groups.create("g", [volume.id])
     group = catalog.groups.all()[0]
     catalog.groups.change(group, [volume.id], [])

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyvol.daemon.client.cli.client import Client
-from polyvol.daemon.sizes import parse_size
 from polyvol.mapping.errors import PolyvolError
+from polyvol.mapping.sizes import parse_size
 from tests.support.nbd import uri
 from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
 

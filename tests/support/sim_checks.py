@@ -1,9 +1,10 @@
 """sim_checks: what the sim engine refuses: arguments that the contract in engine.pyi does not allow."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyvol.engine import ErrorKind, VolumeSpec
+    from polyvol.engine import ErrorKind, LogRule, VolumeSpec
 
 BLOCK = 4096
 CHUNK = 4 << 20
@@ -38,15 +39,28 @@ def check_spec(spec: "VolumeSpec", processors: int, devices: set[int]) -> None:
         whole = min(partition_size, size - number * partition_size)
         check(length == (whole if spec["source"] is None else 0), "invalid", "extents' sum")
     numbers = {log["number"] for log in spec["logs"]}
-    check(set(spec["default_logs"]) <= numbers and bool(spec["default_logs"]), "invalid", "default logs")
+    check(bool(numbers), "invalid", "no log area")
+    check_rules(spec["log_rules"], numbers)
     for log in spec["logs"]:
         check(1 <= log["number"] <= 4095, "invalid", "log number")
         for extent in log["extents"]:
             check(extent["device"] in devices, "not-found", f"device {extent['device']} is not open")
             check(extent["length"] % CHUNK == 0 and extent["length"] > 0, "invalid", "length of a log extent")
     for snapshot in spec["snapshots"]:
-        check(snapshot["log"] is None or snapshot["log"] in numbers, "invalid", "snapshot's log")
+        check_rules(snapshot["log_rules"], numbers)
         check(snapshot["epoch"] < spec["next_epoch"], "invalid", "snapshot's epoch")
+
+
+def check_rules(rules: "list[LogRule]", numbers: Collection[int]) -> None:
+    """Log rules of a volume with log areas of these numbers."""
+    for rule in rules:
+        check(set(rule["logs"]) <= set(numbers), "invalid", "a log rule's areas")
+        check(len(set(rule["logs"])) == len(rule["logs"]), "invalid", "an area twice")
+        check(bool(rule["logs"]) or rule["any"], "invalid", "a log rule without an area")
+        check(rule["partitions"] is None or rule["processors"] is None, "invalid", "two selectors")
+        first, last = rule["partitions"] or (0, 0)
+        check(0 <= first <= last, "invalid", "a log rule's partitions")
+        check(rule["processors"] is None or bool(rule["processors"]), "invalid", "a log rule's processors")
 
 
 def devices_of(spec: "VolumeSpec") -> set[int]:

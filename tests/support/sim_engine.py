@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.support.sim_changes import Comparisons
-from tests.support.sim_checks import BLOCK, EngineError, check, check_spec
+from tests.support.sim_checks import BLOCK, EngineError, check, check_rules, check_spec
 from tests.support.sim_clones import block_of, check_source, refuse_source
 from tests.support.sim_debug import SimInspection, SimLog
 from tests.support.sim_devices import ABSENT, SimDevices
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         EngineStats,
         ExportInfo,
         HandOverReport,
-        LogSpec,
         ScrubReport,
         SpaceStats,
         VolumeSpec,
@@ -191,15 +190,6 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
         refuse_source(self, volume, None)
         del self.volumes[volume]
 
-    def add_log(self, volume: int, log: "LogSpec", *, default: bool = False) -> None:
-        self._begin("add_log", volume, log["number"], default)
-        target = self._volume(volume)
-        check(log["number"] not in target.logs, "exists", "the log is there")
-        for extent in log["extents"]:
-            check(extent["device"] in self.devices, "not-found", "the log's device is not open")
-        target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
-        target.spec["logs"].append(log)
-
     def ask_when_full(self, volume: int, asks: bool) -> None:
         self._begin("ask_when_full", volume, asks)
         self._volume(volume)
@@ -263,11 +253,11 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             ]
 
     def cut(self, volumes: "list[CutVolume]") -> "CutReport":
-        self._begin("cut", tuple((each["volume"], each["log"]) for each in volumes))
+        self._begin("cut", tuple(each["volume"] for each in volumes), [each["log_rules"] for each in volumes])
         epochs = {}
         for each in volumes:
             target = self._volume(each["volume"])
-            check(each["log"] is None or each["log"] in target.logs, "not-found", "no such log")
+            check_rules(each["log_rules"], target.logs)
         for each in volumes:
             epochs[each["volume"]] = self._volume(each["volume"]).stored.cut()
         return {

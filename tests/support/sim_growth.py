@@ -1,11 +1,12 @@
-"""sim_growth: the sim engine's part in a volume's growth, and in going back to a snapshot."""
+"""sim_growth: the sim engine's part in a volume's growth, its log areas and rules, and in going back to a
+snapshot."""
 
 from typing import TYPE_CHECKING, Any
 
-from tests.support.sim_checks import check, check_spec
+from tests.support.sim_checks import check, check_rules, check_spec
 
 if TYPE_CHECKING:
-    from polyvol.engine import VolumeSpec
+    from polyvol.engine import LogRule, LogSpec, VolumeSpec
 
 
 class SimGrowth:
@@ -20,6 +21,9 @@ class SimGrowth:
     def _begin(self, name: str, *arguments: object) -> None:
         raise NotImplementedError
 
+    def _volume(self, volume: int) -> Any:
+        raise NotImplementedError
+
     def grow_volume(self, spec: "VolumeSpec") -> None:
         self._begin("grow_volume", spec["id"], spec["size"])
         check(spec["id"] in self.volumes, "not-found", f"volume {spec['id']} is not served")
@@ -30,6 +34,23 @@ class SimGrowth:
             check(was["processor"] == now["processor"], "invalid", "another processor")
             check(now["extents"][: len(was["extents"])] == was["extents"], "invalid", "other extents")
         self.volumes[spec["id"]].spec = spec
+
+    def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
+        self._begin("add_log", volume, log["number"], rules)
+        target = self._volume(volume)
+        check(log["number"] not in target.logs, "exists", "the log is there")
+        for extent in log["extents"]:
+            check(extent["device"] in self.devices, "not-found", "the log's device is not open")
+        check_rules(rules, {*target.logs, log["number"]})
+        target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
+        target.spec["logs"].append(log)
+        target.spec["log_rules"] = rules
+
+    def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
+        self._begin("set_log_rules", volume, rules)
+        target = self._volume(volume)
+        check_rules(rules, target.logs)
+        target.spec["log_rules"] = rules
 
     def roll_back(self, volume: int, at: int, to: int) -> None:
         self._begin("roll_back", volume, at, to)

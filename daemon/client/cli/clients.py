@@ -11,8 +11,7 @@ from polyvol.daemon.client.cli.output import print_json, print_table, say
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.errors import UnknownClient
-from polyvol.daemon.sizes import SIZE_MAX
-from polyvol.mapping.sizes import counted, format_size
+from polyvol.mapping.sizes import SIZE_MAX, counted, format_size
 
 
 @click.group(cls=Noun)

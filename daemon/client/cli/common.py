@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from polyvol.daemon.errors import BadSnapshotName, OtherVolume
-from polyvol.daemon.sizes import SIZE_MAX, parse_size
 from polyvol.daemon.state.directory import default_state_dir
-from polyvol.mapping.sizes import format_size
+from polyvol.mapping.sizes import SIZE_MAX, format_size, parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

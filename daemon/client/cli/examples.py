@@ -38,11 +38,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol volume create": (
         "polyvol volume create db --size 64G",
         "polyvol volume create db --size 64G --device fast --log-device fast --dry-run",
+        "polyvol volume create db --size 64G --processors 0,1 --log-device 0-15=nvme,1=ssd+any,ssd",
+        "polyvol volume create db --size 64G --place 0-15:processor=1,device=nvme+ssd --device ssd",
         "polyvol volume create web --base debian",
     ),
-    "polyvol volume clone": ("polyvol volume clone db@before-upgrade db-test",),
+    "polyvol volume clone": (
+        "polyvol volume clone db@before-upgrade db-test",
+        "polyvol volume clone db@before-upgrade db-test --processors 2 --log-device nvme,ssd+any",
+    ),
     "polyvol volume set": (
         "polyvol volume set db --when-full keep-snapshots",
+        "polyvol volume set db --log-device 0-15=nvme,ssd+any",
         "polyvol volume set db --quiesce '/etc/polyvol/freeze db' --thaw '/etc/polyvol/thaw db'",
         "polyvol volume set db --no-hooks",
     ),
@@ -73,6 +79,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol snapshot create": (
         "polyvol snapshot create db --name before-upgrade",
         "polyvol snapshot create db web --prefix nightly",
+        "polyvol snapshot create db --name v1 --log-device 0=nvme+any,ssd",
         "polyvol snapshot create @shop --require-hooks",
     ),
     "polyvol snapshot list": (

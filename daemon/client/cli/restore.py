@@ -23,6 +23,7 @@ from polyvol.daemon.backup_errors import ChangedMeanwhile, TransferFailed
 from polyvol.daemon.client.cli.client import ApiError, Client, Json
 from polyvol.daemon.client.cli.common import TEXT, json_option, state_dir_option
 from polyvol.daemon.client.cli.exports import open_export
+from polyvol.daemon.client.cli.log_rules import log_devices_option, place_option, processors_option
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.errors import RestoreRunning
@@ -63,10 +64,9 @@ class _Source:
     metavar="DEVICE",
     help="For a new volume, as at `volume create`; repeatable.",
 )
-@click.option(
-    "--log-device", "log_devices", multiple=True, metavar="DEVICE", help="For a new volume too; repeatable."
-)
-@click.option("--processors", type=int, metavar="N", help="For a new volume: number of processors [all].")
+@log_devices_option(help="For a new volume too; repeatable.")
+@processors_option("For a new volume: ")
+@place_option("For a new volume: ")
 @click.option("--resume", is_flag=True, help="Resume an interrupted restore of the same backup.")
 @json_option
 @state_dir_option

@@ -12,6 +12,7 @@ from polyvol.daemon.client.cli.common import (
     state_dir_option,
 )
 from polyvol.daemon.client.cli.deletions import delete_many
+from polyvol.daemon.client.cli.log_rules import log_devices_option, rules_text
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.partitions import add_partitions, print_partition_snapshots, print_shares
 from polyvol.daemon.client.cli.renaming import rename as rename_object
@@ -37,7 +38,7 @@ def snapshot() -> None:
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...|@GROUP")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
 @click.option("--prefix", metavar="PREFIX", help="Prefix of a name that is made from the time.")
-@click.option("--log-device", metavar="DEVICE", help="Device for the change log of later writes.")
+@log_devices_option(help="Where the change logs of later writes lie [as the volume's]; repeatable.")
 @click.option("--scheduled", is_flag=True, help="Mark it as scheduled: may be dropped when space runs out.")
 @click.option("--require-hooks", is_flag=True, help="Take no snapshot unless all hooks succeed.")
 @json_option
@@ -46,7 +47,7 @@ def create(
     volumes: tuple[str, ...],
     name: str | None,
     prefix: str | None,
-    log_device: str | None,
+    log_devices: tuple[str, ...],
     scheduled: bool,
     require_hooks: bool,
     as_json: bool,
@@ -56,7 +57,7 @@ def create(
     snapshot is exported."""
     if name is not None and prefix is not None:
         raise click.UsageError("give --name, or --prefix")
-    body: Json = {"name": name, "prefix": prefix, "log_device": log_device, "scheduled": scheduled}
+    body: Json = {"name": name, "prefix": prefix, "log_devices": list(log_devices), "scheduled": scheduled}
     body["require_hooks"] = require_hooks
     if any(volume.startswith("@") for volume in volumes):
         if len(volumes) > 1:
@@ -154,7 +155,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("clones", listed(shown["clones"]) if shown["clones"] else None),
             ("write stall", f"{format_ns(shown['stall_ns'])} (by processor: {listed(stalls)})"),
             ("durable after", format_ns(shown["durable_ns"])),
-            ("log devices", listed(shown["log_devices"]) if shown["log"] else None),
+            ("log rules", rules_text(shown["log_rules"]) if shown["log_rules"] else None),
             ("space", use_text(shown["use"])),
             ("copy of", shown["copy_of"]),
             ("connections", shown["connections"]),

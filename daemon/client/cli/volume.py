@@ -11,6 +11,12 @@ from polyvol.daemon.client.attach.records import Places
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import SIZE, Command, json_option, split_snapshot, state_dir_option
 from polyvol.daemon.client.cli.hooks import hook_options, hook_text, hooks_from
+from polyvol.daemon.client.cli.log_rules import (
+    log_devices_option,
+    place_option,
+    processors_option,
+    rules_text,
+)
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
@@ -19,17 +25,6 @@ from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.directory import nbd_socket
 from polyvol.mapping.sizes import counted, exact_size, format_size
-
-log_devices_option = click.option(
-    "--log-device",
-    "log_devices",
-    multiple=True,
-    metavar="DEVICE",
-    help="Device for a change log [new files]; repeatable.",
-)
-processors_option = click.option(
-    "--processors", type=int, metavar="N", help="Number of processors that own its partitions [all]."
-)
 
 
 def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
@@ -59,8 +54,9 @@ def volume() -> None:
     metavar="DEVICE",
     help="Device for its data [new files]; repeatable.",
 )
-@log_devices_option
-@processors_option
+@log_devices_option(help="Where its change logs lie [new files]; repeatable.")
+@processors_option()
+@place_option()
 @click.option(
     "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
 )
@@ -75,6 +71,7 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
         raise click.UsageError("--partitions needs --dry-run; `polyvol volume show` shows them of a volume")
     request["devices"] = list(request["devices"])
     request["log_devices"] = list(request["log_devices"])
+    request["place"] = list(request["place"])
     made = Client(state_dir).post("volumes", body=request)
     if as_json:
         print_json(made)
@@ -92,8 +89,8 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
 @volume.command()
 @click.argument("source", metavar="VOLUME@SNAPSHOT")
 @click.argument("name", metavar="NEW")
-@log_devices_option
-@processors_option
+@log_devices_option(help="Where its change logs lie [new files]; repeatable.")
+@processors_option()
 @when_full_option(default="keep-writing")
 @json_option
 @state_dir_option
@@ -112,27 +109,36 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
 @volume.command(name="set")
 @click.argument("name")
 @when_full_option()
+@log_devices_option(help="Where change logs to come lie: all of its rules, or any; repeatable.")
 @hook_options
 @click.option("--no-hooks", is_flag=True, help="Remove the volume's hooks.")
 @json_option
 @state_dir_option
 def set_volume(
-    name: str, when_full: str | None, no_hooks: bool, as_json: bool, state_dir: Path, **hooks: Json
+    name: str,
+    when_full: str | None,
+    log_devices: tuple[str, ...],
+    no_hooks: bool,
+    as_json: bool,
+    state_dir: Path,
+    **hooks: Json,
 ) -> None:
-    """Change a volume's settings. They are what it does when its change logs are full, and its
-    hooks."""
+    """Change a volume's settings. They are what it does when its change logs are full, where these
+    lie, and its hooks."""
     given = hooks_from(**hooks)
     if no_hooks:
         if given is not None:
             raise click.UsageError("give hooks, or --no-hooks")
         given = {}
-    if when_full is None and given is None:
-        raise click.UsageError("give --when-full, --quiesce, or --no-hooks")
-    changed = Client(state_dir).patch("volumes", name, body={"when_full": when_full, "hooks": given})
+    if when_full is None and given is None and not log_devices:
+        raise click.UsageError("give --when-full, --log-device, --quiesce, or --no-hooks")
+    body = {"when_full": when_full, "hooks": given, "log_devices": list(log_devices) or None}
+    changed = Client(state_dir).patch("volumes", name, body=body)
     if as_json:
         print_json(changed)
         return
-    say(f"volume {name}: when full, {changed['when_full']}; hooks: {hook_text(changed['hooks']) or '-'}")
+    rules, hooked = rules_text(changed["log_rules"]), hook_text(changed["hooks"])
+    say(f"volume {name}: when full, {changed['when_full']}; log rules: {rules}; hooks: {hooked or '-'}")
 
 
 @volume.command()
@@ -143,19 +149,19 @@ def set_volume(
 @click.option(
     "--size",
     type=SIZE,
-    help="Size of each new log [on a device: what is free, up to the volume's size; file: as all logs].",
+    help="Size of each new area [on a device: what is free, up to the volume's size; file: as all logs].",
 )
 @json_option
 @state_dir_option
 def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool, state_dir: Path) -> None:
-    """Give a volume more change logs, while it is in use."""
+    """Give a volume more log areas, while it is in use."""
     body = {"devices": list(devices), "size": size}
     changed = Client(state_dir).post("volumes", name, "logs", body=body)
     if as_json:
         print_json(changed)
         return
     space = changed["space"]
-    say(f"volume {name}: {counted(len(changed['logs']), 'change log')}, {room(space)}")
+    say(f"volume {name}: {counted(len(changed['logs']), 'log area')}, {room(space)}")
 
 
 @volume.command()
@@ -236,6 +242,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("last scrub", _scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown["space"])),
+            ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
             ("held", _use_text(shown["use"])),
             ("created", moment(shown["created"])),
@@ -411,6 +418,7 @@ def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
             ("partitions", f"{plan['partition_count']} of {format_size(plan['partition_size'])}"),
             ("processors", listed(plan["processors"])),
             ("devices", listed([f"{device} ({format_size(size)})" for device, size in on.items()])),
+            ("log rules", rules_text(plan["log_rules"])),
         ]
     )
     for each in plan["new_devices"]:
@@ -423,7 +431,7 @@ def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
 def _print_logs(logs: list[dict[str, Any]]) -> None:
     say("")
     print_table(
-        ("CHANGE LOG", "DEVICES", "USED", "FOR"),
+        ("LOG AREA", "DEVICES", "USED", "FOR"),
         [
             (
                 log["number"],

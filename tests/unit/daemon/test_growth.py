@@ -70,7 +70,7 @@ def test_a_failure_leaves_the_volume_as_it_was(daemon: Daemon, step: str) -> Non
 
 def test_a_kill_before_it_is_recorded_leaves_no_file(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(daemon)
-    monkeypatch.setattr(daemon.service._volumes.change_logs, "unmake_file", lambda _: None)
+    monkeypatch.setattr(daemon.service._volumes.log_areas, "unmake_file", lambda _: None)
     daemon.world.fail["open_device"] = 1  # the second file is made, and then the end comes
     daemon.refused("volume", "grow", "v", "--size", "300M")
     daemon.world.fail.clear()
@@ -84,7 +84,7 @@ def test_a_kill_after_it_is_recorded_serves_the_larger_volume(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon.service._context.catalog.volumes, "undo_growth", lambda *_: None)
-    monkeypatch.setattr(daemon.service._volumes.change_logs, "unmake_file", lambda _: None)
+    monkeypatch.setattr(daemon.service._volumes.log_areas, "unmake_file", lambda _: None)
     daemon.world.fail["grow_volume"] = 0
     daemon.refused("volume", "grow", "v", "--size", "300M")
     daemon.world.fail.clear()

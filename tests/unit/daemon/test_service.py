@@ -138,7 +138,7 @@ def test_a_delete_that_was_cut_off_is_finished(daemon: Daemon, tmp_path: Path, b
 def test_a_kill_before_a_cut_is_recorded_leaves_no_snapshot(daemon: Daemon) -> None:
     daemon.ok("volume", "create", "v", "--size", "1M")
     uuid = json.loads(daemon.ok("volume", "show", "v", "--json"))["uuid"]
-    daemon.service.engine.cut([{"volume": 1, "log": None}])  # and no more: killed
+    daemon.service.engine.cut([{"volume": 1, "log_rules": []}])  # and no more: killed
     kill(daemon)
     assert len(daemon.world.stored[uuid].snapshots) == 1
     daemon.start()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.daemon.sizes import SIZE_MAX, format_ns, parse_size
-from polyvol.mapping.sizes import argument_size, exact_size, format_size
+from polyvol.daemon.sizes import format_ns
+from polyvol.mapping.sizes import SIZE_MAX, argument_size, exact_size, format_size, parse_size
 
 
 @pytest.mark.parametrize(

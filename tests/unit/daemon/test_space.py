@@ -193,7 +193,7 @@ def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
 def test_a_log_is_added_on_a_device_or_in_a_file(volume: Daemon, tmp_path: Path) -> None:
     volume.ok("device", "add", str(tmp_path / "d"), "--size", "65M")
     volume.ok("volume", "add-log", "v", "--device", "d")
-    assert volume.world.calls[-1] == ("add_log", VOLUME, 2, True)
+    assert volume.world.calls[-1] == ("add_log", VOLUME, 2, [])
     before = json.loads(volume.ok("volume", "show", "v", "--json"))
     assert [(log["devices"], log["size"]) for log in before["logs"]][-1] == (["d"], 64 * MIB)
     volume.ok("volume", "add-log", "v")
@@ -233,7 +233,8 @@ def test_a_file_that_was_being_made_for_a_log_is_removed_at_the_next_start(volum
     volume.ok("volume", "add-log", "v")
     context = volume.service._context
     (made,) = [device for device in context.catalog.devices.all() if device.name == "v.log-2"]
-    context.catalog.change_logs.forget(VOLUME, 2)
+    areas = context.catalog.log_areas.of(VOLUME)
+    context.catalog.log_areas.forget(VOLUME, areas[1:], ())
     context.catalog.devices.set_state(made.id, "adding")
     volume.restart()
     assert "v.log-2" not in volume.ok("device", "list")

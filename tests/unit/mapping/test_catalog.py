@@ -9,14 +9,15 @@ from uuid import uuid4
 import pytest
 
 from polyvol.mapping.catalog import database as databases
-from polyvol.mapping.catalog.change_logs import LOG_NUMBER_MAX
 from polyvol.mapping.catalog.database import LATEST_VERSION, Database
+from polyvol.mapping.catalog.log_areas import LOG_NUMBER_MAX
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, CatalogDamaged, CatalogFailed, CatalogVersion, TooManyLogs
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.partition import Partition
-from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.log_areas import LogArea
+from polyvol.mapping.records.log_rules import LogRule
 from tests.support.catalogs import MIB, PLAN, device, snapshot
 
 MIGRATIONS = Path(databases.__file__).parent / "migrations"
@@ -30,7 +31,7 @@ def test_a_volume_is_read_back_as_it_was_planned(catalog: Catalog) -> None:
         Partition(0, 0, (Extent(data.id, MIB, MIB),)),
         Partition(1, 1, (Extent(data.id, 2 * MIB, MIB),)),
     ]
-    assert catalog.change_logs.of(volume.id) == [ChangeLog(1, True, (Extent(log.id, MIB, 64 * MIB),))]
+    assert catalog.log_areas.of(volume.id) == [LogArea(1, (Extent(log.id, MIB, 64 * MIB),))]
     assert (volume.state, volume.next_epoch, volume.next_log) == ("creating", 1, 2)
     assert catalog.devices.used_bytes() == {data.id: 2 * MIB, log.id: 64 * MIB}
     assert catalog.devices.users() == {data.id: [volume.id], log.id: [volume.id]}
@@ -59,14 +60,15 @@ def test_ids_are_never_used_again(catalog: Catalog) -> None:
 def test_log_numbers_are_never_used_again_and_end(catalog: Catalog) -> None:
     volume = catalog.volumes.create(PLAN)
     extra = catalog.devices.add(device("extra"))
-    log = catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
-    catalog.change_logs.forget(volume.id, log.number)
-    again = catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
-    assert (log.number, again.number, again.default) == (2, 3, False)
+    areas = catalog.log_areas.add(volume, [[Extent(extra.id, MIB, 4 * MIB)]], ())
+    catalog.log_areas.forget(volume.id, areas, ())
+    again = catalog.log_areas.add(volume, [[Extent(extra.id, at * MIB, 4 * MIB)] for at in (1, 5)], ())
+    assert [area.number for area in (*areas, *again)] == [2, 3, 4]
     with catalog._database.transaction() as connection:
         connection.execute("UPDATE volume SET next_log = ?", (LOG_NUMBER_MAX + 1,))
     with pytest.raises(TooManyLogs):
-        catalog.change_logs.add(volume, [Extent(extra.id, MIB, 4 * MIB)])
+        catalog.log_areas.add(volume, [[Extent(extra.id, MIB, 4 * MIB)]], (LogRule((extra.id,)),))
+    assert catalog.log_areas.rules(volume.id) == ()
 
 
 def test_the_snapshots_of_a_cut_are_recorded_all_or_none(catalog: Catalog) -> None:

@@ -6,15 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyvol.mapping.errors import DeviceTooSmall
+from polyvol.mapping.errors import BadProcessors, DeviceTooSmall
 from polyvol.mapping.extent import BLOCK_SIZE, Extent, FreeSpace, free_runs, joined, total
-from polyvol.mapping.partition import Partition
+from polyvol.mapping.partition import Partition, partition_lengths
 from polyvol.mapping.plans.placement import (
+    AREA_SIZE_MIN,
     CHUNK_SIZE,
-    LOG_SIZE_MIN,
+    BadProcessorNumbers,
+    area_size,
+    choose_owners,
     choose_processors,
-    log_size,
-    place_log,
+    place_area,
     place_on_base,
     place_partitions,
 )
@@ -44,7 +46,8 @@ def place(
 ) -> list[Partition]:
     space = {device: FreeSpace(free) for device, free in runs.items()}
     names = {device: f"d{device}" for device in runs}
-    return place_partitions("volume v", size, partition_size, processors, space, names)
+    lengths = dict(enumerate(partition_lengths(size, partition_size)))
+    return place_partitions("volume v", lengths, choose_owners(len(lengths), processors), space, names)
 
 
 @given(sizes, partition_sizes, st.integers(1, 5), runs_of_devices())
@@ -103,7 +106,8 @@ def test_a_full_device_leaves_the_rest_to_the_others() -> None:
 
 @given(sizes, partition_sizes)
 def test_on_a_base_every_byte_stays_where_it_is(size: int, partition_size: int) -> None:
-    partitions = place_on_base(size, partition_size, [0, 1], 7)
+    count = -(-size // partition_size)
+    partitions = place_on_base(size, partition_size, choose_owners(count, [0, 1]), 7)
     assert joined([e for part in partitions for e in part.extents]) == [Extent(7, 0, size)]
 
 
@@ -111,12 +115,12 @@ def test_on_a_base_every_byte_stays_where_it_is(size: int, partition_size: int) 
 def test_a_log_takes_whole_chunks_of_what_is_free(size: int, runs: dict[int, list[Extent]]) -> None:
     space = FreeSpace(runs[1])
     usable = space.usable(CHUNK_SIZE)
-    if usable < LOG_SIZE_MIN:
+    if usable < AREA_SIZE_MIN:
         with pytest.raises(DeviceTooSmall):
-            place_log("log", size, "d", space)
+            place_area("log", size, "d", space)
         return
-    extents = place_log("log", size, "d", space)
-    assert total(extents) == min(usable, log_size(size))
+    extents = place_area("log", size, "d", space)
+    assert total(extents) == min(usable, area_size(size))
     assert all(extent.length % CHUNK_SIZE == 0 for extent in extents)
 
 
@@ -124,6 +128,20 @@ def test_the_least_loaded_processors_are_chosen() -> None:
     assert choose_processors(None, 4, {0: 9}) == [0, 1, 2, 3]
     assert choose_processors(2, 4, {0: 9, 2: 1}) == [1, 3]
     assert choose_processors(6, 4, {}) == [0, 1, 2, 3, 4, 5]
+
+
+def test_processors_that_are_named_are_taken() -> None:
+    assert choose_processors((3, 0), 2, {0: 9}) == [0, 3]
+    for wanted, words in (
+        ((), "no processor is named"),
+        ((1, 1), "processor 1 is named twice"),
+        ((256,), "256 is not the number of a processor"),
+        ((-1,), "-1 is not the number of a processor"),
+    ):
+        with pytest.raises(BadProcessorNumbers, match=words):
+            choose_processors(wanted, 4, {})
+    with pytest.raises(BadProcessors):
+        choose_processors(0, 4, {})
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 10)), max_size=8))

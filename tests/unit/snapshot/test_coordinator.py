@@ -10,7 +10,8 @@ from polyvol.mapping.extent import Extent
 from polyvol.mapping.partition import Partition
 from polyvol.mapping.plans.inventory import NewDevice
 from polyvol.mapping.plans.volumes import VolumePlan
-from polyvol.mapping.records.change_logs import ChangeLog
+from polyvol.mapping.records.log_areas import LogArea
+from polyvol.mapping.records.log_rules import LogRule
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.specs import volume_spec
@@ -41,7 +42,7 @@ class Bench:
             2 * MIB,
             MIB,
             (Partition(0, 0, (Extent(-1, MIB, MIB),)), Partition(1, 1, (Extent(-1, 2 * MIB, MIB),))),
-            (ChangeLog(1, True, (Extent(-1, 4 * MIB, 64 * MIB),)),),
+            (LogArea(1, (Extent(-1, 4 * MIB, 64 * MIB),)),),
             (NewDevice(-1, f"{name}.data", name, 70 * MIB),),
         )
         volume = self.catalog.volumes.create(plan)
@@ -72,7 +73,9 @@ def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
         commit(records, group)
 
     monkeypatch.setattr(bench.catalog.snapshots, "commit", noted)
-    records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: 1})
+    area = bench.catalog.log_areas.of(bench.volumes[0].id)[0]
+    rules = (LogRule((), (0, 0), others=True), LogRule((area.device,), processor=1))
+    records = bench.coordinator.take(bench.volumes, "s", {bench.volumes[0].id: rules})
     assert bench.world.names() == [
         "cut",
         "settle",
@@ -84,10 +87,14 @@ def test_a_cut_is_settled_and_flushed_before_it_is_recorded_and_exported(
         "export",
     ]
     first, second = bench.volumes
-    assert bench.world.calls[0] == ("cut", ((first.id, 1), (second.id, None)))
+    specs = [
+        {"partitions": (0, 0), "processors": None, "logs": [], "any": True},
+        {"partitions": None, "processors": [1], "logs": [1], "any": False},
+    ]
+    assert bench.world.calls[0] == ("cut", (first.id, second.id), [specs, []])
     assert bench.catalog.snapshots.all() == records
     assert len({record.cut for record in records}) == 1
-    assert [record.log for record in records] == [1, None]
+    assert [record.log_rules for record in records] == [rules, ()]
     assert [each["name"] for each in bench.engine.exports()] == ["a@s", "b@s"]
     assert records[0].stalls == ((0, 2000), (1, 1999))
 

@@ -142,7 +142,6 @@ def test_the_oldest_by_epoch_is_dropped_first_whatever_its_time() -> None:
             VolumeId(1),
             f"s{epoch}",
             Epoch(epoch),
-            None,
             100 - epoch,
             0,
             0,

@@ -1,0 +1,52 @@
+"""The verb that changes a volume's settings: its policy for full change logs, its hooks, its log rules.
+
+How it works      What cannot be is refused first. Then each setting is recorded, and set in the engine where
+                  that has it. If one fails, those before it are set back.
+Owner and locks   The caller holds the volume's lock.
+Durability        When it returns, the change survives power loss.
+Errors            BadHooks, BadLogRule and others of log rules, VolumeNotServed (log rules may need log areas,
+                  which the engine makes), EngineFailed.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.hooks.run import checked_hooks
+from polyvol.daemon.isolation import isolate
+from polyvol.daemon.types.volumes import VolumeSet
+from polyvol.daemon.volumes.log_areas import LogAreas
+from polyvol.mapping.records.volumes import Volume
+
+
+def change_settings(context: Context, log_areas: LogAreas, volume: Volume, request: VolumeSet) -> None:
+    """Change what is given of a volume's settings."""
+    hooks = None if request.hooks is None else checked_hooks(request.hooks)
+    if request.log_devices is not None:
+        context.refuse_not_served(volume, restoring=True)
+        log_areas.check_rules([volume], request.log_devices)
+    table = context.catalog.hooks
+    before = table.of_volume(volume.id)
+    with ExitStack() as undo:
+        if request.when_full is not None:
+            undo.callback(_set_back, context, volume, "policy", lambda: _set_when_full(context, volume))
+            _set_when_full(context, replace(volume, when_full=request.when_full))
+        if request.hooks is not None:
+            undo.callback(_set_back, context, volume, "hooks", lambda: table.set_of_volume(volume.id, before))
+            table.set_of_volume(volume.id, hooks)
+        if request.log_devices is not None:
+            log_areas.set_rules(volume, request.log_devices)
+        undo.pop_all()
+
+
+def _set_back(context: Context, volume: Volume, what: str, action: Callable[[], None]) -> None:
+    with isolate(context, f"setting back the {what} of volume {volume.name}", volume=volume.name):
+        action()
+
+
+def _set_when_full(context: Context, volume: Volume) -> None:
+    """Record a volume's policy, and set it in the engine."""
+    context.catalog.volumes.set_when_full(volume.id, volume.when_full)
+    if context.is_served(volume):
+        context.ask_when_full(volume)

@@ -1,0 +1,41 @@
+"""Log rules as the catalog knows them: which log areas the change logs of which partitions may use, in which
+order.
+
+How it works      A rule names devices: the volume's log areas on these, in this order, and by number on one
+                  device. It is for a range of partitions, for those of one processor, or for the rest: the
+                  rules of a volume or snapshot are tried in this order, and the first that is for a partition
+                  decides. The rules for the rest are one list, which each processor begins at another place,
+                  so that they take turns (mapping/specs.py). A partition that no rule is for may use any
+                  area.
+Invariants        LR1 the volume has an area on each device that a rule of it names; LR2 at most one rule is
+                  for a partition by ranges, and at most one by processors; LR3 of the rules for the rest,
+                  only the last one may end in all others.
+"""
+
+from dataclasses import dataclass
+
+ANY = "any"
+"""The word for all other log areas."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRule:
+    """`devices`: ids, in order; `others`: then any other area of the volume. `partitions`: the first and the
+    last that it is for; `processor`: it is for this one's; neither: for the rest."""
+
+    devices: tuple[int, ...]
+    partitions: tuple[int, int] | None = None
+    processor: int | None = None
+    others: bool = False
+
+    @property
+    def rest(self) -> bool:
+        """Whether it is for the partitions that no other rule is for."""
+        return self.partitions is None and self.processor is None
+
+    @property
+    def selector(self) -> str:
+        """Which partitions it is for, as --log-device has it: '0-15=', '2=', or nothing for the rest."""
+        if self.partitions is not None:
+            return "{}-{}=".format(*self.partitions)
+        return "" if self.processor is None else f"{self.processor}="
