@@ -6,10 +6,11 @@ How it works      One question to the engine for each volume that is served, who
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.partitions import SnapshotPartsView, SnapshotShareView
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import Snapshot
@@ -36,7 +37,7 @@ def logs_by_volume(context: Context, processor: int, volume: Volume) -> int | No
 
 
 def parts_of(
-    context: Context, records: Iterable[SnapshotRecord], volumes: dict[int, Volume]
+    context: Context, records: Iterable[SnapshotRecord], volumes: Mapping[VolumeId, Volume]
 ) -> list[SnapshotPartsView]:
     """The partition snapshots of these snapshots, counted; `volumes`: by id."""
     written: dict[int, Counter[int] | None] = {}

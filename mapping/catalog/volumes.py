@@ -73,7 +73,7 @@ class Volumes:
         )
         return [row["processor"] for row in rows]
 
-    def of_processor(self, processor: int) -> dict[int, tuple[int, int, int]]:
+    def of_processor(self, processor: int) -> dict[VolumeId, tuple[int, int, int]]:
         """How many partitions of each volume a processor owns, and the lowest and the highest number of them,
         by the volume's id."""
         rows = self._database.rows(

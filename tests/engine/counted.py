@@ -71,12 +71,14 @@ class Counted:
         """A snapshot was taken; `before`: what had ended when that began."""
         states = engine.partition_snapshots(self._volume, epoch, 0, ALL)
         for state in states:
-            number = state["partition"]
+            number, writes, written = state["partition"], state["writes"], state["written_bytes"]
+            assert writes is not None
+            assert written is not None
             with self._lock:
-                assert before["writes"][number] <= state["writes"] <= self._begun["writes"][number]
+                assert before["writes"][number] <= writes <= self._begun["writes"][number]
                 begun = self._begun["written_bytes"][number]
-                assert before["written_bytes"][number] <= state["written_bytes"] <= begun
-            assert (state["last_write_ns"] > 0) == (state["writes"] > 0)
+                assert before["written_bytes"][number] <= written <= begun
+            assert bool(state["last_write_ns"]) == (writes > 0)
         self._snapshots[epoch] = [_frozen(state) for state in states]
 
     def deleted(self, epoch: int) -> None:

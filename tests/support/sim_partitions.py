@@ -178,7 +178,7 @@ class SimPartitions:
                     "write_seq": 0,
                     "checksummed": slots,
                     "since": since if counts.known and before.known else None,  # type: ignore[typeddict-item]
-                    "log": {key: logs[0][key] for key in ("blocks", "zeroes")} if logs else None,  # type: ignore
+                    "log": {key: logs[0][key] for key in ("blocks", "zeroes")} if logs else None,  # type: ignore[typeddict-item]
                 }
             )
         return found
@@ -273,19 +273,19 @@ class SimPartitions:
         data = maps.map(epoch).get(offset // BLOCK)
         if isinstance(data, Slot):
             if not data.strip(b"\0"):
-                return place | {"kind": "zero"}  # type: ignore[return-value]
+                return {**place, "kind": "zero"}
             version = epoch
             while maps.map(parent := _parent(maps, version)).get(offset // BLOCK) is data:
                 version = parent
             area, device, at = _slot_place(spec, data)
             where = {"area": area, "device": device, "device_offset": at + offset % BLOCK}
-            return place | {"kind": "log", "begin": _parent(maps, version)} | where  # type: ignore[return-value]
+            return {**place, "kind": "log", "begin": _parent(maps, version), **where}  # type: ignore[typeddict-item]
         if spec["source"] is not None:
-            return place | {"kind": "source"}  # type: ignore[return-value]
+            return {**place, "kind": "source"}
         for extent in spec["partitions"][number]["extents"]:
             if within < extent["length"]:
                 where = {"device": extent["device"], "device_offset": extent["offset"] + within}
-                return place | where  # type: ignore[return-value]
+                return {**place, **where}  # type: ignore[typeddict-item]
             within -= extent["length"]
         raise AssertionError("no extent has it")
 

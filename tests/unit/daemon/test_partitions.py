@@ -297,7 +297,8 @@ def test_pages_join(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         whole = client.get(*path)
         assert whole["next"] is None
-        some, following = [], 0
+        some: list[Any] = []
+        following: int | None = 0
         while following is not None:
             page = client.get(*path, first=str(following), count="1")
             assert len(page[key]) <= 1
@@ -315,12 +316,18 @@ def test_pages_join(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ([log["id"] for log in page["logs"]], page["next"]) == (["v@b#0"], 1)
 
 
-def test_a_page_asks_for_its_own_partitions_alone(written: Daemon) -> None:
+def test_a_page_asks_for_its_own_partitions_alone(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """So its cost does not follow the size of the volume."""
     client = Client(written.state_dir)
     catalog = written.service._context.catalog.volumes
-    asked = []
-    catalog.partitions, real = lambda *of: asked.append(of) or real(*of), catalog.partitions  # type: ignore
+    asked: list[tuple[int, ...]] = []
+    real = catalog.partitions
+
+    def noted(*of: Any) -> Any:
+        asked.append(of)
+        return real(*of)
+
+    monkeypatch.setattr(catalog, "partitions", noted)
     written.world.calls.clear()
     client.get("volumes", "v", "partitions", first="1", count="2")
     client.get("volumes", "v", "snapshots", "a", "partitions", first="1", count="2")

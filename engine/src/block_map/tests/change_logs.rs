@@ -106,6 +106,8 @@ impl Twin {
         let (versions, history) = (&self.versions, &self.history);
         let attribution = Attribution { versions, history, blocks_at: |_| BLOCKS };
         let found = attribution.change_logs(None);
+        let beginnings: Vec<Epoch> = found.iter().map(|log| log.begin).collect();
+        assert_eq!(attribution.beginnings(), beginnings);
         assert!(found.windows(2).all(|pair| pair[0].begin < pair[1].begin));
         let mut seen = BTreeMap::new();
         for log in &found {
