@@ -115,7 +115,7 @@ impl Simulation {
             println!("{shape:#?}\n{:#?}", disk.rates);
         }
         let disk = Shelf::new(disk);
-        let host = Arc::new(Host::new(random.fork(), disk.clone(), shape.size, shape.trims()));
+        let host = Arc::new(Host::new(random.fork(), disk.clone(), &shape));
         let deleted = BTreeMap::new();
         let catalog = Catalog { snapshots: Vec::new(), next_epoch: 1, served: false, deleted };
         let (counts, boots_seen, lost) = (Counts::default(), 1, BTreeSet::new());
@@ -212,6 +212,7 @@ impl Simulation {
             self.host.lock().model.restarted(); // otherwise it is served as far as possible
         }
         self.host.attach(volume);
+        self.note_rules();
         running.system.scheduler.set_host(Some(Arc::clone(&self.host) as _));
         if self.random.coin() {
             self.verify_all(&running)?;
@@ -422,6 +423,7 @@ impl Simulation {
             state.model.begin_cut(in_flight.into_iter());
         }
         let before = self.disk.lock().injected.errors;
+        self.note_cut(running, rules.clone())?;
         let report = running.engine.cut(&[(VOLUME, rules.clone())]);
         if self.disk.lock().dead {
             return Ok(());
@@ -441,6 +443,7 @@ impl Simulation {
             settled.map_err(|e| format!("a cut does not settle: {e}"))?;
         }
         if refused || !self.flush(running)? {
+            self.note_rules();
             if !self.disk.lock().dead {
                 let _ = running.engine.drop_snapshot(VOLUME, epoch);
             }
@@ -486,6 +489,7 @@ impl Simulation {
         self.catalog.snapshots.retain(|(other, _)| *other != epoch);
         self.disk.lock().note("delete", epoch, 0, 0);
         self.host.lock().sample();
+        self.note_rules();
         self.disk.lock().maybe_crash();
         if !self.disk.lock().dead {
             let dropped = running.engine.drop_snapshot(VOLUME, epoch);

@@ -15,7 +15,9 @@ use super::faults::Injected;
 use super::inbox::{Ended, Inbox};
 use super::model::{Model, Sector, Snapshot, tag};
 use super::random::Random;
+use super::rules::Rules;
 use super::scheduler;
+use super::shape::Shape;
 use super::system::Shelf;
 use crate::buffer::Buffer;
 use crate::error::Errno;
@@ -70,6 +72,8 @@ pub struct State {
     pub holes_before: u64,
     /// Reads that failed.
     pub read_errors: u64,
+    /// The log rules in force.
+    pub rules: Rules,
 }
 
 /// See the module's head.
@@ -91,8 +95,9 @@ impl scheduler::Host for Host {
 }
 
 impl Host {
-    /// The host of a volume of `size` bytes.
-    pub fn new(mut random: Random, disk: Shelf, size: u64, trims: bool) -> Host {
+    /// The host of a volume of this shape.
+    pub fn new(mut random: Random, disk: Shelf, shape: &Shape) -> Host {
+        let (size, trims) = (shape.size, shape.trims());
         let sectors = (size / SECTOR as u64) as Sector;
         let blocks = size / BLOCK_SIZE;
         let first = random.below(blocks);
@@ -114,6 +119,7 @@ impl Host {
             began: Injected::default(),
             holes_before: 0,
             read_errors: 0,
+            rules: Rules::new(shape.clone()),
             random,
         };
         Host { state: Mutex::new(state), disk, clock: Arc::new(AtomicU64::new(1)) }
@@ -225,7 +231,9 @@ impl State {
         let Some((_, inbox)) = &self.volume else { return false };
         // Other parts of the request may have allocated their slots already.
         let blocks = (request.length / BLOCK_SIZE + 2) * 2;
-        inbox.fewest_free_since(operation.began) < blocks
+        let sectors = &operation.sectors;
+        let bytes = sectors.start as u64 * SECTOR as u64..sectors.end as u64 * SECTOR as u64;
+        self.rules.may_lack(inbox, operation.began, bytes, blocks)
     }
 
     fn take_ended(&mut self) -> bool {

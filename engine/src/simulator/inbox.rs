@@ -1,9 +1,11 @@
 //! Inbox: receives the host's ended requests, with the time and the faults injected by then.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::faults::Injected;
+use super::rules::Areas;
 use super::scarcity::Scarcity;
 use super::system::Shelf;
 use crate::change_log::space::Space;
@@ -24,7 +26,8 @@ pub struct Inbox {
     disk: Shelf,
     clock: Arc<AtomicU64>,
     space: Arc<Space>,
-    scarcity: Mutex<Scarcity>,
+    /// The scarcity in each set of log areas.
+    scarcity: Mutex<BTreeMap<Areas, Scarcity>>,
     ended: Mutex<Vec<Ended>>,
 }
 
@@ -39,15 +42,25 @@ impl Inbox {
         std::mem::take(&mut *self.ended.lock().expect("no holder panics"))
     }
 
-    /// The minimum of free slots since `time`.
-    pub fn fewest_free_since(&self, time: u64) -> u64 {
-        self.scarcity.lock().expect("no holder panics").fewest_since(time)
+    /// The minimum of free slots in these areas since `time`.
+    pub fn fewest_free_since(&self, time: u64, areas: Areas) -> u64 {
+        let scarcity = self.scarcity.lock().expect("no holder panics");
+        scarcity.get(&areas).map_or(u64::MAX, |scarcity| scarcity.fewest_since(time))
     }
 
     /// Samples the number of free slots.
     pub fn sample(&self) {
-        let (time, free) = (self.clock.load(Ordering::Relaxed), self.space.free());
-        self.scarcity.lock().expect("no holder panics").sample(time, free);
+        let time = self.clock.load(Ordering::Relaxed);
+        let mut scarcity = self.scarcity.lock().expect("no holder panics");
+        let mut sets = vec![(0, 0)];
+        for log in self.space.logs() {
+            let free = log.free();
+            let with = sets.iter().map(|(areas, sum)| (areas | 1 << log.number, sum + free));
+            sets.extend(with.collect::<Vec<_>>());
+        }
+        for (areas, free) in sets {
+            scarcity.entry(areas).or_default().sample(time, free);
+        }
     }
 }
 

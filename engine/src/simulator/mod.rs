@@ -17,6 +17,7 @@ pub mod inbox;
 pub mod model;
 pub mod names;
 pub mod random;
+pub mod rules;
 pub mod scarcity;
 pub mod scheduler;
 pub mod shape;

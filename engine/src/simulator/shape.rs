@@ -1,13 +1,15 @@
 //! Shape: the machine and the volume of a seed.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
+use super::rules::Areas;
 use crate::change_log::log_rules::{LogRule, LogRules};
 use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, VolumeId};
+use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
 
 const MIB: u64 = 1 << 20;
 /// Directory of its journals.
@@ -43,7 +45,8 @@ pub struct Shape {
     partition_size: u64,
     partitions: Vec<(u32, Vec<ExtentSpec>)>,
     logs: Vec<(u16, Vec<ExtentSpec>)>,
-    log_rules: LogRules,
+    /// The volume's log rules.
+    pub log_rules: LogRules,
 }
 
 impl Shape {
@@ -74,7 +77,7 @@ impl Shape {
             partitions.push(((number % u64::from(processors)) as u32, extents.collect()));
         }
         let mut logs = Vec::new();
-        for number in 1..=random.within(1, 2) {
+        for number in 1..=random.within(1, 3) {
             let chunks = random.within(1, 3);
             let id = 10 + number;
             let length = chunks * 4 * MIB;
@@ -105,6 +108,20 @@ impl Shape {
     /// Log rules for a cut: often none.
     pub fn snapshot_rules(&self, random: &mut Random) -> LogRules {
         if random.coin() { LogRules::default() } else { self.choose_rules(random) }
+    }
+
+    /// The areas that rules allow to a partition.
+    pub fn allowed(&self, rules: &LogRules, partition: PartitionIndex) -> Areas {
+        let rule = rules.rule(partition, self.partitions[partition as usize].0);
+        let all = self.logs.iter().map(|(number, _)| number);
+        let allowed = all.filter(|number| rule.any || rule.logs.contains(number));
+        allowed.fold(0, |areas, number| areas | 1 << number)
+    }
+
+    /// The partitions that have these bytes.
+    pub fn partitions_of(&self, bytes: Range<u64>) -> impl Iterator<Item = PartitionIndex> {
+        let size = self.partition_size;
+        (bytes.start / size..bytes.end.div_ceil(size)).map(|partition| partition as u32)
     }
 
     /// Up to 3 rules, each for some partitions or processors or for all.

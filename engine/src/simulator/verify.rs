@@ -1,9 +1,12 @@
 //! Verify: comparing everything with the model, and the final check of a simulation.
 
+use std::sync::atomic::Ordering;
+
 use super::contents::SECTOR;
 use super::driver::{End, Result, Running, Simulation};
 use super::model::Sector;
 use super::shape::VOLUME;
+use crate::change_log::log_rules::LogRules;
 use crate::request::Verb;
 use crate::units::Epoch;
 
@@ -13,12 +16,31 @@ const VERIFY_SECTORS: Sector = 192;
 impl Simulation {
     pub(super) fn verify_all(&mut self, running: &Running) -> Result<()> {
         let budget = std::mem::take(&mut self.host.lock().budget);
+        if !self.disk.lock().dead {
+            self.host.lock().rules.check(running)?;
+        }
         self.verify(running, None)?;
         for (epoch, _) in self.catalog.snapshots.clone() {
             self.verify(running, Some(epoch))?;
         }
         self.host.lock().budget = budget;
         if self.disk.lock().dead { Ok(()) } else { self.check_states(running) }
+    }
+
+    /// Notes that the log rules in force may change: they are those of the catalog's newest snapshot.
+    pub(super) fn note_rules(&mut self) {
+        let time = self.host.now();
+        self.host.lock().rules.note(time, &self.catalog.snapshots);
+    }
+
+    /// Notes that a snapshot with these log rules is about to be taken.
+    pub(super) fn note_cut(&mut self, running: &Running, rules: LogRules) -> Result<()> {
+        let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
+        let mut snapshots = self.catalog.snapshots.clone();
+        snapshots.push((volume.epoch.load(Ordering::Relaxed), rules));
+        let time = self.host.now();
+        self.host.lock().rules.note(time, &snapshots);
+        Ok(())
     }
 
     /// Reads all of the volume or a snapshot.
