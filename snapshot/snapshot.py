@@ -9,6 +9,7 @@ from polyvol.mapping.names import unique_name
 from polyvol.snapshot.partition_snapshot import PartitionSnapshotId
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -53,6 +54,12 @@ class Snapshot:
         """The identity of the partition snapshot of this partition."""
         assert 0 <= partition < self.partition_count
         return PartitionSnapshotId(self.volume.id, self.record.epoch, partition)
+
+
+def overall(volume: "Volume", record: "SnapshotRecord", held: "Mapping[int, int] | None") -> Snapshot:
+    """The overall snapshot; `held`: how many partition snapshots each processor has, by processor."""
+    shares = None if held is None else tuple(SnapshotShare(*each) for each in sorted(held.items()))
+    return Snapshot(volume, record, shares)
 
 
 def export_name(volume: str, snapshot: str | None = None) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.partitions import SnapshotPartsView, SnapshotShareView
-from polyvol.mapping.ids import VolumeId
+from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.snapshot import Snapshot
+from polyvol.snapshot.snapshot import overall
 
 
 def logs_by_epoch(context: Context, volume: Volume) -> Counter[int] | None:
@@ -41,21 +41,25 @@ def parts_of(
 ) -> list[SnapshotPartsView]:
     """The partition snapshots of these snapshots, counted; `volumes`: by id."""
     written: dict[int, Counter[int] | None] = {}
+    held: dict[int, dict[Epoch, dict[int, int]]] = {}
     views = []
     for record in records:
         volume = volumes[record.volume]
         if volume.id not in written:
             written[volume.id] = logs_by_epoch(context, volume)
-        counts = written[volume.id]
-        snapshot = Snapshot(volume, record, None)
-        shares = snapshot.shares
+            held[volume.id] = context.catalog.snapshots.processors(volume.id)
+        counts, shares = written[volume.id], held[volume.id].get(record.epoch)
+        snapshot = overall(volume, record, shares)
         views.append(
             SnapshotPartsView(
                 partitions=snapshot.partition_count,
                 written=None if counts is None else counts[record.epoch],
                 shares=None
-                if shares is None
-                else [SnapshotShareView(processor=s.processor, partitions=s.partitions) for s in shares],
+                if snapshot.shares is None
+                else [
+                    SnapshotShareView(processor=share.processor, partitions=share.partitions)
+                    for share in snapshot.shares
+                ],
             )
         )
     return views

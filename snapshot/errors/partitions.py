@@ -44,8 +44,9 @@ class OffsetBehindEnd(PolyvolError):
 
     code = "offset-behind-end"
     kind = "invalid"
-    sentence = "offset {offset} is behind the end of {name}, which has {size} bytes"
+    sentence = "offset {offset} is behind the end of {name}, which has {size}"
     hint = "give an offset from 0 to {last}"
+    sizes = ("size",)
 
 
 class ReplacedBetweenPages(PolyvolError):

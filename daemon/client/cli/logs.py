@@ -11,8 +11,7 @@ from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.pages import known, known_size, pages
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.daemon.sizes import SIZE_MAX
-from polyvol.mapping.sizes import counted, exact_size, format_size
+from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
 
 
 @click.group(cls=Noun)

@@ -13,8 +13,7 @@ from polyvol.daemon.client.cli.output import listed, print_facts, print_json, pr
 from polyvol.daemon.client.cli.pages import UNKNOWN, known, pages
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.daemon.sizes import SIZE_MAX
-from polyvol.mapping.sizes import counted, exact_size, format_size
+from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
 from polyvol.snapshot.errors.partitions import ReplacedBetweenPages
 
 PARTITION = NumberType(0, SIZE_MAX)

@@ -10,7 +10,8 @@ from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_
 from polyvol.daemon.client.cli.output import print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.pages import known, pages
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.daemon.sizes import SIZE_MAX, format_ns
+from polyvol.daemon.sizes import format_ns
+from polyvol.mapping.sizes import SIZE_MAX
 
 
 @click.group(cls=Noun)

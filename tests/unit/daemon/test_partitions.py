@@ -102,10 +102,14 @@ def test_what_is_unknown_is_not_shown_as_zero(written: Daemon) -> None:
 def test_the_snapshots_of_a_volume_are_counted(written: Daemon) -> None:
     listed = said(written, "snapshot", "list", "v", "--partitions")
     assert [(each["parts"]["partitions"], each["parts"]["written"]) for each in listed] == [(4, 1), (4, 1)]
-    assert [row[:4] for row in rows(written.ok("snapshot", "list", "v", "--partitions"))] == [
-        ["v@a", "1", "4", "1"],
-        ["v@b", "2", "4", "1"],
+    assert rows(written.ok("snapshot", "list", "v", "--partitions")) == [
+        ["v@a", "1", "4", "1", "0 (2 partitions), 1 (2 partitions)"],
+        ["v@b", "2", "4", "1", "0 (2 partitions), 1 (2 partitions)"],
     ]
+    catalog = written.service._context.catalog
+    with catalog._database.transaction() as connection:  # as a version that did not record it
+        connection.execute("DELETE FROM snapshot_processor")
+    assert rows(written.ok("snapshot", "list", "v", "--partitions"))[0][4] == "unknown"
     assert said(written, "snapshot", "list", "v")[0]["parts"] is None
     assert "for the snapshots of volumes" in written.run("snapshot", "list", "@g", "--partitions").stderr
 
@@ -252,8 +256,7 @@ def test_processors_are_listed_and_shown(written: Daemon) -> None:
         ),
         (
             "volume locate v 4M",
-            "offset 4194304 is behind the end of v, which has 4194304 bytes;"
-            " give an offset from 0 to 4194303",
+            "offset 4194304 is behind the end of v, which has 4 MiB; give an offset from 0 to 4194303",
         ),
         (
             "processor show 2",

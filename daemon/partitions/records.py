@@ -1,0 +1,45 @@
+"""What processors have recorded of cuts, compared with the catalog: for `polyvol check`.
+
+How it works      Each processor records each cut with how many partitions of the volume it had; the catalog
+                  has the same for each snapshot. What a version that did not record it has left is not
+                  compared.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from polyvol.mapping.ids import Epoch
+from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.sizes import counted
+
+if TYPE_CHECKING:
+    from polyvol.engine import RecordedCuts
+
+
+def record_problems(
+    snapshots: Iterable[SnapshotRecord],
+    shares: Mapping[Epoch, Mapping[int, int]],
+    recorded: Iterable["RecordedCuts"],
+) -> Iterator[str]:
+    """What differs, a clause each. `shares`: how many partitions each processor had, by epoch and processor,
+    as the catalog says; `recorded`: what processors say that could be read back."""
+    cuts = {
+        each["processor"]: (each["recorded_from"], {cut["epoch"]: cut["partitions"] for cut in each["cuts"]})
+        for each in recorded
+    }
+    for snapshot in snapshots:
+        known = shares.get(snapshot.epoch)
+        if known is None:
+            continue
+        for processor, (recorded_from, by_epoch) in sorted(cuts.items()):
+            expected, found = known.get(processor, 0), by_epoch.get(snapshot.epoch)
+            if found is None and expected and snapshot.epoch >= recorded_from:
+                yield (
+                    f"processor {processor} has no record of snapshot {snapshot.shown_name}, of which it held"
+                    f" {counted(expected, 'partition')} by the catalog"
+                )
+            elif found and found != expected:
+                yield (
+                    f"processor {processor} held {counted(found, 'partition')} of snapshot"
+                    f" {snapshot.shown_name} by its records, and {expected} by the catalog"
+                )

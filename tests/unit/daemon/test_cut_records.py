@@ -1,0 +1,52 @@
+"""What `polyvol check` says where processors' records of cuts differ from the catalog."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from polyvol.daemon.partitions.records import record_problems
+from polyvol.mapping.ids import Epoch
+from tests.support.catalogs import snapshot
+
+if TYPE_CHECKING:
+    from polyvol.engine import RecordedCuts
+
+SNAPSHOTS = [snapshot(1, "a", 1), snapshot(1, "b", 2)]
+
+
+def recorded(processor: int, cuts: Mapping[int, int], since: int = 0) -> "RecordedCuts":
+    """What a processor says: by epoch, how many partitions it had."""
+    found = [
+        {"epoch": epoch, "instant_ns": 1, "partitions": partitions} for epoch, partitions in cuts.items()
+    ]
+    return {"processor": processor, "recorded_from": since, "cuts": found}  # type: ignore[typeddict-item]
+
+
+def problems(shares: Mapping[int, Mapping[int, int]], *found: "RecordedCuts") -> Sequence[str]:
+    return list(record_problems(SNAPSHOTS, {Epoch(epoch): of for epoch, of in shares.items()}, found))
+
+
+def test_records_that_agree_are_no_problem() -> None:
+    shares = {1: {0: 4}, 2: {0: 4, 1: 3}}
+    assert problems(shares, recorded(0, {1: 4, 2: 4}), recorded(1, {2: 3})) == []
+
+
+def test_another_number_of_partitions_is_a_problem() -> None:
+    assert problems({1: {0: 4}, 2: {0: 4}}, recorded(0, {1: 4, 2: 1})) == [
+        "processor 0 held 1 partition of snapshot b by its records, and 4 by the catalog"
+    ]
+    assert problems({1: {0: 4}, 2: {0: 4}}, recorded(0, {1: 4, 2: 4}), recorded(1, {1: 2})) == [
+        "processor 1 held 2 partitions of snapshot a by its records, and 0 by the catalog"
+    ]
+
+
+def test_a_record_that_is_missing_is_a_problem() -> None:
+    assert problems({1: {0: 1}, 2: {0: 1}}, recorded(0, {2: 1})) == [
+        "processor 0 has no record of snapshot a, of which it held 1 partition by the catalog"
+    ]
+
+
+def test_what_older_versions_did_not_record_is_not_compared() -> None:
+    assert problems({1: {0: 4}, 2: {0: 4}}, recorded(0, {1: 0, 2: 4})) == []
+    assert problems({1: {0: 4}, 2: {0: 4}}, recorded(0, {2: 4}, since=2)) == []
+    assert problems({2: {0: 4}}, recorded(0, {1: 9, 2: 4})) == []
+    assert problems({1: {0: 4}, 2: {0: 4}}) == []
