@@ -64,6 +64,7 @@ from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import (
     DeviceHasContents,
     DeviceInUse,
+    DeviceNotEmpty,
     DeviceNotReady,
     DeviceStillFaulty,
     DeviceUnusable,
@@ -353,14 +354,20 @@ class Devices:
             contents = occupied.contents_of(file)
             if contents is not None:
                 raise DeviceHasContents(path=path, contents=contents)
-        kind, size = plan_device(
-            path,
-            found,
-            size=request.size,
-            preallocate=request.preallocate,
-            adopt=request.adopt,
-            force=request.force,
-        )
+        try:
+            kind, size = plan_device(
+                path,
+                found,
+                size=request.size,
+                preallocate=request.preallocate,
+                adopt=request.adopt,
+                force=request.force,
+            )
+        except DeviceNotEmpty as error:
+            contents = None if file is None else occupied.contents_of_file(file)
+            if contents is None:
+                raise
+            raise DeviceHasContents(path=path, contents=contents) from error
         self._free_name(request.name, path)  # refuse before anything changes
         if request.direct:
             check_direct(path, file, 0 if found is None else found.size)
