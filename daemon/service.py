@@ -363,6 +363,7 @@ class Service:
         self._make_verbs()
         self._started_ns, self._began_ns = self._clock(), self._steady()
         held = hand_over.take_devices(self._passed)
+        undo.callback(self._devices.stop)
         self._devices.start(clean=clean, passed=held)
         hand_over.forget_devices(held)
         if self._accept_older_catalog:
