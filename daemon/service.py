@@ -374,10 +374,9 @@ class Service:
         space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look_at_space)
         space.start()
         undo.callback(space.stop)
-        undo.callback(self._deletions.stop)
-        self._deletions.start()
-        undo.callback(self._scrubs.stop)
-        self._scrubs.start()
+        for worker in (self._deletions, self._scrubs):
+            undo.callback(worker.stop)
+            worker.start()
         self._hooks.settle()
         undo.callback(self._schedules.stop)
         self._schedules.start()

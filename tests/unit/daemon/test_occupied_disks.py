@@ -73,7 +73,13 @@ MADE: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "words"), MADE)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        pytest.param(*each, marks=() if each[0] in (with_ext4, with_lvm) else pytest.mark.slow)
+        for each in MADE
+    ],
+)
 def test_what_is_on_a_disk_is_said_and_it_is_refused(
     daemon: Daemon, disk: Path, make: Callable[[Path], None], words: str
 ) -> None:
