@@ -367,6 +367,7 @@ class Service:
         self._make_verbs()
         self._started_ns, self._began_ns = self._clock(), self._steady()
         held = hand_over.take_devices(self._passed)
+        undo.callback(self._devices.stop)
         self._devices.start(clean=clean, passed=held)
         hand_over.forget_devices(held)
         if self._accept_older_catalog:
@@ -377,10 +378,9 @@ class Service:
         space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look_at_space)
         space.start()
         undo.callback(space.stop)
-        undo.callback(self._deletions.stop)
-        self._deletions.start()
-        undo.callback(self._scrubs.stop)
-        self._scrubs.start()
+        for worker in (self._deletions, self._scrubs):
+            undo.callback(worker.stop)
+            worker.start()
         self._hooks.settle()
         undo.callback(self._schedules.stop)
         self._schedules.start()

@@ -331,7 +331,7 @@ class DeviceNotEmpty(PolyvolError):
 
 
 class DeviceHasContents(PolyvolError):
-    """A disk with a file system or the like on it, not adopted."""
+    """A disk or file with a file system or the like on it, not adopted."""
 
     code = "device-has-contents"
     kind = "invalid"

@@ -194,7 +194,7 @@ def _name_of(number: int) -> str:
 
 
 def contents_of(file: OpenFile) -> str | None:
-    """What a disk has on it, by its signatures, as a noun phrase; None if nothing known."""
+    """What a disk or file has on it, by its signatures, as a noun phrase; None if nothing known."""
     options = ("--no-act", "--json", "--output", "TYPE,USAGE")
     said = _wipefs(file, *options)
     try:
@@ -209,6 +209,16 @@ def contents_of(file: OpenFile) -> str | None:
     # A file system's more exact than the table that its first sector looks like to some.
     phrases.sort(key=lambda phrase: "partition table" in phrase)
     return " and ".join(dict.fromkeys(phrases))
+
+
+def contents_of_file(file: OpenFile) -> str | None:
+    """As `contents_of` of a file, and None also where it cannot be looked at; None for a disk, which has been
+    looked at."""
+    if file.kind == "block":
+        return None
+    with contextlib.suppress(DeviceUnusable):
+        return contents_of(file)
+    return None
 
 
 def clear_signatures(file: OpenFile) -> None:

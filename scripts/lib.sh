@@ -66,6 +66,33 @@ help_first() {
     ! asks_for_help "$@" || { usage; exit 0; }
 }
 
+# options_first ARGUMENT...: for a script whose options a Python module takes: where one is not among those that the
+# script's function usage lists, or lacks its value, say so and end with 2, before anything is set up.
+options_first() {
+    local option kind listed
+    listed=$(usage)
+    while [ $# -gt 0 ]; do
+        option=${1%%=*}
+        kind=$(OPTION=$option awk '$1 == ENVIRON["OPTION"] && /^  --/ { print $2 ~ /^[A-Z]+$/ ? $2 : "none" }' <<<"$listed")
+        case $kind:$1 in
+        :*) wrong_option "there is no option '$1'" ;;
+        none:*=*) wrong_option "$option takes no value" ;;
+        none:* | *:*=*) ;;
+        *) [ $# -ge 2 ] || wrong_option "$option needs a value: $option $kind"; shift ;;
+        esac
+        [[ "$kind" != [NS] ]] || [[ ${1#"$option="} =~ ^[0-9]+(\.[0-9]+)?$ ]] ||
+            wrong_option "$option takes a number, and '${1#"$option="}' is none"
+        shift
+    done
+}
+
+# wrong_option TEXT: what is wrong with a script's options, its usage, and the end.
+wrong_option() {
+    printf '%s: %s\n' "scripts/${0##*/}" "$1" >&2
+    usage >&2
+    exit 2
+}
+
 # how_far LOG: what the end of a log says about how far its step is: apt's percentage, cargo's count, pip's package.
 how_far() {
     tail -c 8000 "$1" 2>/dev/null | tr '\r' '\n' | sed -n \

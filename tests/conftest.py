@@ -9,7 +9,7 @@ How it works      `daemon` is a running polyvold for one test, `make_daemon` mak
 
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -79,9 +79,9 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
     """Start a polyvold with further arguments, on a state directory of its own."""
     with ExitStack() as stack:
 
-        def make(*arguments: str) -> Daemon:
+        def make(*arguments: str, env: Mapping[str, str] | None = None) -> Daemon:
             directory = stack.enter_context(short_directory())
-            return stack.enter_context(Daemon(directory, *arguments))
+            return stack.enter_context(Daemon(directory, *arguments, env=env))
 
         yield make
 

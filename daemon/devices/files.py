@@ -14,6 +14,7 @@ Errors            DeviceNotReady with what is wrong with a device; mapping/error
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -109,6 +110,14 @@ def file_of(context: Context, device: Device) -> OpenFile:
         reason = context.device_trouble.get(device.id, "it is not open")
         raise DeviceNotReady(name=device.name, reason=reason)
     return file
+
+
+def is_alive(file: OpenFile) -> bool:
+    """Whether a file or disk still exists: a disk that was unplugged has length 0."""
+    try:
+        return file.kind == "file" or os.lseek(file.fd, 0, os.SEEK_END) > 0
+    except OSError:
+        return False
 
 
 def keep(context: Context, device: Device, file: OpenFile) -> None:

@@ -4,9 +4,10 @@ How it works      One thread sleeps on /proc/self/mountinfo, which the kernel ma
                   device is missing it also checks every few seconds, because a file can appear without a
                   mount. A check is one stat of the device's path, by workers (workers.py): a file system that
                   hangs delays only this device. A file that exists, and is not the one that was refused the
-                  last time, is tried as `polyvol device retry` would. So are disks that did not answer at the
-                  start; udev.py finds those that appear later.
-Invariants        MO1 while no device is missing, nothing is checked.
+                  last time, is tried as `polyvol device retry` would, by other workers. So are disks that did
+                  not answer at the start; udev.py finds those that appear later.
+Invariants        MO1 while no device is missing, nothing is checked; MO2 after `stop`, nothing is tried,
+                  unless a device hangs.
 Owner and locks   The checking threads hold no lock; `found` takes what it needs.
 Errors            None. A file that is not the device stays the reason why it is missing.
 """
@@ -26,6 +27,8 @@ from polyvol.mapping.errors import PolyvolError
 
 MOUNTS = "/proc/self/mountinfo"
 INTERVAL_S = 5.0
+STOP_S = 5.0
+"""How long a stop waits for devices that are being tried."""
 _State = tuple[int, int, int, int]
 _log = logging.getLogger("polyvol")
 
@@ -38,6 +41,7 @@ class MountWatch:
         self._missing = missing
         self._found = found
         self._probes = Workers("polyvol-look")
+        self._tries = Workers("polyvol-try")
         self._refused: dict[int, _State] = {}
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._run, name="polyvol-mounts", daemon=True)
@@ -47,12 +51,15 @@ class MountWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it. A check of a file system that hangs is abandoned."""
+        """End it. A check of a file system that hangs is abandoned; devices that are being tried are waited
+        for, at most STOP_S, because that changes them."""
         os.close(self._woken)
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._wake)
         self._probes.stop(0)
+        if not self._tries.stop(STOP_S):
+            _log.warning("trying missing devices is left behind: it does not end")
 
     def _run(self) -> None:
         with open(MOUNTS, encoding="utf-8") as mounts:  # noqa: PTH123 - it is only waited for
@@ -71,7 +78,7 @@ class MountWatch:
         for device in [known for known in self._refused if known not in missing]:
             del self._refused[device]
         for device, path in missing.items():
-            if not self._probes.busy(device):
+            if not (self._probes.busy(device) or self._tries.busy(device)):
                 self._probes.run(device, partial(self._look_at, device, path))
 
     def _look_at(self, device: int, path: Path) -> None:
@@ -79,6 +86,9 @@ class MountWatch:
         if state is None or state == self._refused.get(device):
             return
         self._refused[device] = state
+        self._tries.run(device, partial(self._try, device, path))
+
+    def _try(self, device: int, path: Path) -> None:
         try:
             self._found(device)
         except PolyvolError as error:

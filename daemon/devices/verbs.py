@@ -26,7 +26,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,7 @@ from polyvol.daemon.devices.files import (
     close,
     close_device,
     identities,
+    is_alive,
     keep,
     make,
     open_checked,
@@ -64,6 +65,7 @@ from polyvol.mapping.direct import check_direct
 from polyvol.mapping.errors import (
     DeviceHasContents,
     DeviceInUse,
+    DeviceNotEmpty,
     DeviceNotReady,
     DeviceStillFaulty,
     DeviceUnusable,
@@ -74,6 +76,8 @@ from polyvol.mapping.records.devices import UNFINISHED, Device
 
 OPENED_S = 10.0
 """How long a reload waits for missing devices; one that hangs goes on by itself."""
+STOP_S = 5.0
+"""How long a stop waits for retries under way."""
 START_PATIENCE_S = 3.0
 """How long a start waits for devices whose holder may be a process that is ending."""
 _log = logging.getLogger("polyvol")
@@ -134,17 +138,25 @@ class Devices:
 
         DeviceNotReady if the file there is not the device: then nothing has changed. DeviceStillFaulty if it
         is, and fails again at once."""
-        context = self._context
-        device = context.find_device(name)
+        shown = self._retry(request, self._context.find_device(name), lambda: True)
+        assert shown is not None, "nothing was asked that could have ended"
+        return shown
+
+    def _retry(self, request: DeviceRetry, device: Device, wanted: Callable[[], bool]) -> DeviceView | None:
+        """As `retry`; None if the device is not `wanted` any more when its lock is held."""
+        context, name = self._context, device.name
         if device.unfinished is not None:
             raise DeviceNotReady(name=name, reason=device.unfinished)
-        path = context.path(device)
-        if request.path is not None:
-            path = _absolute(request.path)
-            refuse_own(context.state_dir, path)
-        with self._locked(device, "device retry") as now, self._claims.at(path):
-            self._reopen(self._open_checked(now, path, accept=request.accept), path)
-            shown = self.show(name)  # before another verb changes it
+        given = None if request.path is None else _absolute(request.path)
+        if given is not None:
+            refuse_own(context.state_dir, given)
+        with self._locked(device, "device retry") as now:
+            if not wanted():
+                return None
+            path = given or context.path(now)
+            with self._claims.at(path):
+                self._reopen(self._open_checked(now, path, accept=request.accept), path)
+            shown = self.show(now.name)  # before another verb changes it
         if shown.state != "ok":
             raise DeviceStillFaulty(name=name, reason=shown.reason)
         return shown
@@ -175,9 +187,13 @@ class Devices:
         found = inspect(path)
         if found is None:
             return None
-        troubles = context.device_trouble if missing_only else device_troubles(context)
         self.shrunk.note()
-        devices = [device for device in context.catalog.devices.all() if device.id in troubles]
+
+        def troubles() -> Container[int]:
+            return context.device_trouble if missing_only else device_troubles(context)
+
+        in_trouble = troubles()
+        devices = [device for device in context.catalog.devices.all() if device.id in in_trouble]
         paths = identities(context, devices)
         for device in devices:
             here = False
@@ -189,7 +205,8 @@ class Devices:
                 )
             if here:
                 same = paths.get(device.id) == found.identity
-                return self.retry(DeviceRetry(path=None if same else str(path)), device.name)
+                request = DeviceRetry(path=None if same else str(path))
+                return self._retry(request, device, lambda: device.id in troubles())  # noqa: B023
         return None
 
     def _open_checked(self, device: Device, path: Path, *, accept: bool) -> Checked:
@@ -199,7 +216,7 @@ class Devices:
         if identity is not None:
             self._claims.refuse_shared(path, identity, but=device.id)
         file = context.files.get(device.id)
-        if file is not None and _is_alive(file):
+        if file is not None and is_alive(file):
             if file.identity == identity:
                 return check_again(context, device, file, accept=accept)
             checked = open_checked(context, device, path, accept=accept)
@@ -226,6 +243,11 @@ class Devices:
         if path != context.path(device):
             context.catalog.devices.set_path(device.id, self._stored_path(path))
 
+    def stop(self) -> None:
+        """Begin no more retries, and wait for those under way, for a bounded time."""
+        if not self._opening.stop(STOP_S):
+            _log.warning("opening missing devices is left behind: it does not end")
+
     def open_missing(self) -> None:
         """Retry every missing device, and settle incomplete verbs; one that hangs continues in the
         background."""
@@ -238,8 +260,7 @@ class Devices:
     def _try_again(self, device: Device) -> None:
         # It was reported when it became missing.
         with isolate(self._context, f"opening device {device.name} again", lambda _: None):
-            if self.shrunk.clause(device) is None:
-                self.retry(DeviceRetry(), device.name)
+            self._retry(DeviceRetry(), device, partial(self._may_come_back, device))
 
     @contextlib.contextmanager
     def _locked(self, device: Device, what: str) -> Iterator[Device]:
@@ -266,9 +287,13 @@ class Devices:
         """Reopen a missing device; None if it is not missing, or was short."""
         context = self._context
         device = context.catalog.devices.get(number)
-        if device is None or number not in context.device_trouble or self.shrunk.clause(device) is not None:
+        if device is None:
             return None
-        return self.retry(DeviceRetry(), device.name)
+        return self._retry(DeviceRetry(), device, partial(self._may_come_back, device))
+
+    def _may_come_back(self, device: Device) -> bool:
+        """Whether a device is missing, and may be used again without an administrator."""
+        return device.id in self._context.device_trouble and self.shrunk.clause(device) is None
 
     @reads
     def list_all(self) -> list[DeviceView]:
@@ -353,14 +378,20 @@ class Devices:
             contents = occupied.contents_of(file)
             if contents is not None:
                 raise DeviceHasContents(path=path, contents=contents)
-        kind, size = plan_device(
-            path,
-            found,
-            size=request.size,
-            preallocate=request.preallocate,
-            adopt=request.adopt,
-            force=request.force,
-        )
+        try:
+            kind, size = plan_device(
+                path,
+                found,
+                size=request.size,
+                preallocate=request.preallocate,
+                adopt=request.adopt,
+                force=request.force,
+            )
+        except DeviceNotEmpty as error:
+            contents = None if file is None else occupied.contents_of_file(file)
+            if contents is None:
+                raise
+            raise DeviceHasContents(path=path, contents=contents) from error
         self._free_name(request.name, path)  # refuse before anything changes
         if request.direct:
             check_direct(path, file, 0 if found is None else found.size)
@@ -459,14 +490,6 @@ def _state(
     if device.state != "ready":
         return device.state
     return "ok" if trouble is None else trouble.state
-
-
-def _is_alive(file: OpenFile) -> bool:
-    """Whether a file or disk still exists: a disk that was unplugged has length 0."""
-    try:
-        return file.kind == "file" or os.lseek(file.fd, 0, os.SEEK_END) > 0
-    except OSError:
-        return False
 
 
 def _copy(device: Device, file: OpenFile, path: Path) -> str:

@@ -73,11 +73,22 @@ class _Hook:
     trouble: str | None = None
     thawed: bool = False
     """Its thaw command was begun, or need not be."""
+    thaw_trouble: str | None = None
+    """Why its thaw command failed, each time that it was run, as a clause."""
     left: Command | None = None
     """Its quiesce command, if something of that is left: in the background, or not to be killed."""
     thread: threading.Thread | None = None
     timer: threading.Timer | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass
+class Around:
+    """What `around` gives: `thaw` ends what was quiesced, None if there are no hooks. When `around` has
+    ended, `thaw_troubles` has by volume which thaw commands failed and why, as a clause."""
+
+    thaw: Thaw | None = None
+    thaw_troubles: dict[VolumeId, str] = field(default_factory=dict)
 
 
 def checked_hooks(settings: HookSettings) -> Hooks | None:
@@ -157,12 +168,11 @@ class HookRunner:
     @contextmanager
     def around(
         self, volumes: Sequence[Volume], name: str | None, group: Group | None, schedule: Schedule | None
-    ) -> Iterator[Thaw | None]:
-        """Run the quiesce commands, and the thaw commands when the cut is made, at the latest at the end.
-        None if there are no hooks."""
+    ) -> Iterator[Around]:
+        """Run the quiesce commands, and the thaw commands when the cut is made, at the latest at the end."""
         wanted = self._wanted(volumes, schedule)
         if not wanted:
-            yield None
+            yield Around()
             return
         environment = self._environment(volumes, name, group, schedule)
         done: list[_Hook] = []
@@ -184,12 +194,14 @@ class HookRunner:
                             self._warn(hook)
                             continue
                         self._quiesce(hook, _call("quiesce", what, hooks.quiesce, hooks, environment))
-                yield lambda: self._thaw_all(done)
+                around = Around(lambda: self._thaw_all(done))
+                yield around
             finally:
                 self._thaw_all(done)
                 for hook in done:
                     if hook.thread is not None:
                         hook.thread.join()
+            around.thaw_troubles = _thaw_troubles(done)
 
     @contextmanager
     def _counted(self, volumes: Sequence[Volume]) -> Iterator[None]:
@@ -290,22 +302,23 @@ class HookRunner:
 
     def _thaw_in_background(self, hook: _Hook) -> None:
         """Run the thaw command, then end the processes that the quiesce command left."""
-        done = hook.thaw is None or hook.owed is None or self._run_thaw(hook.thaw)
+        if hook.thaw is not None and hook.owed is not None:
+            hook.thaw_trouble = self._run_thaw(hook.thaw)
         if hook.left is not None and not hook.left.end(_KILLED_WAIT_S):  # HK2
             threading.Thread(
                 target=self._thaw_again, args=(hook,), name="polyvol-thaw-again", daemon=True
             ).start()
-        elif done:
+        elif hook.thaw_trouble is None:
             self._forget(hook.owed)
 
     def _thaw_again(self, hook: _Hook) -> None:
         assert hook.left is not None, "something could not be ended"
         hook.left.end(None)
-        if hook.thaw is not None and self._run_thaw(hook.thaw):
+        if hook.thaw is not None and self._run_thaw(hook.thaw) is None:
             self._forget(hook.owed)
 
     def _settle_one(self, thaw: Call, owed: int) -> None:
-        if self._run_thaw(thaw):
+        if self._run_thaw(thaw) is None:
             self._forget(owed)
 
     def _forget(self, owed: int | None) -> None:
@@ -313,19 +326,20 @@ class HookRunner:
             with contextlib.suppress(PolyvolError):  # otherwise the next start runs it again
                 self._context.catalog.hooks.forget_thaw(owed)
 
-    def _run_thaw(self, thaw: Call) -> bool:
-        """Run a thaw command, twice if it fails; whether it succeeded."""
+    def _run_thaw(self, thaw: Call) -> str | None:
+        """Run a thaw command, twice if it fails; why it failed, as a clause, or None."""
+        trouble: str | None = None
         for again in (True, False):
             trouble, left = self._execute(thaw, _STOPPING_S)
             if trouble is None:
                 if left is not None:
                     left.leave()  # HK5
-                return True
+                return None
             rest = "it is run again" if again else "it is run again when polyvold is next started"
             self._context.events.add("warning", f"the thaw command of {thaw.what} {trouble}; {rest}")
             if self._stopping.is_set():
                 break
-        return False
+        return trouble
 
     def _warn(self, hook: _Hook) -> None:
         text = f"the hooks of {hook.what} failed, so its snapshot is only crash-consistent: {hook.trouble}"
@@ -352,6 +366,16 @@ class HookRunner:
         gone = ended.alone or command.end(_KILLED_WAIT_S)
         trouble = ended.trouble + (f": {command.said}" if command.said else "")
         return trouble, None if gone else command
+
+
+def _thaw_troubles(hooks: Sequence[_Hook]) -> dict[VolumeId, str]:
+    """Which thaw commands failed and why, as a clause, by the volumes concerned."""
+    troubles: dict[VolumeId, str] = {}
+    for hook in hooks:
+        if hook.thaw_trouble is not None:
+            trouble = f"the thaw command of {hook.what} {hook.thaw_trouble}"
+            troubles |= dict.fromkeys(hook.volumes, trouble)
+    return troubles
 
 
 def _check_command(command: str) -> None:

@@ -247,4 +247,11 @@ def _chosen(volume: Volume, records: list[SnapshotRecord], names: Iterable[str])
 
 
 def _view(volume: Volume, job: _Job, kept: list[SkippedSnapshotView]) -> DeletionView:
-    return DeletionView(volume=volume.name, total=job.total, left=job.left, freed=job.freed, kept=kept)
+    return DeletionView(
+        volume=volume.name,
+        uuid=str(volume.uuid),
+        total=job.total,
+        left=job.left,
+        freed=job.freed,
+        kept=kept,
+    )

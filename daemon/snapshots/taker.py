@@ -17,6 +17,7 @@ Errors            Those of snapshots/verbs.py, RepeatedDevice; UnknownVolume, Un
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import BadRequest
@@ -114,7 +115,8 @@ class SnapshotTaker:
         with context.locks.volumes(names, WHAT):
             pass
         self._snapshots.check(volumes, request, group)  # TK1
-        with self._hooks.around(volumes, request.name, group, schedule) as thaw:
+        with self._hooks.around(volumes, request.name, group, schedule) as around:
+            thaw = around.thaw
             wait_s = None if thaw is None else QUIESCED_WAIT_S
             if request.require_hooks:
                 thaw = required(thaw, volumes)
@@ -146,7 +148,10 @@ class SnapshotTaker:
             if schedule is not None:
                 fields["SCHEDULE"] = schedule.name
             _log.info("snapshot %s was taken", view.export, extra=fields)
-        return views
+        return [
+            replace(view, thaw_trouble=around.thaw_troubles.get(volume.id))
+            for volume, view in zip(now, views, strict=True)
+        ]
 
     def _as_now(
         self,

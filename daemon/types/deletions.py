@@ -19,10 +19,11 @@ class SkippedSnapshotView:
 
 @dataclass(frozen=True, kw_only=True)
 class DeletionView:
-    """Deletions of a volume's snapshots: `total` are deleted, of which the space of `left` is still to be
-    given back; `freed` was. `kept`: those that were asked for and stay."""
+    """Deletions of the snapshots of a volume, `uuid`: `total` are deleted, of which the space of `left` is
+    still to be given back; `freed` was. `kept`: those that were asked for and stay."""
 
     volume: str
+    uuid: str
     total: int
     left: int
     freed: int

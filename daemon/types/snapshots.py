@@ -30,10 +30,11 @@ class SnapshotView:
     part of, '@GROUP@NAME'. `consistency`: whether hooks have made ready for it what an application wrote
     ('application'), or it shows what a power loss would have left ('crash'; `hook_trouble` says why, if
     there were hooks). `copy_of`: the UUID of the snapshot that it was restored from a backup of.
-    `clones`: volumes that were made from it. `use`: what it holds, None while the volume is not served,
-    and in the answer to its creation. `deleted`: only an older copy of the catalog has it, and it is not
-    exported. `parts` counts its partition snapshots, and `partitions` has each of them; both only if asked
-    for (a page of them: /v1/volumes/{volume}/snapshots/{snapshot}/partitions)."""
+    `thaw_trouble`: which thaw command failed and why, so that the application may still be quiesced; only in
+    the answer to its creation. `clones`: volumes that were made from it. `use`: what it holds, None while the
+    volume is not served, and in the answer to its creation. `deleted`: only an older copy of the catalog has
+    it, and it is not exported. `parts` counts its partition snapshots, and `partitions` has each of them; both
+    only if asked for (a page of them: /v1/volumes/{volume}/snapshots/{snapshot}/partitions)."""
 
     volume: str
     name: str
@@ -64,6 +65,7 @@ class SnapshotView:
     deleted: bool
     parts: SnapshotPartsView | None = None
     partitions: list[PartitionSnapshotView] | None = None
+    thaw_trouble: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

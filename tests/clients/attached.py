@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.daemon.client.attach.records import Places
-from tests.support import fuse
+from tests.support import forks, fuse
 from tests.support.daemon import BIN, Daemon
 from tests.support.proc import check, run
 
@@ -26,10 +26,12 @@ class Host:
         self.env = {"POLYVOL_STATE": str(daemon.state_dir), "POLYVOL_ATTACH_ROOT": str(self.root)}
 
     def ok(self, *arguments: str | Path) -> str:
-        return check(BIN / "polyvol", *arguments, env=self.env)
+        result = forks.run("polyvol", *arguments, env=self.env)
+        assert result.rc == 0, result
+        return result.out
 
     def refused(self, *arguments: str | Path) -> str:
-        result = run(BIN / "polyvol", *arguments, env=self.env)
+        result = forks.run("polyvol", *arguments, env=self.env)
         assert result.rc == 1, result
         assert result.out == ""
         assert result.err.count("\n") == 1

@@ -123,7 +123,16 @@ def volume_deleted(host: Host) -> None:
     host.daemon.ok("volume", "delete", "v", "--yes")
 
 
-@pytest.mark.parametrize("dies", [server_killed, nbdfuse_killed, client_disconnected, volume_deleted])
+@pytest.mark.parametrize(
+    "dies",
+    [
+        server_killed,
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (nbdfuse_killed, client_disconnected, volume_deleted)
+        ),
+    ],
+)
 def test_a_dead_device_that_nobody_uses_is_detached_with_a_warning(
     host: Host, dies: Callable[[Host], None]
 ) -> None:

@@ -4,9 +4,12 @@ How it works      A real polyvold. The restore is done with the commands of the 
                   place of a damaged catalog, and the devices are accepted.
 """
 
+import json
 import os
+import shlex
 import sqlite3
 import stat
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 
 from polyvol.mapping.catalog.database import LATEST_VERSION
 from polyvol.mapping.catalog.examine import Examiner
-from tests.support.daemon import Daemon
+from tests.support.daemon import BIN, Daemon
 from tests.support.nbd import connect
 from tests.support.proc import check, run
 
@@ -68,6 +71,30 @@ def test_a_backup_is_complete_whether_polyvold_runs_or_not(used: Daemon) -> None
             names.append(connection.execute("SELECT name FROM snapshot").fetchall())
     assert names == [[("s",)]] * 3
     assert not list(used.directory.glob("*.partial"))
+
+
+def test_a_backup_to_the_standard_output_is_the_same(used: Daemon) -> None:
+    command = (BIN / "polyvol", "catalog", "backup", "-", "--state-dir", used.state_dir)
+    for option in ([], ["--json"]):
+        words, given = [str(word) for word in (*command, *option)], used.directory / "given.db"
+        with given.open("wb") as output:
+            done = subprocess.run(
+                words,
+                cwd=used.directory,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=60,
+                text=True,
+                check=True,
+            )
+        Examiner(given, LATEST_VERSION, None).examine(given)
+        told = json.loads(done.stderr)["path"] if option else done.stderr
+        assert told == "-" if option else "written to the standard output and checked" in told
+    assert not (used.directory / "-").exists()
+    assert list(used.directory.glob("*.partial")) == []
+    terminal = run("script", "-qec", shlex.join(map(str, command)), "/dev/null")
+    assert terminal.rc == 1
+    assert "a catalog is not for a terminal; redirect it, or give a file's name" in terminal.out
 
 
 def test_after_a_kill_a_backup_has_what_only_the_log_has(used: Daemon) -> None:

@@ -173,7 +173,7 @@ def damage_record_of_mark(daemon: Daemon) -> None:
         (change_row, "the rows of its table partition_extent do not match the checksum"),
         pytest.param(lose_mark, "catalog.mark is missing", marks=pytest.mark.slow),
         pytest.param(damage_record_of_mark, "catalog.mark: record 2 of 2 is damaged", marks=pytest.mark.slow),
-        (damage_label, "device a: the label on"),
+        pytest.param(damage_label, "device a: the label on", marks=pytest.mark.slow),
         pytest.param(remove_device, "does not exist", marks=pytest.mark.slow),
         pytest.param(damage_checkpoint, "its checksum does not match", marks=pytest.mark.slow),
         pytest.param(
@@ -185,7 +185,7 @@ def damage_record_of_mark(daemon: Daemon) -> None:
         pytest.param(leave_volume, "belongs to no volume of the catalog", marks=pytest.mark.slow),
         pytest.param(leave_device, "belongs to no device of the catalog", marks=pytest.mark.slow),
         pytest.param(leave_journal, "belongs to no processor of volume v", marks=pytest.mark.slow),
-        (lose_volume, "is not there"),
+        pytest.param(lose_volume, "is not there", marks=pytest.mark.slow),
         pytest.param(damage_catalog, "catalog.db cannot be used", marks=pytest.mark.slow),
     ],
 )

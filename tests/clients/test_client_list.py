@@ -143,7 +143,14 @@ def writes_without_end(peer: Peer) -> None:
     threading.Thread(target=write, daemon=True).start()
 
 
-@pytest.mark.parametrize("busy", [half_a_write, half_a_request, reads_not_taken, writes_without_end])
+@pytest.mark.parametrize(
+    "busy",
+    [
+        half_a_write,
+        writes_without_end,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (half_a_request, reads_not_taken)),
+    ],
+)
 def test_a_client_is_disconnected_whatever_it_does(daemon: Daemon, busy: Callable[[Peer], None]) -> None:
     with Peer(daemon.nbd_socket).enter("v") as peer:
         busy(peer)

@@ -116,7 +116,7 @@ def made(kind: str, address: str, directory: Path) -> Iterator[Path]:
         yield device
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("kind", ["ext4", pytest.param("xfs", marks=pytest.mark.slow)])
 def test_a_snapshot_under_load_mounts_beside_and_is_clean(daemon: Daemon, kind: str) -> None:
     fuse.needed()
     directory = daemon.directory

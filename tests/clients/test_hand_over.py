@@ -394,6 +394,7 @@ def test_connections_are_taken_over_once(manager: Manager) -> None:
         assert any("taken over once already" in text for text in manager.events())
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_leaves_them_for_the_next(manager: Manager) -> None:
     with Peer(manager.nbd_socket) as peer:
         peer.enter("v")

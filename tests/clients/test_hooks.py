@@ -55,7 +55,10 @@ def test_a_stop_ends_the_hooks_and_thaws(daemon: Daemon, notes: Path) -> None:
     assert notes.read_text().split()[2:] == ["thaw"]
 
 
-@pytest.mark.parametrize("command", ["polyvol", "setsid polyvol", "env -i {path} polyvol"])
+@pytest.mark.parametrize(
+    "command",
+    ["polyvol", "setsid polyvol", pytest.param("env -i {path} polyvol", marks=pytest.mark.slow)],
+)
 def test_a_hook_that_asks_for_a_snapshot_with_hooks_is_refused(daemon: Daemon, command: str) -> None:
     daemon.make_volume("v")
     daemon.make_volume("w")
@@ -69,7 +72,7 @@ def test_a_hook_that_asks_for_a_snapshot_with_hooks_is_refused(daemon: Daemon, c
     assert len(daemon.snapshots("w")) == 1, "w has no hooks: nothing waits for itself"
 
 
-@pytest.mark.parametrize("stage", ["quiesce", "thaw"])
+@pytest.mark.parametrize("stage", ["quiesce", pytest.param("thaw", marks=pytest.mark.slow)])
 def test_a_schedule_s_hook_that_asks_for_a_snapshot_of_its_volume_is_refused(
     daemon: Daemon, stage: str
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_file_system_that_is_mounted_late(daemon: Daemon, short_dir: Path, mou
     is_back(daemon)
 
 
+@pytest.mark.slow
 def test_a_file_that_comes_late_and_others_that_are_not_it(daemon: Daemon, short_dir: Path) -> None:
     path = short_dir / "there" / "d.img"
     made(daemon, path)
@@ -72,7 +73,7 @@ def test_a_file_that_comes_late_and_others_that_are_not_it(daemon: Daemon, short
     is_back(daemon)
 
 
-@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("served", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_adopted_image_that_grew_is_served_as_it_was(
     daemon: Daemon, short_dir: Path, served: bool
 ) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import tarfile
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pytest
 
 from polyvol.daemon.client.cli import support_bundle
 from polyvol.daemon.client.cli.support_parts import LEFT_OUT, Absent, Part, clean, parts, without_secrets
-from tests.support.daemon import Daemon
+from tests.support.daemon import BIN, Daemon
 from tests.support.nbd import connect
 
 DATA = b"DATA-OF-USERS" * 300
@@ -31,7 +32,7 @@ IN_SETTINGS = "WORD-OF-A-SETTING"
 def used(make_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> Daemon:
     """A daemon with an object of each kind, and words that are nobody else's business."""
     monkeypatch.setenv("SOMETHING", IN_ENVIRONMENT)
-    daemon = make_daemon()
+    daemon = make_daemon(env={"SOMETHING_ELSE": IN_ENVIRONMENT})
     daemon.make_volume("v", size="8M")
     hooks = ["--quiesce", f"/bin/echo {IN_HOOK}", "--thaw", f"/bin/echo {IN_HOOK}"]
     daemon.ok("volume", "set", "v", *hooks)
@@ -101,6 +102,25 @@ def test_a_secret_that_a_hook_prints_in_quotes_is_left_out(used: Daemon) -> None
 
 
 @pytest.mark.slow
+def test_a_bundle_can_go_to_the_standard_output(used: Daemon) -> None:
+    bundle = used.directory / "given.tar.gz"
+    command = [str(BIN / "polyvol"), "support-bundle", "-", "--state-dir", str(used.state_dir)]
+    with bundle.open("wb") as output:
+        done = subprocess.run(
+            command,
+            cwd=used.directory,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            text=True,
+            check=True,
+        )
+    assert {"README.txt", "status.json"} <= set(members(bundle))
+    assert "the standard output: " in done.stderr
+    assert "status.json" in done.stderr
+    assert not (used.directory / "-").exists()
+
+
 def test_a_file_that_exists_is_not_replaced(used: Daemon) -> None:
     bundle = used.directory / "bundle.tar.gz"
     bundle.write_bytes(b"of somebody")

@@ -7,6 +7,7 @@ import pytest
 from tests.crash.atomicity import check_recording, record
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_power_cuts_leave_wholes_and_sizes_as_they_were_reported(tmp_path: Path) -> None:
     record(tmp_path / "recording", seed=3, turns=14)

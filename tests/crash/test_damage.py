@@ -11,10 +11,11 @@ from tests.crash.damage import CLASSES, UNTOLD, Damage, class_of, run_damage
 from tests.crash.state_images import File, Image
 
 
-def test_some_damages_are_told() -> None:
-    result = run_damage(seed=1, count=16)
+@pytest.mark.parametrize("count", [6, pytest.param(16, marks=pytest.mark.slow)])
+def test_some_damages_are_told(count: int) -> None:
+    result = run_damage(seed=1, count=count)
     assert result.failures == []
-    assert result.trials == 16
+    assert result.trials == count
 
 
 @pytest.mark.slow

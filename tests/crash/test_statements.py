@@ -4,20 +4,28 @@ How it works      statements.py makes the trials. `python -m tests.crash.stateme
                   takes about half an hour; here is a part of them.
 """
 
+from collections import Counter
+
 import pytest
 
 from tests.crash.statement_verbs import VERBS
 from tests.crash.statements import START, WAYS, run_statements
 
 
-def test_a_statement_that_fails_leaves_nothing_half_done() -> None:
-    chosen = [
-        *("device add, a new file/kill/11", "device add, a new file/errors/6", "device remove/error/12"),
-        *("volume delete/error/17", "snapshot rollback/error/13"),
-    ]
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["device add, a new file/errors/6", "snapshot rollback/error/13"],
+        pytest.param(
+            ["device add, a new file/kill/11", "device remove/error/12", "volume delete/error/17"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_statement_that_fails_leaves_nothing_half_done(chosen: list[str]) -> None:
     result = run_statements(*(word for trial in chosen for word in ("--trial", trial)))
     assert result.failures == []
-    assert result.trials == {"kill": 1, "errors": 1, "error": 3}
+    assert result.trials == Counter(trial.split("/")[1] for trial in chosen)
 
 
 @pytest.mark.slow

@@ -60,6 +60,32 @@ def test_a_stage_that_does_not_exist_is_refused(bare: Path, tmp_path: Path) -> N
     assert result.err.startswith("scripts/test: there is no stage 'rufff'\nusage: ")
 
 
+@pytest.mark.parametrize("name", PARSERS)
+def test_an_option_that_does_not_exist_is_refused_before_anything_is_set_up(
+    bare: Path, tmp_path: Path, name: str
+) -> None:
+    tools = tmp_path / "bin"  # nothing that could set anything up
+    tools.mkdir()
+    for tool in ("awk", "bash", "cat", "dirname", "readlink"):
+        (tools / tool).symlink_to(shutil.which(tool, path="/usr/bin:/bin") or tool)
+    text = (ROOT / "scripts" / name).read_text()
+    valued = re.findall(r"^  (--[a-z-]+) [A-Z]+ ", text, re.MULTILINE)[0]
+    for wrong, why in (
+        (["--nonsense"], "there is no option '--nonsense'"),
+        (["usage:"], "there is no option 'usage:'"),
+        ([valued], f"{valued} needs a value: {valued} "),
+    ):
+        result = run("/usr/bin/env", "-i", f"PATH={tools}", bare / "scripts" / name, *wrong)
+        assert (result.rc, result.out) == (2, "")
+        assert result.err.startswith(f"scripts/{name}: {why}")
+        assert f"\nusage: scripts/{name} " in result.err
+    number = re.findall(r"^  (--[a-z-]+) [NS] ", text, re.MULTILINE)
+    for option in number:
+        for form in ([option, "x"], [f"{option}=x"]):
+            result = run("/usr/bin/env", "-i", f"PATH={tools}", bare / "scripts" / name, *form)
+            assert result.err.startswith(f"scripts/{name}: {option} takes a number, and 'x' is none\n")
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts/hooks").iterdir()))
 def test_a_hook_tells_how_it_is_used(bare: Path, name: str) -> None:
     said = check("env", "-i", "PATH=/usr/bin:/bin", bare / "scripts/hooks" / name, "--help")

@@ -11,6 +11,8 @@ import subprocess
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -86,22 +88,46 @@ def long_file(name: str, text: str) -> list[str]:
     return [f"{name}: {lines} lines, at most {FILE_LINES_MAX}: split it"] if lines > FILE_LINES_MAX else []
 
 
+@dataclass(frozen=True)
+class Parsed:
+    """What the checks ask of a Python text: its docstring; each function, with its first line and how many it
+    has; each import (line, module, names, level; for `import a`, module None)."""
+
+    opening: str
+    functions: tuple[tuple[str, int, int], ...]
+    imports: tuple[tuple[int, str | None, tuple[str, ...], int], ...]
+
+
+@cache
+def parsed(text: str) -> Parsed:
+    """A Python text, which several checks ask about: it is parsed once."""
+    tree = ast.parse(text)
+    functions: list[tuple[str, int, int]] = []
+    found: list[tuple[int, str | None, tuple[str, ...], int]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            functions.append((node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1))
+        elif isinstance(node, ast.Import):
+            found.append((node.lineno, None, tuple(alias.name for alias in node.names), 0))
+        elif isinstance(node, ast.ImportFrom):
+            names = tuple(alias.name for alias in node.names)
+            found.append((node.lineno, node.module or "", names, node.level))
+    return Parsed(ast.get_docstring(tree) or "", tuple(functions), tuple(found))
+
+
 def long_functions(name: str, text: str) -> list[str]:
     """Complain of Python functions over FUNCTION_LINES_MAX lines, from `def` to the last line."""
-    complaints = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            if lines > FUNCTION_LINES_MAX:
-                place = f"{name}:{node.lineno}: {node.name}"
-                complaints.append(f"{place} has {lines} lines, at most {FUNCTION_LINES_MAX}: split it")
-    return complaints
+    return [
+        f"{name}:{first}: {function} has {lines} lines, at most {FUNCTION_LINES_MAX}: split it"
+        for function, first, lines in parsed(text).functions
+        if lines > FUNCTION_LINES_MAX
+    ]
 
 
 def missing_opening(name: str, text: str) -> list[str]:
     """Complain of a source that does not begin by saying what it is for."""
     if name.endswith((".py", ".pyi")):
-        opening = ast.get_docstring(ast.parse(text)) or ""
+        opening = parsed(text).opening
     else:
         lines = text.splitlines()
         if lines and lines[0].startswith("#!") and not name.endswith(".rs"):
@@ -115,7 +141,7 @@ def missing_opening(name: str, text: str) -> list[str]:
 
 def unclosed_databases(name: str, text: str) -> list[str]:
     """Complain of a database that `with` does not close: of a connection it ends the transaction only."""
-    if not name.endswith(".py"):
+    if not name.endswith(".py") or "sqlite3.connect(" not in text:
         return []
     return [
         f"{name}:{node.lineno}: the connection stays open: write `with closing(sqlite3.connect(...))`"
@@ -129,32 +155,32 @@ def unclosed_databases(name: str, text: str) -> list[str]:
 def synonyms(name: str, text: str) -> list[str]:
     """Complain of words for things that have another name here."""
     complaints = []
-    for number, line in enumerate(text.splitlines(), 1):
-        for match in SYNONYM.finditer(line):
-            ours = next(
-                ours for theirs, ours in SYNONYMS.items() if re.fullmatch(theirs, match[0], re.IGNORECASE)
-            )
-            complaints.append(f"{name}:{number}: says '{match[0]}', which here is '{ours}'")
+    for match in SYNONYM.finditer(text):
+        ours = next(
+            ours for theirs, ours in SYNONYMS.items() if re.fullmatch(theirs, match[0], re.IGNORECASE)
+        )
+        complaints.append(f"{name}:{line_of(text, match)}: says '{match[0]}', which here is '{ours}'")
     return complaints
+
+
+def line_of(text: str, match: re.Match[str]) -> int:
+    """The line on which a match begins, from 1."""
+    return text.count("\n", 0, match.start()) + 1
 
 
 def imports(module: str, text: str, *, is_package: bool = False) -> Iterator[tuple[int, str]]:
     """Each polyvol module that a text may import, with the line; `from a import b` gives a and a.b."""
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
+    for line, base, given, level in parsed(text).imports:
+        names: Iterable[str] = given
+        if base is not None:
+            if level:
                 parents = package.split(".")
-                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
+                base = ".".join(parents[: len(parents) - level + 1] + ([base] if base else []))
+            names = [base, *(f"{base}.{each}" for each in given)]
         for name in names:
             if name.startswith("polyvol."):
-                yield node.lineno, name
+                yield line, name
 
 
 def forbidden_imports(module: str, text: str) -> list[str]:

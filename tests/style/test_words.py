@@ -9,11 +9,12 @@ Errors            A complaint names file and line, the word, and what to write i
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.style.test_tidy import GLOSSARY, ROOT, repository_files, sources, texts, where
+from tests.style.test_tidy import GLOSSARY, ROOT, line_of, repository_files, sources, texts, where
 
 HABITS = {
     # Archaic, or with a plainer word.
@@ -72,13 +73,16 @@ PAGES = HABITS | {
 
 def habits(name: str, text: str, words: dict[str, str] = HABITS) -> list[str]:
     """Complain of each word that has a plainer one."""
-    found = re.compile(r"\b(?:" + "|".join(f"({word})" for word in map(_flat, words)) + r")\b", re.IGNORECASE)
-    instead = list(words.values())
+    any_of, instead = _pattern("|".join(f"({word})" for word in map(_flat, words))), list(words.values())
     return [
-        f"{name}:{number}: says '{match[0]}': write {instead[(match.lastindex or 1) - 1]}"
-        for number, line in enumerate(text.splitlines(), 1)
-        for match in found.finditer(line)
+        f"{name}:{line_of(text, match)}: says '{match[0]}': write {instead[(match.lastindex or 1) - 1]}"
+        for match in any_of.finditer(text)
     ]
+
+
+@cache
+def _pattern(alternatives: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
 
 
 def _flat(word: str) -> str:

@@ -1,6 +1,7 @@
 """daemon: a real polyvold on its own state directory, and the CLI for it.
 
-How it works      A Daemon starts the installed `polyvold` in its own process and waits until its control
+How it works      A Daemon starts `polyvold` (forks.py; the installed program where it has an environment of
+                  its own, or runs behind nbdkit) and waits until its control
                   socket answers. The state directory is short and under /tmp, because a unix socket's path
                   may have at most 107 bytes and pytest's own directories are longer than that.
 Owner and locks   The fixture that made a Daemon closes it: the process is stopped, its exit code asserted
@@ -23,8 +24,10 @@ from typing import Any, Self
 from polyvol.daemon.client.cli.client import Client
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.sizes import parse_size
+from tests.support import forks
+from tests.support.forks import ForkedBackground
 from tests.support.nbd import uri
-from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
+from tests.support.proc import TIMEOUT_S, Argument, Background, Result
 
 BIN = Path(sys.executable).parent
 START_S = 60.0
@@ -101,7 +104,11 @@ class Daemon:
     def launch(self) -> Background:
         """Start it, and do not wait."""
         assert not self.running, "the daemon runs already"
-        self._process = Background(*self.command(), log=self.log, env=self.environment)
+        program, *arguments = self.command()
+        if program == BIN / "polyvold" and not self.environment and "nbdkit" not in arguments:
+            self._process = ForkedBackground("polyvold", *arguments, log=self.log)
+        else:
+            self._process = Background(program, *arguments, log=self.log, env=self.environment)
         return self._process
 
     def _answers(self) -> bool:
@@ -133,9 +140,9 @@ class Daemon:
         self.start()
 
     def cli(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> Result:
-        """Run the installed `polyvol` on this daemon's state directory, whatever the result."""
+        """Run `polyvol` on this daemon's state directory, whatever the result."""
         env = {"POLYVOL_STATE": str(self.state_dir)}
-        return run(BIN / "polyvol", *arguments, env=env, timeout_s=timeout_s)
+        return forks.run("polyvol", *arguments, env=env, timeout_s=timeout_s)
 
     def ok(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> str:
         """Run `polyvol` and have it succeed; its output."""

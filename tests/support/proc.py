@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 TIMEOUT_S = 60.0
 STOP_S = 20.0
@@ -133,6 +133,18 @@ def listens(path: Path) -> bool:
     return any(words[-1] == str(path) and words[3] == accepts for words in sockets)
 
 
+class Process(Protocol):
+    """What Background needs of subprocess.Popen."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+
 class Background:
     """A program that runs until it is stopped; its output goes to a log file."""
 
@@ -148,7 +160,7 @@ class Background:
         self.log = log
         output: IO[bytes]
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
+            self._process: Process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

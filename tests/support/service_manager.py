@@ -17,7 +17,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from tests.support.daemon import START_S, STOP_S, Daemon
+from tests.support.daemon import BIN, START_S, STOP_S, Daemon
+from tests.support.forks import DESCRIPTORS_MAX, ForkedBackground
 from tests.support.proc import Background, wait_until
 
 FDS_MAX = 64
@@ -66,8 +67,14 @@ class Manager(Daemon):
         if self._stores:
             environment["FDSTORE"] = "4096"
         numbers = [number for _, number in passed]
-        starter = [sys.executable, "-c", _ACTIVATE, len(numbers), *numbers, *self.command()]
-        self._process = Background(*starter, log=self.log, env=environment, pass_fds=numbers)
+        program, *arguments = self.command()
+        if program == BIN / "polyvold" and "nbdkit" not in arguments and len(numbers) <= DESCRIPTORS_MAX - 3:
+            self._process = ForkedBackground(
+                "polyvold", *arguments, log=self.log, env=environment, passed=numbers
+            )
+        else:
+            starter = [sys.executable, "-c", _ACTIVATE, len(numbers), *numbers, program, *arguments]
+            self._process = Background(*starter, log=self.log, env=environment, pass_fds=numbers)
         return self._process
 
     def start(self) -> None:

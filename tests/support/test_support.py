@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from polyvol.daemon.state.directory import StateLock
 from tests.conftest import shares_turn
-from tests.support import fio, fuse, nbd
+from tests.support import fio, forks, fuse, nbd
+from tests.support.daemon import BIN
+from tests.support.forks import ForkedBackground
 from tests.support.proc import Background, check, listens, run
 from tests.support.turns import Beside, turn
 
@@ -20,10 +24,10 @@ SIZE_BYTES = 64 * 1024 * 1024
 @pytest.fixture
 def memory(short_dir: Path) -> Iterator[str]:
     """The address of an export in memory."""
-    socket = short_dir / "nbd.sock"
-    with Background("nbdkit", "-f", "-U", socket, "memory", SIZE_BYTES, log=short_dir / "log") as server:
-        server.wait_until(lambda: listens(socket), "the socket")
-        yield nbd.uri("", socket)
+    path = short_dir / "nbd.sock"
+    with Background("nbdkit", "-f", "-U", path, "memory", SIZE_BYTES, log=short_dir / "log") as server:
+        server.wait_until(lambda: listens(path), "the socket")
+        yield nbd.uri("", path)
 
 
 def alive(pid: int) -> bool:
@@ -136,3 +140,44 @@ def test_only_tests_that_are_alone_share_a_turn(request: pytest.FixtureRequest) 
     node.add_marker("alone")
     assert shares_turn(node, node)
     assert not shares_turn(node, None)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["volume", "--help"], ["volume", "nonsense"], ["status"]])
+def test_a_forked_program_does_what_the_installed_one_does(short_dir: Path, words: list[str]) -> None:
+    env = {"POLYVOL_STATE": str(short_dir / "nothing")}
+    assert forks.run("polyvol", *words, env=env) == run(BIN / "polyvol", *words, env=env)
+
+
+def test_a_forked_program_has_a_session_of_its_own_and_its_end_is_told(short_dir: Path) -> None:
+    log = short_dir / "log"
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        state_dir = short_dir / number.name
+        with ForkedBackground("polyvold", "--state-dir", state_dir, log=log) as process:
+            process.wait_until(lambda: "ready" in log.read_text(), "polyvold's start")
+            assert os.getsid(process.pid) == process.pid
+            assert Path(f"/proc/{process.pid}/comm").read_text() == "polyvold\n"
+            assert process.rc is None
+            process.signal(number)
+            assert process.wait() == (-number if number == signal.SIGKILL else 0)
+        log.unlink()
+
+
+def test_a_forked_program_that_takes_too_long_is_ended(short_dir: Path) -> None:
+    with pytest.raises(AssertionError, match="polyvold took over 2"):
+        forks.run("polyvold", "--state-dir", short_dir / "state", timeout_s=2)
+    StateLock(short_dir / "state").release()  # nobody has it
+
+
+def test_a_forked_program_gets_what_is_passed_to_it(short_dir: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short_dir / "passed.sock"))
+        listener.listen()
+        env = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "control"}
+        words = ("--state-dir", short_dir / "state")
+        log = short_dir / "log"
+        with ForkedBackground("polyvold", *words, log=log, env=env, passed=[listener.fileno()]) as process:
+            process.wait_until(lambda: "ready" in log.read_text(), "polyvold's start")
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(short_dir / "passed.sock"))
+                client.sendall(b"GET /v1/status HTTP/1.0\r\n\r\n")
+                assert client.recv(15).startswith(b"HTTP/1.")

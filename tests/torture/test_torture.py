@@ -61,11 +61,9 @@ def test_a_count_is_one_round_and_tells_its_evidence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "kills",
         "power-cuts",
-        "soak",
         "damage",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("lineage", "faults")),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("kills", "soak", "lineage", "faults")),
     ],
 )
 def test_a_short_torture_loses_nothing(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,14 +43,13 @@ def backup(
     """Write a snapshot to a file or a pipe. With --since, what changed since an older one."""
     from polyvol.daemon.client.transfer.backup import backup_to_file, backup_to_pipe, new_header
     from polyvol.daemon.client.transfer.copy import copy_raw
-    from polyvol.daemon.client.transfer.file import refuse_own_files, signals_as_errors
+    from polyvol.daemon.client.transfer.file import OUTPUT, refuse_own_files, signals_as_errors
 
     volume, own_name = split_snapshot(name)
     since = None if since is None else older_name(volume, since)
-    to_pipe = str(output) == "-"
+    to_pipe = output == OUTPUT
     _check_options(since=since, raw=raw, resume=resume, to_pipe=to_pipe)
-    if not to_pipe:
-        refuse_own_files(output)
+    refuse_own_files(output)
     began = time.monotonic()
     with opened_snapshot(Client(state_dir), volume, own_name, since) as opened:
         if raw:

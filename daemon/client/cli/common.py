@@ -1,4 +1,4 @@
-"""What all subcommands share: --state-dir, --json, sizes, paths, the names of snapshots."""
+"""What all subcommands share: --state-dir, --json, sizes, paths, the names of volumes and snapshots."""
 
 import os
 from collections.abc import Callable
@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.errors import BadSnapshotName, OtherVolume
 from polyvol.daemon.state.directory import default_state_dir
+from polyvol.mapping.errors import UnknownVolume
 from polyvol.mapping.sizes import SIZE_MAX, format_size, parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -143,6 +145,15 @@ def new_snapshot_name(old: str, text: str) -> str:
         why = f"a renamed snapshot stays one of {target}"
         raise BadSnapshotName(text=text, why=why, form=f"the new name alone, or {target}@NEW")
     return name
+
+
+def present_name(client: Client, uuid: str, known: str) -> str:
+    """The name that the volume of this UUID has now; UnknownVolume, by the `known` name, if it is gone."""
+    for each in client.get("volumes"):
+        if each["uuid"] == uuid:
+            name: str = each["name"]
+            return name
+    raise UnknownVolume(name=known)
 
 
 def _split(text: str, form: str, whole: str | None = None) -> tuple[str, str]:

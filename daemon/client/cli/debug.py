@@ -10,7 +10,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import PATH, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_json, print_table, say, warn
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.daemon.client.transfer.file import file_errors, new_file
+from polyvol.daemon.client.transfer.file import OUTPUT, file_errors, new_file_or_output
 
 _COUNTED = ("QUEUED", "WAITING", "HELD", "STARVED", "RESERVED", "POOL", "RING")
 _HEADER = ("PROC", "STATE", "VOLUME", *_COUNTED, "OLDEST")
@@ -50,16 +50,16 @@ def processors(as_json: bool, state_dir: Path) -> None:
 
 
 @debug.command()
-@click.argument("file", type=PATH)
+@click.argument("file", type=PATH, metavar="FILE|-")
 @json_option
 @state_dir_option
 def dump(file: Path, as_json: bool, state_dir: Path) -> None:
     """Write all that can be seen of polyvold to a file.
 
     FILE is JSON, and readable by its owner alone. It has names, paths and what threads are at, and nothing of
-    what is stored on volumes. It is not overwritten.
+    what is stored on volumes. It is not overwritten. -: the standard output.
     """
-    with new_file(file) as new:
+    with new_file_or_output(file, "a dump") as new:
         found = Client(state_dir).get("debug", "dump")
         with file_errors(new.partial), open(new.fd, "w", encoding="ascii", closefd=False) as output:
             json.dump(found, output, indent=1)
@@ -67,8 +67,8 @@ def dump(file: Path, as_json: bool, state_dir: Path) -> None:
     for problem in found["problems"]:
         warn(problem)
     if as_json:
-        print_json({"path": str(file), "problems": found["problems"]})
-    else:
+        print_json({"path": str(file), "problems": found["problems"]}, err=file == OUTPUT)
+    elif file != OUTPUT:
         say(f"{file} written")
 
 

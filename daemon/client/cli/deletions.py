@@ -11,11 +11,12 @@ import time
 from collections.abc import Sequence
 
 from polyvol.daemon.client.cli.client import ApiError, Client, Json
-from polyvol.daemon.client.cli.common import snapshot_parts
+from polyvol.daemon.client.cli.common import present_name, snapshot_parts
 from polyvol.daemon.client.cli.ending import tell
 from polyvol.daemon.client.cli.output import print_json, say
 from polyvol.daemon.client.transfer.progress import progress
 from polyvol.daemon.errors import EXIT_CODE, NoMatch
+from polyvol.mapping.errors import UnknownVolume
 from polyvol.mapping.names import is_pattern, refuse_repeats
 from polyvol.mapping.sizes import counted, format_size
 
@@ -91,7 +92,22 @@ def _wait(client: Client, volume: str, begun: Json) -> Json:
         advance(0)
         while begun["left"]:
             time.sleep(_POLL_S)
-            now = client.get("volumes", volume, "deletions")
+            now = _deletions_of(client, volume)
+            if now is None or now["uuid"] != begun["uuid"]:  # the name may be another volume's
+                volume = present_name(client, begun["uuid"], volume)
+                now = client.get("volumes", volume, "deletions")
+                if now["uuid"] != begun["uuid"]:
+                    continue  # it was renamed again
             advance(now["freed"] - begun["freed"])
             begun = now
     return begun
+
+
+def _deletions_of(client: Client, volume: str) -> Json | None:
+    """The deletions of the volume of this name; None if there is no such volume."""
+    try:
+        return client.get("volumes", volume, "deletions")
+    except ApiError as error:
+        if error.code != UnknownVolume.code:
+            raise
+        return None

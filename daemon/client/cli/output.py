@@ -42,10 +42,10 @@ def warn(text: str) -> None:
     say(f"warning: {text}", err=True)
 
 
-def say_lines(lines: Sequence[str]) -> None:
+def say_lines(lines: Sequence[str], *, err: bool = False) -> None:
     """Print many lines that need no escaping."""
     if lines:
-        _write("\n".join(lines), err=False)
+        _write("\n".join(lines), err=err)
 
 
 def print_json(answer: Json, *, err: bool = False) -> None:
@@ -53,12 +53,13 @@ def print_json(answer: Json, *, err: bool = False) -> None:
     _write(json.dumps(answer, indent=2), err=err)
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Rows under a header; with no rows, the header alone. None is shown as '-'."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
+    """Rows under a header; with no rows, the header alone. None is shown as '-'. `err` as in `print_json`."""
     texts = [[visible("-" if cell is None else str(cell)) or "-" for cell in row] for row in rows]
     table = [list(header), *texts]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    say_lines([line for row in table for line in _lines(row, _columns_of_lines(widths), widths)])
+    lines = [line for row in table for line in _lines(row, _columns_of_lines(widths), widths)]
+    say_lines(lines, err=err)
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:

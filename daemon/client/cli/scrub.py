@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from polyvol.daemon.client.cli.client import ApiError, Client
-from polyvol.daemon.client.cli.common import SizeType, json_option, state_dir_option
+from polyvol.daemon.client.cli.common import SizeType, json_option, present_name, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_json, print_table, say
 from polyvol.daemon.client.cli.tree import Verb
 from polyvol.daemon.client.transfer.progress import progress
@@ -69,8 +69,7 @@ def _watch(client: Client, volume: str, uuid: str, view: dict[str, Any]) -> dict
             time.sleep(_POLL_S)
             now = _scrub_of(client, volume)
             if now is None or now["started"] != started:  # the name may be another volume's
-                names = (each["name"] for each in client.get("volumes") if each["uuid"] == uuid)
-                volume = next(names, volume)
+                volume = present_name(client, uuid, volume)
                 now = client.get("volumes", volume, "scrub")
             view = now
             advance(view["done"] - done)

@@ -25,10 +25,14 @@ def create_of_group(client: Client, group: str, body: Json, as_json: bool) -> No
 
 
 def warn_of_hooks(made: Sequence[Json]) -> None:
-    """Warn of each snapshot whose hooks failed."""
+    """Warn of each snapshot whose hooks failed, and of what may still be quiesced."""
     for each in made:
         if each["hook_trouble"]:
             warn(f"snapshot {each['export']} is only crash-consistent, because {each['hook_trouble']}")
+        if each["thaw_trouble"]:
+            still = f"the application of volume {each['volume']} may still be quiesced"
+            again = "it is run again when polyvold is next started"
+            warn(f"{still}, because {each['thaw_trouble']}; {again}")
 
 
 def list_of_group(client: Client, group: str, as_json: bool) -> None:

@@ -4,7 +4,7 @@ How it works      Each part (support_parts.py) is collected by its own thread, f
                   fails or takes too long is listed with the reason, and the others continue. So a bundle can
                   be made when polyvold does not run, or does not answer. The file is made as FILE.partial and
                   gets its name when it is durable (transfer/file.py). README.txt says what is in it.
-Errors            FileExists, FileBusy, TransferFailed.
+Errors            FileExists, FileBusy, TransferFailed, WrongOption.
 """
 
 import io
@@ -50,7 +50,7 @@ class Collected:
 
 
 @click.command(name="support-bundle", cls=Verb)
-@click.argument("file", type=PATH, required=False, metavar="[FILE]")
+@click.argument("file", type=PATH, required=False, metavar="[FILE|-]")
 @click.option(
     "--timeout",
     type=NumberType(1, TIMEOUT_MAX_S),
@@ -65,34 +65,34 @@ def support_bundle(file: Path | None, timeout: int, as_json: bool, state_dir: Pa
     """Collect what a bug report needs in one file. It has no data of volumes.
 
     It works also when polyvold does not run or does not answer. As root it finds out more. FILE is a tar
-    archive [polyvol-support-HOST-TIME.tar.gz in the working directory]. A file that exists is not
-    replaced."""
+    archive [polyvol-support-HOST-TIME.tar.gz in the working directory]; -: the standard output. A file that
+    exists is not replaced."""
     from polyvol.daemon.client.cli.support_parts import parts
-    from polyvol.daemon.client.transfer.file import refuse_own_files
+    from polyvol.daemon.client.transfer.file import OUTPUT, OUTPUT_NAME, refuse_own_files
 
     name = _name()
     path = Path(f"{name}.tar.gz") if file is None else file
     refuse_own_files(path)
     found, size = _write(path, name, parts(state_dir, timeout), timeout)
+    to_output = path == OUTPUT
     if as_json:
-        print_json(
-            {
-                "path": str(path),
-                "bytes": size,
-                "parts": [each.name for each in found if each.absent is None],
-                "absent": {each.name: each.absent for each in found if each.absent is not None},
-            }
-        )
+        facts = {
+            "path": str(path),
+            "bytes": size,
+            "parts": [each.name for each in found if each.absent is None],
+            "absent": {each.name: each.absent for each in found if each.absent is not None},
+        }
+        print_json(facts, err=to_output)
         return
-    print_table(("PART", "SIZE", "WHAT"), [_row(each) for each in found if each.absent is None])
-    if any(each.absent is not None for each in found):
-        say("")
-        print_table(
-            ("NOT THERE", "WHY"), [(each.name, each.absent) for each in found if each.absent is not None]
-        )
-    say("")
-    say(f"{path}: {format_size(size)}")
-    say(_LOOK)
+    there = [_row(each) for each in found if each.absent is None]
+    print_table(("PART", "SIZE", "WHAT"), there, err=to_output)
+    absent = [(each.name, each.absent) for each in found if each.absent is not None]
+    if absent:
+        say("", err=to_output)
+        print_table(("NOT THERE", "WHY"), absent, err=to_output)
+    say("", err=to_output)
+    say(f"{OUTPUT_NAME if to_output else path}: {format_size(size)}", err=to_output)
+    say(_LOOK, err=to_output)
 
 
 def _row(each: Collected) -> tuple[str, str, str]:
@@ -107,10 +107,10 @@ def _name() -> str:
 
 def _write(path: Path, name: str, wanted: "list[Part]", timeout_s: float) -> tuple[list[Collected], int]:
     """Make the bundle; the result of each part, and the bundle's size."""
-    from polyvol.daemon.client.transfer.file import file_errors, new_file
+    from polyvol.daemon.client.transfer.file import file_errors, new_file_or_output
 
     found = []
-    with new_file(path) as new:
+    with new_file_or_output(path, "a support bundle") as new:
         with (
             open(new.fd, "wb", closefd=False) as opened,
             file_errors(new.partial),

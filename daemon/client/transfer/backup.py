@@ -25,7 +25,7 @@ from crc32c import crc32c
 
 from polyvol.daemon.backup_errors import NothingToResume, TransferFailed
 from polyvol.daemon.client.transfer.client import NbdExport
-from polyvol.daemon.client.transfer.file import NewFile, file_errors
+from polyvol.daemon.client.transfer.file import OUTPUT_NAME, NewFile, file_errors
 from polyvol.daemon.client.transfer.pipeline import in_order
 from polyvol.daemon.client.transfer.plan import Run, bytes_in, pieces, plan
 from polyvol.daemon.client.transfer.progress import progress
@@ -109,7 +109,7 @@ def backup_to_file(source: NbdExport, header: StreamHeader, path: Path, *, resum
 def backup_to_pipe(source: NbdExport, header: StreamHeader) -> Written:
     """Write a stream to the standard output."""
     file = sys.stdout.buffer
-    with file_errors(Path("the standard output")):
+    with file_errors(OUTPUT_NAME):
         file.write(header.to_bytes())
         written = _write(source, header, file, (0, 0, 0))
         file.flush()

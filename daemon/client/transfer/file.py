@@ -2,30 +2,37 @@
 
 How it works      FILE.partial is made by O_EXCL, or opened to resume, and locked (flock) while it is
                   written. `commit` syncs it, renames it to FILE without replacing anything (renameat2) unless
-                  that was asked for, and syncs the directory. Its writer reads it back first.
+                  that was asked for, and syncs the directory. Its writer reads it back first. Where FILE is
+                  `-`, it is made in a directory for temporary files, and copied to the standard output then.
 Invariants        FW1 FILE is not made or changed before `commit`; FW2
                   one process at a time writes FILE.partial, and the locked file still has that name then.
 Durability        A kill before `commit` leaves FILE.partial, incomplete; the kernel ends the lock.
-Errors            FileExists, FileBusy, TransferFailed.
+Errors            FileExists, FileBusy, TransferFailed, WrongOption.
 """
 
 import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import stat
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from polyvol.daemon.backup_errors import FileBusy, FileExists, TransferFailed
+from polyvol.daemon.backup_errors import FileBusy, FileExists, TransferFailed, WrongOption
 from polyvol.daemon.state.directory import state_dir_of
 from polyvol.mapping.durable import sync_directory
 from polyvol.mapping.opening import NO_LOCKS
 
+OUTPUT = Path("-")
+"""Given as FILE: the standard output."""
+OUTPUT_NAME = Path("the standard output")
 _NOREPLACE = 1
 _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -149,8 +156,29 @@ def new_file(path: Path, *, replace: bool | None = None) -> Iterator[NewFile]:
                 os.close(new.fd)
 
 
+@contextmanager
+def new_file_or_output(path: Path, what: str, *, replace: bool | None = None) -> Iterator[NewFile]:
+    """As `new_file`; if the path is OUTPUT, the complete file is copied to the standard output, which must
+    not be a terminal (WrongOption). `what`: the file's contents, as a noun phrase."""
+    if path != OUTPUT:
+        with new_file(path, replace=replace) as new:
+            yield new
+        return
+    if sys.stdout.isatty():
+        raise WrongOption(what=f"{what} is not for a terminal", todo="redirect it, or give a file's name")
+    with tempfile.TemporaryDirectory(prefix="polyvol-") as directory:
+        made = Path(directory) / "output"
+        with new_file(made) as new:
+            yield new
+        with file_errors(OUTPUT_NAME), made.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
 def refuse_own_files(path: Path) -> None:
     """TransferFailed if a file at this path would be among those of a state directory."""
+    if path == OUTPUT:
+        return
     state = state_dir_of(path)
     if state is not None:
         why = f"it would be among polyvold's own files in {state}"

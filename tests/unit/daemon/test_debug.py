@@ -168,6 +168,19 @@ def test_a_dump_is_a_new_file_for_its_owner_alone(service: Service, tmp_path: Pa
     assert file.read_bytes() == before
 
 
+def test_a_dump_to_the_standard_output_is_nothing_but_the_dump(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in ([], ["--json"]):
+        arguments = ["debug", "dump", "-", *option, "--state-dir", str(service.state_dir)]
+        done = CliRunner().invoke(commands, arguments)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["status"]["volumes"][0]["name"] == "data"
+        assert done.stderr == "" if not option else json.loads(done.stderr) == {"path": "-", "problems": []}
+    assert not (tmp_path / "-").exists()
+
+
 def test_a_dump_that_cannot_be_had_leaves_no_file(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

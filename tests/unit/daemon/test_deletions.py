@@ -5,7 +5,10 @@ import threading
 
 import pytest
 
+from polyvol.daemon.client.cli.client import Client
+from polyvol.daemon.client.cli.deletions import _wait
 from polyvol.daemon.snapshots.deletions import BATCH
+from polyvol.mapping.errors import UnknownVolume
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 
@@ -50,6 +53,58 @@ def test_an_unknown_name_is_refused_before_anything_changes(many: Daemon) -> Non
     assert "no snapshot 'x'" in many.refused("snapshot", "delete", "v@auto-*", "v@x")
     assert "no volume 'w'" in many.refused("snapshot", "delete", "w@auto-*")
     assert names(many) == before
+
+
+def test_the_wait_for_space_follows_its_volume_to_another_name(
+    many: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another volume has the name by then, and nothing of it is being deleted."""
+    many.ok("volume", "create", "w", "--size", "1M")
+    drop, may_drop, dropping = many.service.engine.drop_snapshots, threading.Event(), threading.Event()
+
+    def slowly(volume: int, epochs: list[int]) -> int:
+        dropping.set()
+        assert may_drop.wait(60)
+        return drop(volume, epochs)
+
+    monkeypatch.setattr(many.service.engine, "drop_snapshots", slowly)
+    said: list[str] = []
+    command = threading.Thread(
+        target=lambda: said.append(many.ok("snapshot", "delete", "v@auto-*", "--json"))
+    )
+    command.start()
+    assert dropping.wait(60)
+    client = Client(many.state_dir)
+    client.post("volumes", "v", "rename", body={"name": "moved"})
+    client.post("volumes", "w", "rename", body={"name": "v"})
+    asked: list[str] = []
+    get = Client.get
+
+    def noted(client: Client, *parts: str, **query: str | bool | None) -> object:
+        if parts == ("volumes", "moved", "deletions"):
+            asked.append(parts[1])
+        return get(client, *parts, **query)
+
+    monkeypatch.setattr(Client, "get", noted)
+    wait_until(lambda: bool(asked), "it asks for the volume by its new name")
+    assert command.is_alive()
+    may_drop.set()
+    command.join(60)
+    [view] = json.loads(said[0])
+    assert (view["volume"], view["total"], view["left"]) == ("moved", 100, 0)
+
+
+def test_the_wait_for_space_of_a_volume_that_is_deleted_ends(
+    many: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another volume has its name."""
+    many.ok("volume", "create", "w", "--size", "1M")
+    client = Client(many.state_dir)
+    begun = client.post("volumes", "v", "deletions", body={"names": ["auto-1"]})
+    client.delete("volumes", "v")
+    client.post("volumes", "w", "rename", body={"name": "v"})
+    with pytest.raises(UnknownVolume):
+        _wait(client, "v", {**begun, "left": 1})
 
 
 def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Daemon) -> None:

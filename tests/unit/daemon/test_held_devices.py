@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.devices import verbs as devices
+from polyvol.daemon.devices.mounts import MountWatch
 from polyvol.daemon.service import Service
 from polyvol.mapping import device
 from polyvol.mapping.label import unpack
 from polyvol.mapping.opening import open_file
 from tests.support.catalogs import change
+from tests.support.proc import wait_until
 from tests.support.sim_engine import SimWorld
 from tests.unit.conftest import Daemon
 from tests.unit.daemon.test_occupied_disks import disk, system
@@ -27,7 +31,10 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for, and a missing device comes back only when a test asks for it: mounts that other
+    tests make at the same time would have it looked for."""
     monkeypatch.setattr(devices, "START_PATIENCE_S", 0.05)
+    monkeypatch.setattr(MountWatch, "look", lambda _: None)
 
 
 def add(daemon: Daemon, path: Path, *options: str) -> None:
@@ -248,6 +255,49 @@ def test_a_file_that_another_polyvol_has_adopted_meanwhile_is_refused(daemon: Da
     daemon.ok("device", "retry", "d", "--accept")
     daemon.ok("device", "remove", "d")
     assert path.read_bytes() == b"data" * MIB
+
+
+def test_a_device_that_was_brought_back_by_somebody_else_is_left_alone(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    """The watch finds a missing device's file, and waits for the device while a retry brings it back."""
+    path = tmp_path / "d"
+    path.write_bytes(b"data" * MIB)
+    add(daemon, path, "--adopt")
+    daemon.service.stop()
+    path.rename(tmp_path / "away")
+    daemon.start()
+    (tmp_path / "away").rename(path)
+    service, context = daemon.service, daemon.service._context
+    device = context.find_device("d")
+    waits = [lambda: service.file_appeared(device.id), lambda: service.disk_came(path)]
+    with ThreadPoolExecutor() as threads:
+        with context.holding_device(device, "a verb"):
+            found = [threads.submit(wait) for wait in waits]
+            [holder] = context.locks.held()
+            wait_until(lambda: context.locks.waiting(holder) == len(waits), "the watches wait")
+            context.device_trouble.pop(device.id)  # as a retry does
+            daemon.world.calls.clear()
+        assert [each.result(30) for each in found] == [None, None]
+    assert "reopen_device" not in daemon.world.names()
+
+
+def test_a_stop_waits_for_devices_that_are_being_tried() -> None:
+    trying, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def found(_: int) -> None:
+        trying.set()
+        assert may_end.wait(30)
+        ended.set()
+
+    watch = MountWatch(lambda: {1: Path(__file__)}, found)
+    watch.start()
+    watch._probes.run(1, lambda: watch._look_at(1, Path(__file__)))
+    assert trying.wait(30)
+    threading.Timer(0.2, may_end.set).start()
+    watch.stop()
+    assert ended.is_set()
+    assert not watch._tries.run(1, lambda: None), "nothing is tried after a stop"
 
 
 def test_an_older_copy_of_a_device_is_refused_until_it_is_accepted(daemon: Daemon, tmp_path: Path) -> None:

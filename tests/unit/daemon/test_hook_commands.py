@@ -74,7 +74,14 @@ def running() -> Iterator[Running]:
     wait_until(lambda: not found.kill() and not found.kill(), "the end of all that was left", 30)
 
 
-@pytest.mark.parametrize("script", ["yes", "cat /dev/zero", "cat /dev/urandom", "exec 2>&1; yes >&2"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "yes",
+        "exec 2>&1; yes >&2",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("cat /dev/zero", "cat /dev/urandom")),
+    ],
+)
 def test_a_command_that_never_stops_talking_costs_a_bounded_room(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from polyvol.daemon.hooks.run import CONCURRENT_MAX
 from tests.support.proc import wait_until
 from tests.unit.conftest import Daemon
 
+THAW_FAILED = "ended with 5: mount is busy"
+
 
 class Hooked:
     """A daemon with a volume, and scripts that write down that they were run."""
@@ -350,3 +352,33 @@ def test_failed_hooks_are_told_at_create_and_can_be_required(hooked: Hooked) -> 
     hooked.daemon.ok("volume", "set", "v", "--quiesce", hooked.script("q"))
     result = run("snapshot", "create", "@g", "--name", "good", "--require-hooks")
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["v", "@g"])
+def test_a_thaw_command_that_fails_is_told_to_who_asked_for_the_snapshot(hooked: Hooked, target: str) -> None:
+    daemon = hooked.daemon
+    daemon.ok("group", "create", "g", "v", "w")
+    thaw = hooked.script("thaw", "echo mount is busy >&2; exit 5")
+    daemon.ok("volume", "set", "v", "--quiesce", hooked.script("quiesce"), "--thaw", thaw)
+    done = daemon.run("snapshot", "create", target, "--name", "s")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("snapshot ")
+    assert done.stderr == (
+        "warning: the application of volume v may still be quiesced, because the thaw command of volume v"
+        f" {THAW_FAILED}; it is run again when polyvold is next started\n"
+    )
+    assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "thaw thaw"]
+    assert hooked.mark() == "application"
+    view = hooked.said("snapshot", "create", target, "--name", "t")
+    members = view["members"] if target == "@g" else view
+    wanted = [f"the thaw command of volume v {THAW_FAILED}", None]
+    assert [each["thaw_trouble"] for each in members] == wanted[: len(members)]
+
+
+def test_a_thaw_command_that_succeeds_when_it_is_run_again_has_not_failed(hooked: Hooked) -> None:
+    daemon, once = hooked.daemon, hooked.directory / "once"
+    thaw = hooked.script("thaw", f"test -e {once} || {{ touch {once}; exit 5; }}")
+    daemon.ok("volume", "set", "v", "--quiesce", hooked.script("quiesce"), "--thaw", thaw)
+    done = daemon.run("snapshot", "create", "v", "--name", "s")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "ended with 5" in hooked.warnings()

@@ -90,7 +90,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
     notify("STOPPING=1")  # nobody listens: no error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_polyvold_says_ready_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", RUN, "--state-dir", str(tmp_path), "--nbd-listen", "127.0.0.1:0"]
     with subprocess.Popen(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyvol.mapping import occupied
-from polyvol.mapping.errors import DiskInUse
+from polyvol.mapping.errors import DeviceUnusable, DiskInUse
 from polyvol.mapping.opening import open_file
 from tests.unit.conftest import Daemon
 
@@ -73,7 +73,13 @@ MADE: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "words"), MADE)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        pytest.param(*each, marks=() if each[0] in (with_ext4, with_lvm) else pytest.mark.slow)
+        for each in MADE
+    ],
+)
 def test_what_is_on_a_disk_is_said_and_it_is_refused(
     daemon: Daemon, disk: Path, make: Callable[[Path], None], words: str
 ) -> None:
@@ -118,6 +124,29 @@ def test_data_without_a_signature_and_labels_give_way_to_force_only(daemon: Daem
     assert "damaged" in daemon.refused("device", "add", str(disk))
     assert "damaged" in daemon.refused("device", "add", str(disk), "--adopt")
     daemon.ok("device", "add", str(disk), "--force")
+
+
+def test_what_is_on_a_file_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    os.truncate(path, 8 << 20)
+    with_ext4(path)
+    said = daemon.refused("device", "add", str(path))
+    assert f"{path} has an ext4 file system on it; use --adopt to take it with its data, or --force" in said
+    path.write_bytes(b"data" * 1024)
+    assert "has data on it" in daemon.refused("device", "add", str(path))
+
+
+def test_a_file_that_cannot_be_looked_at_is_refused_all_the_same(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise DeviceUnusable(path=tmp_path, why="wipefs is not installed")
+
+    path = tmp_path / "image"
+    path.write_bytes(b"data" * 1024)
+    monkeypatch.setattr(occupied, "contents_of", fails)
+    assert "has data on it" in daemon.refused("device", "add", str(path))
 
 
 def test_a_device_of_ours_does_not_give_way_to_force(daemon: Daemon, disk: Path) -> None:

@@ -35,7 +35,9 @@ def next_word(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGHUP]
+)
 def test_a_signal_ends_the_wait(waiting: "subprocess.Popen[str]", number: signal.Signals) -> None:
     assert next_word(waiting) == "None"
     os.kill(waiting.pid, number)

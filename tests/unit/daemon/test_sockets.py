@@ -26,7 +26,12 @@ def systemd(short_dir: Path) -> Iterator[Systemd]:
 
 
 @pytest.mark.parametrize(
-    "names", ["", ":", "polyvold.socket:polyvold.socket", "unknown:unknown", "nbd", ":control"]
+    "names",
+    [
+        "",
+        "polyvold.socket:polyvold.socket",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (":", "unknown:unknown", "nbd", ":control")),
+    ],
 )
 def test_passed_sockets_without_a_name_are_told_by_their_address(systemd: Systemd, names: str) -> None:
     process = systemd.start(names=names)
