@@ -8,8 +8,9 @@ import errno
 
 import pytest
 
+from tests.clients.system import errors_as_os
 from tests.support.daemon import Daemon
-from tests.support.nbd import connect, errors_as_os
+from tests.support.nbd import connect
 
 MIB = 1 << 20
 
