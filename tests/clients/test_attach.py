@@ -208,7 +208,7 @@ def test_the_watch_takes_over_detaches_when_told_and_ends_with_nbdfuse(host: Hos
     link = host.root / "dev/polyvol/v"
     log = host.daemon.directory / "watch.log"
     with Background(*command, log=log, env=host.env) as first:
-        first.wait_until(link.is_symlink, "the link")
+        first.wait_until(lambda: link.is_symlink() and "is attached as" in first.said(), "the link")
         first.signal(signal.SIGKILL)
         first.wait()
     with Background(*command, log=log, env=host.env) as second:
