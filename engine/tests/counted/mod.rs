@@ -110,16 +110,13 @@ fn check_logs(engine: &Engine, epochs: &BTreeSet<u64>) {
             assert_eq!(one.log, log.map(|log| (log.blocks, log.zeroes)));
         }
     }
-    let slots: u32 = engine.partitions(VOLUME, ALL).unwrap().iter().map(|p| p.places.slots).sum();
-    let mut located = 0;
     for partition in engine.partitions(VOLUME, ALL).unwrap() {
         let blocks = partition.places.slots + partition.places.zeroes + partition.places.bases;
-        for block in 0..blocks {
+        for block in (0..blocks).step_by(43) {
             let offset = u64::from(partition.partition) * PARTITION + u64::from(block) * 4096 + 9;
             let found = engine.locate(VOLUME, offset, None).unwrap();
             assert_eq!((found.partition, found.block), (partition.partition, block));
             let Spot::Log(area, device, at, begin) = found.spot else { continue };
-            located += 1;
             let runs = &runs[&(partition.partition, begin)];
             let has = |run: &&polyvol_engine::engine::partitions::LocatedRun| {
                 (run.block..run.block + run.blocks).contains(&block)
@@ -129,5 +126,4 @@ fn check_logs(engine: &Engine, epochs: &BTreeSet<u64>) {
             assert_eq!((run.area, run.device), (area, device));
         }
     }
-    assert_eq!(located, slots);
 }
