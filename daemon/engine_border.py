@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         LogLine,
         LogRule,
         LogSpec,
-        PartitionMapState,
         PartitionSnapshotState,
         PartitionState,
         ScrubReport,
@@ -177,9 +176,6 @@ class EngineLike(CutEngine, Protocol):
 
     def exports(self) -> "Sequence[ExportInfo]":
         """All exports, by name."""
-
-    def partition_states(self, volume: int, epoch: int | None) -> "Sequence[PartitionMapState]":
-        """Each partition's state, now or at a cut."""
 
     def partition_snapshots(
         self, volume: int, epoch: int, first: int, count: int

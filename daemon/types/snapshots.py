@@ -33,8 +33,8 @@ class SnapshotView:
     `thaw_trouble`: which thaw command failed and why, so that the application may still be quiesced; only in
     the answer to its creation. `clones`: volumes that were made from it. `use`: what it holds, None while the
     volume is not served, and in the answer to its creation. `deleted`: only an older copy of the catalog has
-    it, and it is not exported. `parts` counts its partition snapshots, and `partitions` has each of them; both
-    only if asked for (a page of them: /v1/volumes/{volume}/snapshots/{snapshot}/partitions)."""
+    it, and it is not exported. `parts` counts its partition snapshots, and `partitions` has each of them;
+    both only if asked for (a page of them: /v1/volumes/{volume}/snapshots/{snapshot}/partitions)."""
 
     volume: str
     name: str

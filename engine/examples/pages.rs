@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+#[allow(dead_code)] // some of it is for other programs
 #[path = "../tests/hollow/mod.rs"]
 mod hollow;
 
@@ -22,6 +23,7 @@ use hollow::Hollow;
 
 use polyvol_engine::block_map::counters::Counters;
 use polyvol_engine::block_map::versions::Versions;
+use polyvol_engine::change_log::log_rules::LogRules;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
@@ -130,7 +132,7 @@ fn serve(directory: &Path, count: u64, every: usize) -> (Engine, Vec<u64>, f64) 
         partition_size: PARTITION,
         partitions: (0..count).map(|n| ((n % PROCESSORS) as u32, vec![base(n)])).collect(),
         logs: vec![(1, vec![ExtentSpec { device: 2, offset: 0, length: LOG }])],
-        default_logs: vec![1],
+        log_rules: LogRules::default(),
         directory: directory.join("volume"),
         manifests: Manifests::new(directory.join("volume")),
         snapshots: Vec::new(),
@@ -148,7 +150,7 @@ fn serve(directory: &Path, count: u64, every: usize) -> (Engine, Vec<u64>, f64) 
             let offset = partition * PARTITION + snapshot * 7 * BLOCK;
             client.write(offset, &[0; 3 * BLOCK as usize], false).expect("a write");
         }
-        let epoch = engine.cut(&[(1, None)]).expect("a cut").epochs[0].1;
+        let epoch = engine.cut(&[(1, LogRules::default())]).expect("a cut").epochs[0].1;
         let began = Instant::now();
         engine.settle(1, epoch).expect("it settles");
         settle = began.elapsed().as_secs_f64() * 1e3;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use polyvol_engine::mutants::{ALL, Bug};
-use polyvol_engine::simulator::{self, Options, driver::Counts};
+use polyvol_engine::simulator::{self, Options, counts::Counts};
 
 struct Arguments {
     from: u64,

@@ -108,9 +108,6 @@ from polyvol.partition_reports import (
     Location as Location,
 )
 from polyvol.partition_reports import (
-    PartitionMapState as PartitionMapState,
-)
-from polyvol.partition_reports import (
     PartitionSnapshotState as PartitionSnapshotState,
 )
 from polyvol.partition_reports import (
@@ -368,9 +365,6 @@ class Engine:
 
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free."""
-
-    def partition_states(self, volume: int, epoch: int | None) -> list[PartitionMapState]:
-        """The map of each partition, now (None) or as a snapshot holds it, by partition number."""
 
     def partition_snapshots(
         self, volume: int, epoch: int, first: int, count: int

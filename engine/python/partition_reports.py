@@ -6,21 +6,6 @@ Sizes and offsets are bytes; *_ns are nanoseconds.
 from typing import Literal, TypedDict
 
 
-class PartitionMapState(TypedDict):
-    """One partition's map at a cut, or now.
-
-    `write_seq` is the number, in its processor's journal, of its latest mapping change (0: none yet);
-    `blocks_mapped` counts blocks that are not at their base place; `frozen` says whether the snapshot holds a
-    map of its own (False: it still shares the live one)."""
-
-    partition: int
-    processor: int
-    epoch: int
-    write_seq: int
-    blocks_mapped: int
-    frozen: bool
-
-
 class WriteCounts(TypedDict):
     """Writes, zeroes and trims, those in place too, and the bytes that they covered."""
 

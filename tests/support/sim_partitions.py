@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         ChangeLogRun,
         ChangeLogState,
         Location,
-        PartitionMapState,
         PartitionSnapshotState,
         PartitionState,
         ProcessorStats,
@@ -125,22 +124,6 @@ class SimPartitions:
 
     def _snapshot(self, volume: int, epoch: int) -> dict[int, bytes]:
         raise NotImplementedError
-
-    def partition_states(self, volume: int, epoch: int | None) -> "list[PartitionMapState]":
-        self._begin("partition_states", volume, epoch)
-        maps, spec = self._volume(volume).stored, self._volume(volume).spec
-        blocks = maps.blocks if epoch is None else self._snapshot(volume, epoch)
-        return [
-            {
-                "partition": number,
-                "processor": partition["processor"],
-                "epoch": maps.epoch if epoch is None else epoch,
-                "write_seq": 0,
-                "blocks_mapped": len(_within(spec, blocks, number)),
-                "frozen": epoch is not None,
-            }
-            for number, partition in enumerate(spec["partitions"])
-        ]
 
     def partition_snapshots(
         self, volume: int, epoch: int, first: int, count: int

@@ -2,8 +2,16 @@
 //!
 //! Owner and locks   the lock of the chunk in [`Chunks`](super::chunks::Chunks).
 
-use super::chunks::{SLOTS, SlotBits};
 use crate::units::ProcessorIndex;
+
+/// Slots in a chunk: 4 MiB.
+pub const CHUNK_SLOTS: u64 = 1024;
+
+pub(super) const SLOTS: u32 = CHUNK_SLOTS as u32;
+pub(super) const WORDS: usize = CHUNK_SLOTS as usize / 64;
+
+/// A bit for each slot of a chunk.
+pub type SlotBits = [u64; WORDS];
 
 /// What a chunk is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,17 +18,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::chunk::{Chunk, Role, masks};
+pub use super::chunk::{CHUNK_SLOTS, SlotBits};
+use super::chunk::{Chunk, Role, SLOTS, WORDS, masks};
 use super::chunk_set::ChunkSet;
 use crate::units::{BLOCK_SIZE, ProcessorIndex, SlotIndex};
 
-/// Slots in a chunk: 4 MiB.
-pub const CHUNK_SLOTS: u64 = 1024;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
-
-pub(super) const SLOTS: u32 = CHUNK_SLOTS as u32;
-const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
 impl SlotIndex {
     /// Slot `first` of a chunk.
@@ -46,9 +42,6 @@ impl SlotIndex {
         SLOTS - self.chunk().1
     }
 }
-
-/// A bit for each slot of a chunk.
-pub type SlotBits = [u64; WORDS];
 
 /// Slots of a chunk that were allocated, and those after them that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

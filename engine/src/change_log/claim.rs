@@ -3,13 +3,15 @@
 //! How it works      A write first claims the number of slots that it needs: all of them, or none, in the first area of
 //!                   its partition's order that has free slots, then in the next one. Claimed slots exist somewhere in
 //!                   their area. Then it allocates them, area by area.
-//! Invariants        CL1 a processor makes a claim when it has none, and allocates all of it before its turn ends.
+//! Invariants        SQ1 a processor makes a claim when it has none, and allocates all of it before its turn ends.
 //! Owner and locks   the processor; the areas' counters are atomic.
 
 use std::sync::Arc;
 
-use super::slots::LONG_RUN;
 use super::space::LogArea;
+
+/// Length of a long run, which is better allocated in one piece: 32 KiB.
+pub const LONG_RUN: u32 = 8;
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -34,7 +36,7 @@ impl Claim {
         equal: usize,
         wanted: u64,
     ) -> Result<(), TooFew> {
-        assert!(self.parts.is_empty(), "CL1");
+        assert!(self.parts.is_empty(), "SQ1");
         let long = equal > 1 && wanted >= u64::from(LONG_RUN);
         let roomy = |area: &Arc<LogArea>| area.slots.has_plenty_empty();
         let first = if long { areas[..equal].iter().position(roomy).unwrap_or(0) } else { 0 };

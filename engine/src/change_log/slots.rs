@@ -18,16 +18,13 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use super::chunks::{CHUNK_SLOTS, Left};
-use super::claim::Claim;
+use super::claim::{Claim, LONG_RUN};
 use super::space::{AreaBits, EmptyChunk, LogArea};
 use super::used_slots::{LogUsedSlots, UsedSlots};
 use super::windows::{Window, Windows};
 use super::young::Young;
 use crate::block_map::place::Place;
 use crate::units::{LocalIndex, ProcessorIndex, SlotIndex};
-
-/// Length of a long run, which is better allocated in one piece: 32 KiB.
-pub const LONG_RUN: u32 = 8;
 
 /// What one processor has of an area.
 #[derive(Debug)]

@@ -301,16 +301,6 @@ impl Engine {
         super::space::snapshot_use(py, &found)
     }
 
-    fn partition_states<'py>(
-        &self,
-        py: Python<'py>,
-        volume: u64,
-        epoch: Option<Epoch>,
-    ) -> PyResult<Bound<'py, PyList>> {
-        let states = self.call(py, |this| this.inner.partition_states(volume, epoch))?;
-        partitions::states(py, &states)
-    }
-
     fn partition_snapshots<'py>(
         &self,
         py: Python<'py>,

@@ -10,7 +10,6 @@ use crate::block_map::counters::Counters;
 use crate::engine::partitions::{
     LivePartition, LocatedRun, Location, LogOfPartition, PartitionSnapshot, Spot,
 };
-use crate::processor::share::stats::PartitionState;
 use crate::units::{Epoch, ProcessorIndex};
 
 fn set_map(
@@ -38,25 +37,6 @@ fn pair<'py>(
     dict.set_item(names[0], one)?;
     dict.set_item(names[1], other)?;
     Ok(Some(dict))
-}
-
-/// A list of `PartitionMapState`.
-pub fn states<'py>(
-    py: Python<'py>,
-    states: &[(u32, PartitionState)],
-) -> PyResult<Bound<'py, PyList>> {
-    let list = PyList::empty(py);
-    for (processor, state) in states {
-        let dict = PyDict::new(py);
-        dict.set_item("partition", state.partition)?;
-        dict.set_item("processor", processor)?;
-        dict.set_item("epoch", state.epoch)?;
-        dict.set_item("write_seq", state.write_seq)?;
-        dict.set_item("blocks_mapped", state.blocks_mapped)?;
-        dict.set_item("frozen", state.frozen)?;
-        list.append(dict)?;
-    }
-    Ok(list)
 }
 
 /// A list of `PartitionSnapshotState`.

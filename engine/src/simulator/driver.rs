@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Options;
 use super::contents::SECTOR;
+use super::counts::Counts;
 use super::disk::{Disk, Plan};
 use super::faults::Rates;
 use super::host::Host;
@@ -48,35 +49,6 @@ pub(super) struct Catalog {
 pub(super) enum End {
     Crashed,
     Running,
-}
-
-/// Counts of one simulation.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    /// Engines started.
-    pub starts: u64,
-    /// Crashes.
-    pub crashes: u64,
-    /// Snapshots taken.
-    pub snapshots: u64,
-    /// Requests made.
-    pub requests: u64,
-    /// Operations on the disk.
-    pub operations: u64,
-    /// Faults injected.
-    pub faults: u64,
-}
-
-impl Counts {
-    /// Adds the counts of another simulation.
-    pub fn add(&mut self, other: &Counts) {
-        self.starts += other.starts;
-        self.crashes += other.crashes;
-        self.snapshots += other.snapshots;
-        self.requests += other.requests;
-        self.operations += other.operations;
-        self.faults += other.faults;
-    }
 }
 
 /// A running engine.

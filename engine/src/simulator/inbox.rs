@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::faults::Injected;
-use super::rules::Areas;
 use super::scarcity::Scarcity;
+use super::shape::Areas;
 use super::system::Shelf;
 use crate::change_log::space::Space;
 use crate::request::{Request, Sink};

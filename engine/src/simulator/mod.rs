@@ -8,6 +8,7 @@
 //! What it cannot see   see docs/decisions/0011-the-simulator.md.
 
 pub mod contents;
+pub mod counts;
 pub mod disk;
 pub mod driver;
 pub mod faults;
@@ -31,7 +32,8 @@ use std::sync::atomic::Ordering;
 
 use crate::limits::{CHECKPOINT_BYTES_MIN, NO_SPACE_RETRY_NS, SEGMENT_BYTES};
 use crate::mutants::{self, Bug};
-use driver::{Counts, Simulation};
+use counts::Counts;
+use driver::Simulation;
 
 /// Bytes of a journal's segment here: about ninety records. No request here needs a record of more than 2,000 blocks.
 const SEGMENT: usize = 12 << 10;

@@ -9,16 +9,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::inbox::Inbox;
-use super::driver::{Result, Running};
-use super::shape::{Shape, VOLUME};
+use super::shape::{Areas, Shape, VOLUME};
 use crate::block_map::diff::slots_not_in;
 use crate::change_log::log_rules::LogRules;
+use crate::engine::Engine;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
 use crate::units::{Epoch, PartitionIndex};
-
-/// A set of log areas: area `n` is bit `n`.
-pub type Areas = u64;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -51,11 +48,7 @@ impl Rules {
 
     /// The areas that each rule allows to a partition that was in force at `time` or later; one earlier one counts too,
     /// because the engine is told a little later.
-    fn allowed_since(
-        &self,
-        time: u64,
-        partition: PartitionIndex,
-    ) -> impl Iterator<Item = Areas> {
+    fn allowed_since(&self, time: u64, partition: PartitionIndex) -> impl Iterator<Item = Areas> {
         let at = self.since.partition_point(|(since, _)| *since <= time).saturating_sub(2);
         self.since[at..].iter().map(move |(_, rules)| self.shape.allowed(rules, partition))
     }
@@ -75,10 +68,10 @@ impl Rules {
     }
 
     /// Checks that each live map's slots that its newest snapshot does not see are where the rules allow.
-    pub(super) fn check(&self, running: &Running) -> Result<()> {
-        let volume = running.engine.volume(VOLUME).map_err(|e| e.to_string())?;
+    pub(super) fn check(&self, engine: &Engine) -> Result<(), String> {
+        let volume = engine.volume(VOLUME).map_err(|e| e.to_string())?;
         for share in &volume.shares {
-            let page = ask(&*running.engine.system, &share.queue, |answer| {
+            let page = ask(&*engine.system, &share.queue, |answer| {
                 Control::Versions(volume.share, 0..u32::MAX, answer)
             });
             let Ok(page) = page else { continue }; // the machine has crashed

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use super::disk::Disk;
 use super::faults::Role;
 use super::random::Random;
-use super::rules::Areas;
 use crate::change_log::log_rules::{LogRule, LogRules};
 use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, PartitionIndex, VolumeId};
@@ -18,6 +17,9 @@ pub const DIRECTORY: &str = "/state/volume";
 pub const MANIFESTS: &str = "/state/manifests";
 /// The volume's number.
 pub const VOLUME: VolumeId = 7;
+
+/// A set of log areas: area `n` is bit `n`.
+pub type Areas = u64;
 
 /// A device of the machine.
 #[derive(Clone, Debug)]

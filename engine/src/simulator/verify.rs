@@ -17,7 +17,7 @@ impl Simulation {
     pub(super) fn verify_all(&mut self, running: &Running) -> Result<()> {
         let budget = std::mem::take(&mut self.host.lock().budget);
         if !self.disk.lock().dead {
-            self.host.lock().rules.check(running)?;
+            self.host.lock().rules.check(&running.engine)?;
         }
         self.verify(running, None)?;
         for (epoch, _) in self.catalog.snapshots.clone() {

@@ -28,7 +28,8 @@ pub struct Counted {
 fn states(engine: &Engine, epoch: u64) -> BTreeMap<u32, State> {
     let found = engine.partition_snapshots(VOLUME, epoch, ALL).unwrap();
     let state = |one: polyvol_engine::engine::partitions::PartitionSnapshot| {
-        (one.partition, (one.size, one.places, one.write_seq, one.counters))
+        let counters = one.counters.expect("counted from the beginning");
+        (one.partition, (one.size, one.places, one.write_seq, counters))
     };
     found.into_iter().map(state).collect()
 }

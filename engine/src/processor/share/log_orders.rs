@@ -3,7 +3,7 @@
 //! How it works      [Rules](crate::change_log::log_rules) match ranges of partitions, so a share has a list of ranges,
 //!                   each with the order of one rule. It is made again when the rules in force change, or an area is
 //!                   added, comes back or turns out to be bad.
-//! Invariants        LO1 every partition number is in one range; an order has areas of the volume, each once, and only
+//! Invariants        LX1 every partition number is in one range; an order has areas of the volume, each once, and only
 //!                       those that its rule allows.
 //! Owner and locks   the share's processor.
 
@@ -45,7 +45,7 @@ impl LogOrders {
     pub(super) fn of(&self, partition: PartitionIndex) -> &LogOrder {
         let range = match &self.ranges[..] {
             [_] => 0,
-            ranges => ranges.partition_point(|(first, _)| *first <= partition) - 1, // LO1
+            ranges => ranges.partition_point(|(first, _)| *first <= partition) - 1, // LX1
         };
         &self.orders[self.ranges[range].1]
     }
