@@ -79,6 +79,16 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// Refuses a journal that ends before the manifest says.
+    fn expect_records(&self, identity: &Identity) -> Result<()> {
+        match &self.manifest {
+            Some(found) if !bug(Bug::QuietEnd) => {
+                expect_records(identity, found, self.next_seq - 1)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What is returned if the catalog has what is gone.
     fn without_maps(self) -> Recovered {
         Recovered { partitions: BTreeMap::new(), ..self }
@@ -171,15 +181,13 @@ pub fn recover(
     let segments = read_segments(identity, state, &names, &mut leftovers)?;
     let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let newest = state.map_or(0, |state| state.run.max(state.segment.0));
-    let mut partitions: BTreeMap<PartitionIndex, Versions> =
-        contents.partitions.into_iter().collect();
-    for (partition, counters) in contents.in_place {
+    let written_in_place = contents.in_place.into_iter().map(|(partition, counters)| {
         let blocks = blocks_of(partition).expect("the checkpoint was read with it");
         let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
-        partitions.insert(partition, versions.expect("there is nothing to be out of order"));
-    }
+        (partition, versions.expect("there is nothing to be out of order"))
+    });
     let mut recovered = Recovered {
-        partitions,
+        partitions: contents.partitions.into_iter().chain(written_in_place).collect(),
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         unrecorded_rollbacks: 0,
         next_seq: contents.first_seq,
@@ -203,30 +211,35 @@ pub fn recover(
     }
     let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
     recovered.unrecorded_rollbacks = history.rollbacks().len() - rolled;
-    if let Some(found) = &recovered.manifest
-        && !bug(Bug::QuietEnd)
-    {
-        expect_records(identity, found, recovered.next_seq - 1)?;
-    }
+    recovered.expect_records(identity)?;
     recovered.stale = recovered.past.stale(history, contents.epoch);
     if !recovered.stale.is_empty() {
         return Ok(recovered.without_maps());
     }
+    let newest = segments.last().map(|segment| segment.path.clone());
+    let newest = newest.unwrap_or_else(|| identity.checkpoint_path(checkpoint.0));
     let checked = recovered.past.check(history, catalog.blocks, rolled);
-    checked.map_err(|what| match segments.last() {
-        Some(segment) => corrupt(&segment.path, what),
-        None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
-    })?;
-    for number in rolled..history.rollbacks().len() {
-        // The next journal begins with the records of these.
-        let seq = recovered.next_seq + (number - rolled) as u64;
-        roll_back(&mut recovered, history, number, seq, &shape_of);
-    }
+    checked.map_err(|what| corrupt(&newest, what))?;
+    roll_back_the_rest(&mut recovered, history, rolled, &shape_of);
     recovered.past.cuts.retain(|cut| history.has(cut.epoch));
     release_dropped(&mut recovered, history, &shape_of);
     let files = segments.into_iter().map(|segment| (segment.file, segment.path));
     (recovered.segments, recovered.paths) = files.unzip();
     Ok(recovered)
+}
+
+/// Applies the rollbacks that only the catalog has, after the first `rolled`: a crash came before their records.
+fn roll_back_the_rest(
+    recovered: &mut Recovered,
+    history: &History,
+    rolled: usize,
+    shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
+) {
+    for number in rolled..history.rollbacks().len() {
+        // The next journal begins with the records of these.
+        let seq = recovered.next_seq + (number - rolled) as u64;
+        roll_back(recovered, history, number, seq, shape_of);
+    }
 }
 
 /// Applies a rollback to the maps recovered so far. Record `seq` has it, or will have it, if only the catalog has it,

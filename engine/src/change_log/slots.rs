@@ -26,6 +26,9 @@ use super::young::Young;
 use crate::block_map::place::Place;
 use crate::units::{LocalIndex, ProcessorIndex, SlotIndex};
 
+/// An area, and the slots that were allocated there: the chunk, the first one within it, and how many.
+type AllocatedIn<'a> = (&'a Arc<LogArea>, (u64, u32, u32));
+
 /// What one processor has of an area.
 #[derive(Debug)]
 struct AreaSlots {
@@ -265,7 +268,7 @@ impl Slots {
         local: LocalIndex,
         areas: &'a [Arc<LogArea>],
         want: u32,
-    ) -> Option<(&'a Arc<LogArea>, (u64, u32, u32))> {
+    ) -> Option<AllocatedIn<'a>> {
         for log in &areas[1..] {
             let area = area_of(&mut self.logs, log);
             if !area.has_chunks() || !log.claim(u64::from(want)) {
@@ -292,7 +295,7 @@ impl Slots {
         local: LocalIndex,
         log: &'a Arc<LogArea>,
         want: u32,
-    ) -> (&'a Arc<LogArea>, (u64, u32, u32)) {
+    ) -> AllocatedIn<'a> {
         let area = area_of(&mut self.logs, log);
         let window = self.windows.of(local);
         loop {

@@ -170,12 +170,10 @@ impl Engine {
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let new_shares = start_journals(found, &geometry, &space, &spec, epoch)?;
-        new_shares.iter().for_each(|(plan, begun, _)| {
-            durable.add_journal(begun.journal.shared(), &plan.share.queue, number);
-        });
         let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
         space.logs().iter().for_each(|log| log.open(log.slots.used()));
         let made = new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
+            durable.add_journal(begun.journal.shared(), &plan.share.queue, number);
             let share = Share::new(ShareConfig {
                 number,
                 geometry: Arc::clone(&geometry),

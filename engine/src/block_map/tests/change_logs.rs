@@ -117,7 +117,7 @@ impl Twin {
                     assert!(seen.insert(place.raw(), log.begin).is_none(), "{place:?} is twice");
                 }
             }
-            assert_eq!(attribution.change_logs(Some(log.begin)), [log.clone()]);
+            assert_eq!(attribution.change_logs(Some(log.begin)), std::slice::from_ref(log));
             self.check_zeroes(log.begin, log.zeroes);
         }
         let mut expected = self.logs.begin.clone();

@@ -270,7 +270,7 @@ fn processors_with_rules_of_their_own_fill_their_areas_at_once_to_the_last_slot(
                     if turn > 6000 {
                         break;
                     }
-                    if turn % 500 == 0 {
+                    if turn.is_multiple_of(500) {
                         slots.begin_logs();
                     }
                 }

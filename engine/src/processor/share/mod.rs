@@ -280,7 +280,6 @@ impl Share {
         let newest = config.history.retained_epochs().last();
         let left = config.history.rollbacks().last().map(|rollback| &rollback.at);
         assert!(newest.max(left).is_none_or(|last| *last < config.epoch), "H3");
-        let touched = Touched::new(config.locals.len());
         let mut share = Share {
             number: config.number,
             geometry: config.geometry,
@@ -295,6 +294,7 @@ impl Share {
             flusher: config.flusher,
             bad: config.bad,
             stats: config.stats,
+            touched: Touched::new(config.locals.len()),
             locals: config.locals,
             journal: config.journal,
             slots: config.slots,
@@ -313,7 +313,6 @@ impl Share {
             settling: Vec::new(),
             unrecorded_cut: None,
             recorded: config.recorded,
-            touched,
             recording: None,
             checkpoint_epoch: config.checkpoint_epoch,
             freed_bases: VecDeque::new(),
