@@ -63,10 +63,12 @@ pub enum Bug {
     ForgetGivenUp,
     /// No record says that a snapshot was dropped.
     NoDropRecord,
+    /// Redirected blocks go to any log area, whatever the rule of their partition.
+    AnyArea,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 28] = [
+pub const ALL: [Bug; 29] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -95,6 +97,7 @@ pub const ALL: [Bug; 28] = [
     Bug::QuietEnd,
     Bug::ForgetGivenUp,
     Bug::NoDropRecord,
+    Bug::AnyArea,
 ];
 
 #[cfg(feature = "simulator")]

@@ -235,7 +235,11 @@ fn a_write_that_was_given_up_never_overwrites_a_later_one() {
     assert_eq!(later, Err(EIO));
     assert_eq!(one.flush(), Err(EIO));
     assert!(within("a cut", || engine.cut(&[(1, Default::default())])).is_err());
-    assert!(within("a cut of a group", || engine.cut(&[(2, Default::default()), (1, Default::default())])).is_err());
+    assert!(
+        within("a cut of a group", || engine
+            .cut(&[(2, Default::default()), (1, Default::default())]))
+        .is_err()
+    );
     let two = client(&engine, 2);
     within("the other of the group", || two.write(0, &[5; BLOCK], true).unwrap());
     end_hang(&scratch);

@@ -196,7 +196,9 @@ impl Twin {
         if self.grown < GROWN_MAX {
             self.grown += 1;
             let number = self.grown;
-            self.engine().add_log(VOLUME, number + 1, &[log_extent(number)], &Default::default()).unwrap();
+            self.engine()
+                .add_log(VOLUME, number + 1, &[log_extent(number)], &Default::default())
+                .unwrap();
         }
     }
 

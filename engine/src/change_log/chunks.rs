@@ -195,13 +195,7 @@ impl Chunks {
     }
 
     /// Ends the reservation of those of these slots that are reserved for this processor.
-    pub fn unreserve(
-        &self,
-        chunk: u64,
-        processor: ProcessorIndex,
-        first: u32,
-        count: u32,
-    ) -> Left {
+    pub fn unreserve(&self, chunk: u64, processor: ProcessorIndex, first: u32, count: u32) -> Left {
         self.change(chunk, |chunk| {
             if chunk.owner != Some(processor) {
                 return Left::default();

@@ -30,7 +30,8 @@ pub struct UsedSlots {
 impl UsedSlots {
     /// The empty set, for these logs.
     pub fn new(space: &Space) -> UsedSlots {
-        let used = |log: Arc<LogArea>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
+        let used =
+            |log: Arc<LogArea>| LogUsedSlots { chunks: vec![None; log.chunks as usize], log };
         UsedSlots { logs: space.logs().into_iter().map(used).collect() }
     }
 

@@ -64,7 +64,8 @@ impl Wanted<'_> {
     /// counter to counter, so that none is missed (SP2).
     fn outlook(&self) -> (bool, bool) {
         let any = |of: fn(&LogArea) -> u64| self.areas.iter().any(|area| of(area) > 0);
-        let coming = any(LogArea::in_flight) || any(LogArea::pending_free) || any(LogArea::returning);
+        let coming =
+            any(LogArea::in_flight) || any(LogArea::pending_free) || any(LogArea::returning);
         let room = self.have_room();
         (room, coming || any(LogArea::in_flight)) // others may have claimed what was free
     }
@@ -197,9 +198,7 @@ impl SpaceWaiters {
     pub fn retire(&self, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
         let state = self.lock();
         let waited = state.waiters.iter().fold(0, |areas, waiter| areas | waiter.areas);
-        chunks.retain(|chunk| {
-            waited & chunk.log.bit() == 0 && chunk.can_punch() && chunk.retire()
-        });
+        chunks.retain(|chunk| waited & chunk.log.bit() == 0 && chunk.can_punch() && chunk.retire());
         chunks
     }
 }

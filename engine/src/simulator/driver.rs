@@ -427,7 +427,9 @@ impl Simulation {
         }
         let epoch = report.map_err(|e| format!("a cut failed: {e}"))?.epochs[0].1;
         self.host.settle();
-        let Some(snapshot) = self.host.lock().model.end_cut(epoch, rules.clone()) else { return Ok(()) };
+        let Some(snapshot) = self.host.lock().model.end_cut(epoch, rules.clone()) else {
+            return Ok(());
+        };
         let settled = running.engine.settle(VOLUME, epoch);
         if self.disk.lock().dead {
             return Ok(());

@@ -204,7 +204,13 @@ impl Model {
     pub fn begin_cut(&mut self, in_flight: impl Iterator<Item = (u64, Range<Sector>)>) {
         let odd = self.odd.iter().map(|(sector, odd)| (*sector, odd.now.clone())).collect();
         let window = Vec::new();
-        let mut snapshot = Snapshot { epoch: 0, rules: LogRules::default(), plain: self.plain.clone(), odd, window };
+        let mut snapshot = Snapshot {
+            epoch: 0,
+            rules: LogRules::default(),
+            plain: self.plain.clone(),
+            odd,
+            window,
+        };
         in_flight.for_each(|(id, sectors)| snapshot.may_have(id, sectors));
         self.cutting = Some(snapshot);
     }

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::inbox::Inbox;
 use super::driver::{Result, Running};
+use super::inbox::Inbox;
 use super::shape::{Shape, VOLUME};
 use crate::block_map::diff::slots_not_in;
 use crate::change_log::log_rules::LogRules;
@@ -51,11 +51,7 @@ impl Rules {
 
     /// The areas that each rule allows to a partition that was in force at `time` or later; one earlier one counts too,
     /// because the engine is told a little later.
-    fn allowed_since(
-        &self,
-        time: u64,
-        partition: PartitionIndex,
-    ) -> impl Iterator<Item = Areas> {
+    fn allowed_since(&self, time: u64, partition: PartitionIndex) -> impl Iterator<Item = Areas> {
         let at = self.since.partition_point(|(since, _)| *since <= time).saturating_sub(2);
         self.since[at..].iter().map(move |(_, rules)| self.shape.allowed(rules, partition))
     }

@@ -38,8 +38,11 @@ enum Op {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let want = prop_oneof![4 => 1..4u32, 2 => 1..100u32, 1 => 1..1500u32];
-    let take = (0..3usize, 0..4u32, want)
-        .prop_map(|(processor, partition, want)| Op::Take { processor, partition, want });
+    let take = (0..3usize, 0..4u32, want).prop_map(|(processor, partition, want)| Op::Take {
+        processor,
+        partition,
+        want,
+    });
     let free = (0..3usize, any::<prop::sample::Index>())
         .prop_map(|(processor, pick)| Op::Free { processor, pick });
     let begin = (0..3usize).prop_map(|processor| Op::BeginLogs { processor });
@@ -140,7 +143,8 @@ fn areas_are_used_in_order_and_a_request_is_split_between_them() {
     let first = take(1000).unwrap();
     assert!(first.iter().all(|(place, _)| place.log() == 3));
     let split = take(100).unwrap();
-    let of = |number| split.iter().filter(|run| run.0.log() == number).map(|run| run.1).sum::<u32>();
+    let of =
+        |number| split.iter().filter(|run| run.0.log() == number).map(|run| run.1).sum::<u32>();
     assert_eq!((of(3), of(1)), (24, 76));
     assert_eq!(take(1000), None, "area 2 is not allowed");
     let free: Vec<u64> = space.logs().iter().map(|area| area.free()).collect();
@@ -266,7 +270,7 @@ fn processors_with_rules_of_their_own_fill_their_areas_at_once_to_the_last_slot(
                     if turn > 6000 {
                         break;
                     }
-                    if turn % 500 == 0 {
+                    if turn.is_multiple_of(500) {
                         slots.begin_logs();
                     }
                 }

@@ -359,17 +359,15 @@ fn a_long_run_goes_to_another_log_of_equal_priority_instead_of_being_split() {
     let space = space(&scratch, &[2, 8]);
     let logs = space.logs();
     let mut slots = Slots::default();
-    let mut take = |equal, want| {
-        take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0]
-    };
+    let mut take =
+        |equal, want| take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0];
     let taken: Vec<Place> = (0..2 * CHUNK_SLOTS).map(|_| take(2, 1).0).collect();
     assert!(taken.iter().all(|place| place.log() == 1));
     let scattered: Vec<Place> = taken.into_iter().step_by(7).take(100).collect();
     scattered.iter().for_each(|place| slots.free_now(*place, 1, &mut Vec::new()));
 
-    let mut take = |equal, want| {
-        take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0]
-    };
+    let mut take =
+        |equal, want| take_for(LocalIndex(0), (&logs, equal), &mut slots, want).unwrap()[0];
     let (place, count) = take(1, 32);
     assert_eq!((place.log(), count), (1, 1), "only the first log is wanted");
     let (place, count) = take(2, 32);

@@ -30,10 +30,8 @@ impl Share {
             if result.is_ok() {
                 result = self.apply(local, epoch, change);
             }
-            if change.place.is_slot() {
-                if result.is_err() {
-                    self.free_unrecorded(change.place, change.count);
-                }
+            if change.place.is_slot() && result.is_err() {
+                self.free_unrecorded(change.place, change.count);
             }
         }
         let slots = changes.iter().filter(|change| change.place.is_slot());

@@ -11,8 +11,8 @@ use crate::block_map::place::Place;
 use crate::change_log::space::LogArea;
 use crate::processor::io_job::{Frees, NewPlace};
 use crate::processor::part::Part;
-use crate::processor::share::write::NoSpace;
 use crate::processor::share::Share;
+use crate::processor::share::write::NoSpace;
 use crate::units::{BLOCK_SIZE, LocalIndex};
 
 impl Share {

@@ -28,12 +28,7 @@ impl Share {
     }
 
     /// Ends the epoch and starts the writes that were held; returns how long they were held, nanoseconds.
-    pub fn advance(
-        &mut self,
-        rules: LogRules,
-        instant_ns: u64,
-        context: &mut Context<'_>,
-    ) -> u64 {
+    pub fn advance(&mut self, rules: LogRules, instant_ns: u64, context: &mut Context<'_>) -> u64 {
         let ended = self.epoch;
         self.history.add_snapshot(ended);
         self.epoch = ended + 1;

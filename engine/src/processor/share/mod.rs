@@ -43,7 +43,7 @@ use crate::block_map::history::History;
 use crate::block_map::versions::Versions;
 use crate::change_log::claim::Claim;
 use crate::change_log::journal::Journal;
-use crate::change_log::log_rules::LogRules;
+use crate::change_log::log_rules::{LogRules, VolumeRules};
 use crate::change_log::slots::Slots;
 use crate::change_log::space::Space;
 use crate::error::Errno;
@@ -174,10 +174,8 @@ pub struct ShareConfig {
     pub checkpoint_epoch: Epoch,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
-    /// The volume's log rules.
-    pub log_rules: LogRules,
-    /// The log rules of snapshots that have some.
-    pub snapshot_rules: Vec<(Epoch, LogRules)>,
+    /// The log rules.
+    pub rules: VolumeRules,
     /// Its processor.
     pub processor: ProcessorIndex,
     /// Its index among the volume's shares.
@@ -206,8 +204,7 @@ pub struct Share {
     slots: Slots,
     epoch: Epoch,
     history: History,
-    log_rules: LogRules,
-    snapshot_rules: Vec<(Epoch, LogRules)>,
+    rules: VolumeRules,
     processor: ProcessorIndex,
     ordinal: usize,
     /// Jobs in flight.
@@ -277,8 +274,7 @@ impl Share {
             slots: config.slots,
             epoch: config.epoch,
             history: config.history,
-            log_rules: config.log_rules,
-            snapshot_rules: config.snapshot_rules,
+            rules: config.rules,
             processor: config.processor,
             ordinal: config.ordinal,
             out: InFlight::default(),

@@ -162,7 +162,8 @@ fn within_chunk(found: Found<'_>) -> Found<'_> {
 }
 
 fn spot_in(space: &Space, place: Place) -> Spot {
-    let log: Arc<LogArea> = space.log(place.log()).expect("recovery has checked every log's number");
+    let log: Arc<LogArea> =
+        space.log(place.log()).expect("recovery has checked every log's number");
     let (device, offset) = log.locate(place.slot_number());
     Spot { device: Arc::clone(device), offset, place }
 }
