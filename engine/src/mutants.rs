@@ -65,10 +65,12 @@ pub enum Bug {
     NoDropRecord,
     /// No record says what was counted of a partition at a cut.
     NoStateRecord,
+    /// Redirected blocks go to any log area, whatever the rule of their partition.
+    AnyArea,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 29] = [
+pub const ALL: [Bug; 30] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -98,6 +100,7 @@ pub const ALL: [Bug; 29] = [
     Bug::ForgetGivenUp,
     Bug::NoDropRecord,
     Bug::NoStateRecord,
+    Bug::AnyArea,
 ];
 
 #[cfg(feature = "simulator")]

@@ -61,6 +61,7 @@ fn mutants_are_detected() {
         Bug::QuietEnd,
         Bug::NoDropRecord,
         Bug::NoStateRecord,
+        Bug::AnyArea,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

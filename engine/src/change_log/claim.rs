@@ -3,8 +3,10 @@
 //! How it works      A write first claims the number of slots that it needs: all of them, or none, in the first area of
 //!                   its partition's order that has free slots, then in the next one. Claimed slots exist somewhere in
 //!                   their area. Then it allocates them, area by area.
-//! Invariants        SQ1 a processor makes a claim when it has none, and allocates all of it before its turn ends.
-//! Owner and locks   the processor; the areas' counters are atomic.
+//! Invariants        SQ1 a processor makes a claim when it has none, and allocates all of it before its turn ends;
+//!                   SQ2 two claims in several areas are made one after the other: so two large ones never each take
+//!                       half of what is left, and give it back, for ever.
+//! Owner and locks   the processor; the areas' counters are atomic. A claim that fits in one area takes no lock.
 
 use std::sync::Arc;
 
@@ -52,6 +54,7 @@ impl Claim {
         if areas.iter().map(|area| area.free()).sum::<u64>() < wanted {
             return Err(TooFew { gave_back: false });
         }
+        let _one_at_a_time = areas[0].spanning.lock().expect("no holder panics"); // SQ2
         let mut left = wanted;
         for (index, area) in areas.iter().enumerate() {
             let claimed = area.claim_up_to(left);

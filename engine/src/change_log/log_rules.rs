@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::units::{PartitionIndex, ProcessorIndex};
+use crate::units::{Epoch, PartitionIndex, ProcessorIndex};
 
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +87,23 @@ impl LogRules {
             let backwards = rule.partitions.is_some_and(|(first, last)| first > last);
             backwards.then(|| "the partitions of a log rule are not in order".to_owned())
         })
+    }
+}
+
+/// The rules of a volume and of its snapshots.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeRules {
+    /// The volume's.
+    pub volume: LogRules,
+    /// Those of snapshots that have some.
+    pub snapshots: Vec<(Epoch, LogRules)>,
+}
+
+impl VolumeRules {
+    /// The rules in force: of the newest snapshot, if it has any, else of the volume.
+    pub fn in_force(&self, newest: Option<Epoch>) -> &LogRules {
+        let its = self.snapshots.iter().find(|(epoch, _)| Some(*epoch) == newest);
+        its.map_or(&self.volume, |(_, rules)| rules)
     }
 }
 

@@ -26,8 +26,13 @@ use super::young::Young;
 use crate::block_map::place::Place;
 use crate::units::{LocalIndex, ProcessorIndex, SlotIndex};
 
-/// An area, and the slots that were allocated there: the chunk, the first one within it, and how many.
-type AllocatedIn<'a> = (&'a Arc<LogArea>, (u64, u32, u32));
+/// A run of slots that were allocated in a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    chunk: u64,
+    first: u32,
+    count: u32,
+}
 
 /// What one processor has of an area.
 #[derive(Debug)]
@@ -58,14 +63,8 @@ impl AreaSlots {
         }
     }
 
-    /// Allocates a run in a chunk of this processor, or an empty one, for a partition with this window; returns its
-    /// chunk, first slot and length.
-    fn take(
-        &mut self,
-        processor: ProcessorIndex,
-        window: &mut Window,
-        want: u32,
-    ) -> Option<(u64, u32, u32)> {
+    /// Allocates a run in a chunk of this processor, or an empty one, for a partition with this window.
+    fn take(&mut self, processor: ProcessorIndex, window: &mut Window, want: u32) -> Option<Run> {
         if let Some((log, chunk, next, left)) = window.left() {
             let suits = log == self.log.number && (want <= left || want < LONG_RUN);
             let wanted = if suits { want.min(left) } else { 0 };
@@ -75,7 +74,7 @@ impl AreaSlots {
             };
             if count > 0 {
                 window.take(count);
-                return Some((chunk, next, count));
+                return Some(Run { chunk, first: next, count });
             }
         }
         self.take_from_new_window(processor, window, want)
@@ -93,7 +92,7 @@ impl AreaSlots {
         processor: ProcessorIndex,
         window: &mut Window,
         want: u32,
-    ) -> Option<(u64, u32, u32)> {
+    ) -> Option<Run> {
         let size = want.max(window.next_size());
         loop {
             let long = (size >= LONG_RUN).then(|| self.long_chunk(processor)).flatten();
@@ -114,7 +113,7 @@ impl AreaSlots {
                 }
                 window.set(self.log.number, chunk, carved.first, carved.end);
                 window.take(carved.count);
-                return Some((chunk, carved.first, carved.count));
+                return Some(Run { chunk, first: carved.first, count: carved.count });
             }
             self.deactivate(chunk);
         }
@@ -126,12 +125,12 @@ impl AreaSlots {
         processor: ProcessorIndex,
         window: &mut Window,
         want: u32,
-    ) -> Option<(u64, u32, u32)> {
+    ) -> Option<Run> {
         let (chunk, first, count, open) = self.log.slots.steal(self.last_ones, processor, want)?;
         self.last_ones = chunk;
         self.list(chunk, Left { empty: false, open });
         window.took(count);
-        Some((chunk, first, count))
+        Some(Run { chunk, first, count })
     }
 
     /// The active chunk for long windows, or a new one if there are enough empty chunks.
@@ -249,7 +248,7 @@ impl Slots {
         let area = area_of(&mut self.logs, &areas[index]);
         let found = area.take(self.processor, window, want).map(|run| (&areas[index], run));
         let found = found.or_else(|| self.allocate_elsewhere(local, &areas[index..], want));
-        let (log, (chunk, first, count)) =
+        let (log, Run { chunk, first, count }) =
             found.unwrap_or_else(|| self.allocate_last_ones(local, &areas[index], want));
         let window = self.windows.of(local);
         let replaced = before.left().filter(|_| !window.is(&before));
@@ -268,14 +267,14 @@ impl Slots {
         local: LocalIndex,
         areas: &'a [Arc<LogArea>],
         want: u32,
-    ) -> Option<AllocatedIn<'a>> {
+    ) -> Option<(&'a Arc<LogArea>, Run)> {
         for log in &areas[1..] {
             let area = area_of(&mut self.logs, log);
             if !area.has_chunks() || !log.claim(u64::from(want)) {
                 continue;
             }
             let run = area.take(self.processor, self.windows.of(local), want);
-            let count = u64::from(run.map_or(0, |(_, _, count)| count));
+            let count = u64::from(run.map_or(0, |run| run.count));
             // What was claimed twice is given back; others may have waited for it.
             for (claimed_in, unused) in [(log, u64::from(want) - count), (&areas[0], count)] {
                 claimed_in.add_free(unused);
@@ -295,7 +294,7 @@ impl Slots {
         local: LocalIndex,
         log: &'a Arc<LogArea>,
         want: u32,
-    ) -> AllocatedIn<'a> {
+    ) -> (&'a Arc<LogArea>, Run) {
         let area = area_of(&mut self.logs, log);
         let window = self.windows.of(local);
         loop {

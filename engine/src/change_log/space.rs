@@ -42,6 +42,8 @@ pub struct LogArea {
     pending_free: AtomicU64,
     returning: AtomicU64,
     in_flight: AtomicU64,
+    /// Held for a claim in several areas, the same one for all areas of a volume (SQ2).
+    pub(super) spanning: Arc<Mutex<()>>,
 }
 
 /// The bits of some log areas: of area `n`, bit `n` modulo 64.
@@ -65,6 +67,7 @@ impl LogArea {
             pending_free: AtomicU64::new(0),
             returning: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            spanning: Arc::default(),
         })
     }
 
@@ -180,6 +183,7 @@ impl LogArea {
 pub struct Space {
     logs: RwLock<Vec<Arc<LogArea>>>,
     held: Mutex<Vec<Held>>,
+    spanning: Arc<Mutex<()>>,
 }
 
 /// Slots of one chunk that are held (SP3).
@@ -202,7 +206,8 @@ pub struct Use {
 
 impl Space {
     /// Adds an area. Its slots are not counted before [`LogArea::open`].
-    pub fn add(&self, log: LogArea) -> Result<Arc<LogArea>> {
+    pub fn add(&self, mut log: LogArea) -> Result<Arc<LogArea>> {
+        log.spanning = Arc::clone(&self.spanning);
         let mut logs = self.logs.write().expect("no holder panics");
         if logs.iter().any(|other| other.number == log.number) {
             let what = format!("change log {} exists already", log.number);

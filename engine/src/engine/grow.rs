@@ -152,8 +152,7 @@ impl Engine {
                 epoch,
                 checkpoint_epoch: 0,
                 history: spec.history(),
-                log_rules: spec.log_rules.clone(),
-                snapshot_rules: spec.snapshot_rules(),
+                rules: spec.rules(),
                 processor: plan.share.processor,
                 ordinal: shares.len(),
             });

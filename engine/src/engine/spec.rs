@@ -8,7 +8,7 @@ use crate::change_log::agreement::CatalogState;
 use crate::change_log::expected::Expect;
 use crate::change_log::files::Identity;
 use crate::change_log::format::possible;
-use crate::change_log::log_rules::LogRules;
+use crate::change_log::log_rules::{LogRules, VolumeRules};
 use crate::change_log::past::Stale;
 use crate::change_log::recover::Shape;
 use crate::error::{Error, ErrorKind, Result};
@@ -118,9 +118,10 @@ impl VolumeSpec {
         bounds.map(|(_, size)| *size).fold(self.size, u64::min)
     }
 
-    /// The log rules of snapshots that have some.
-    pub(super) fn snapshot_rules(&self) -> Vec<(Epoch, LogRules)> {
-        self.snapshots.iter().filter(|(_, rules)| !rules.is_empty()).cloned().collect()
+    /// Its log rules, and its snapshots'.
+    pub(super) fn rules(&self) -> VolumeRules {
+        let own = self.snapshots.iter().filter(|(_, rules)| !rules.is_empty());
+        VolumeRules { volume: self.log_rules.clone(), snapshots: own.cloned().collect() }
     }
 
     /// Bytes in a partition; 0 if there is none of this number.

@@ -191,8 +191,7 @@ impl Engine {
                 epoch,
                 checkpoint_epoch: checkpoints[ordinal],
                 history: spec.history(),
-                log_rules: spec.log_rules.clone(),
-                snapshot_rules: spec.snapshot_rules(),
+                rules: spec.rules(),
                 processor: plan.share.processor,
                 ordinal,
             });

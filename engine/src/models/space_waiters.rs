@@ -7,7 +7,7 @@ use loom::thread;
 
 use super::check;
 use crate::change_log::claim::Claim;
-use crate::change_log::space::LogArea;
+use crate::change_log::space::{LogArea, Space};
 use crate::processor::queue::Queue;
 use crate::processor::space_waiters::{SpaceWaiters, Verdict, Wanted};
 
@@ -36,10 +36,11 @@ enum Ended {
 
 impl Shares {
     fn new(free: &[u64], writes: Vec<Write>) -> Arc<Shares> {
+        let space = Space::default();
         let area = |(number, free): (usize, &u64)| {
-            let area = LogArea::new(number as u16, Vec::new()).unwrap();
+            let area = space.add(LogArea::new(number as u16, Vec::new()).unwrap()).unwrap();
             area.add_free(*free);
-            Arc::new(area)
+            area
         };
         let areas = free.iter().enumerate().map(area).collect();
         let queues = writes.iter().map(|_| Arc::default()).collect();
@@ -137,6 +138,15 @@ fn a_claim_in_two_areas_that_fails_refuses_nobody_who_fits() {
     check(move || {
         let ended = all_end(&Shares::new(&[1, 1], writes()));
         assert_eq!(ended[1], Ended::Written);
+    });
+}
+
+#[test]
+fn of_two_claims_in_two_areas_one_succeeds() {
+    let write = |areas| Write { areas, wanted: 3, frees: None };
+    check(move || {
+        let ended = all_end(&Shares::new(&[2, 2], vec![write(vec![0, 1]), write(vec![1, 0])]));
+        assert_eq!(written(&ended), 1);
     });
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::change_log::log_rules::{ANY, LogRule, LogRules};
 use crate::change_log::space::{AreaBits, LogArea};
+use crate::mutants::{Bug, bug};
 use crate::processor::share::Share;
 use crate::units::{Epoch, PartitionIndex};
 
@@ -98,30 +99,27 @@ impl LogOrders {
 }
 
 impl Share {
-    /// The rules in force: of the newest snapshot, if it has any, else of the volume.
     fn rules_in_force(&self) -> LogRules {
-        let newest = self.history.snapshots().last();
-        let its = self.snapshot_rules.iter().find(|(epoch, _)| Some(epoch) == newest);
-        its.map_or(&self.log_rules, |(_, rules)| rules).clone()
+        self.rules.in_force(self.history.snapshots().last().copied()).clone()
     }
 
     /// Sets the volume's rules.
     pub fn set_log_rules(&mut self, rules: LogRules) {
-        self.log_rules = rules;
+        self.rules.volume = rules;
         self.order_logs();
     }
 
     /// Notes the rules of a new snapshot.
     pub(super) fn add_snapshot_rules(&mut self, epoch: Epoch, rules: LogRules) {
         if !rules.is_empty() {
-            self.snapshot_rules.push((epoch, rules));
+            self.rules.snapshots.push((epoch, rules));
         }
         self.follow_rules();
     }
 
     /// Forgets the rules of snapshots that the history does not have any more.
     pub(super) fn forget_snapshot_rules(&mut self) {
-        self.snapshot_rules.retain(|(epoch, _)| self.history.has(*epoch));
+        self.rules.snapshots.retain(|(epoch, _)| self.history.has(*epoch));
         self.follow_rules();
     }
 
@@ -146,7 +144,7 @@ impl Share {
     fn order(&self, rule: &LogRule, logs: &[Arc<LogArea>]) -> LogOrder {
         let find = |number: &u16| logs.iter().find(|log| log.number == *number).cloned();
         let mut areas: Vec<Arc<LogArea>> = rule.logs.iter().filter_map(find).collect();
-        if rule.any && !logs.is_empty() {
+        if (rule.any || bug(Bug::AnyArea)) && !logs.is_empty() {
             let (before, after) = logs.split_at(self.ordinal % logs.len());
             for log in after.iter().chain(before) {
                 if !rule.logs.contains(&log.number) {

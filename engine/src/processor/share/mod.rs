@@ -44,7 +44,7 @@ use crate::block_map::history::History;
 use crate::block_map::versions::Versions;
 use crate::change_log::claim::Claim;
 use crate::change_log::journal::Journal;
-use crate::change_log::log_rules::LogRules;
+use crate::change_log::log_rules::{LogRules, VolumeRules};
 use crate::change_log::past::RecordedCut;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::Space;
@@ -190,10 +190,8 @@ pub struct ShareConfig {
     pub recorded: RecordedCuts,
     /// The catalog's snapshots and rollbacks.
     pub history: History,
-    /// The volume's log rules.
-    pub log_rules: LogRules,
-    /// The log rules of snapshots that have some.
-    pub snapshot_rules: Vec<(Epoch, LogRules)>,
+    /// The log rules.
+    pub rules: VolumeRules,
     /// Its processor.
     pub processor: ProcessorIndex,
     /// Its index among the volume's shares.
@@ -222,8 +220,7 @@ pub struct Share {
     slots: Slots,
     epoch: Epoch,
     history: History,
-    log_rules: LogRules,
-    snapshot_rules: Vec<(Epoch, LogRules)>,
+    rules: VolumeRules,
     processor: ProcessorIndex,
     ordinal: usize,
     /// Jobs in flight.
@@ -300,8 +297,7 @@ impl Share {
             slots: config.slots,
             epoch: config.epoch,
             history: config.history,
-            log_rules: config.log_rules,
-            snapshot_rules: config.snapshot_rules,
+            rules: config.rules,
             processor: config.processor,
             ordinal: config.ordinal,
             out: InFlight::default(),
