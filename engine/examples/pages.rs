@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 #[path = "../tests/hollow/mod.rs"]
+#[allow(dead_code)]
 mod hollow;
 
 use hollow::Hollow;

@@ -27,6 +27,7 @@ use super::manifest::{self, Found};
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
 use super::past::{Past, RecordedCut, Stale};
 use super::slot_set::SlotSet;
+use crate::block_map::counters::Counters;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
@@ -171,15 +172,8 @@ pub fn recover(
     let segments = read_segments(identity, state, &names, &mut leftovers)?;
     let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let newest = state.map_or(0, |state| state.run.max(state.segment.0));
-    let mut partitions: BTreeMap<PartitionIndex, Versions> =
-        contents.partitions.into_iter().collect();
-    for (partition, counters) in contents.in_place {
-        let blocks = blocks_of(partition).expect("the checkpoint was read with it");
-        let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
-        partitions.insert(partition, versions.expect("there is nothing to be out of order"));
-    }
     let mut recovered = Recovered {
-        partitions,
+        partitions: versions_of(contents.partitions, contents.in_place, &blocks_of),
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         unrecorded_rollbacks: 0,
         next_seq: contents.first_seq,
@@ -217,9 +211,8 @@ pub fn recover(
         Some(segment) => corrupt(&segment.path, what),
         None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
     })?;
-    for number in rolled..history.rollbacks().len() {
-        // The next journal begins with the records of these.
-        let seq = recovered.next_seq + (number - rolled) as u64;
+    let next_seq = recovered.next_seq; // the next journal begins with the records of these rollbacks
+    for (number, seq) in (rolled..history.rollbacks().len()).zip(next_seq..) {
         roll_back(&mut recovered, history, number, seq, &shape_of);
     }
     recovered.past.cuts.retain(|cut| history.has(cut.epoch));
@@ -227,6 +220,20 @@ pub fn recover(
     let files = segments.into_iter().map(|segment| (segment.file, segment.path));
     (recovered.segments, recovered.paths) = files.unzip();
     Ok(recovered)
+}
+
+/// The versions of a checkpoint's partitions: with maps, and those that were only written in place.
+fn versions_of(
+    partitions: Vec<(PartitionIndex, Versions)>,
+    in_place: Vec<(PartitionIndex, Counters)>,
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> BTreeMap<PartitionIndex, Versions> {
+    let written = |(partition, counters)| {
+        let blocks = blocks_of(partition).expect("the checkpoint was read with it");
+        let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
+        (partition, versions.expect("there is nothing to be out of order"))
+    };
+    partitions.into_iter().chain(in_place.into_iter().map(written)).collect()
 }
 
 /// Applies a rollback to the maps recovered so far. Record `seq` has it, or will have it, if only the catalog has it,
