@@ -17,6 +17,7 @@ use std::time::Instant;
 
 #[allow(dead_code)] // some of it is for other programs
 #[path = "../tests/hollow/mod.rs"]
+#[allow(dead_code)]
 mod hollow;
 
 use hollow::Hollow;

