@@ -2,13 +2,13 @@
 
 How it works      Each exists from the cut on, at no cost as long as its partition is not written. It refers
                   to its partition, to its block map and to the change log that begins with it. The engine
-                  has the maps and the counters; these records are made when somebody asks.
+                  has the maps and the counters; these records are made when somebody asks. They are named
+                  tuples, because there may be a million of them.
 Invariants        PS1 nothing in a record changes after the cut but `frozen` and `log_size`: that the
                   partition got another map for its writes, and what they have put into its change log.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.snapshot.change_log import ChangeLogId
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from polyvol.engine import PartitionSnapshotState
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PartitionSnapshotId:
+class PartitionSnapshotId(NamedTuple):
     """The identity of a partition snapshot: its volume, the epoch of its snapshot, and its partition."""
 
     volume: VolumeId
@@ -31,24 +30,21 @@ class PartitionSnapshotId:
         return ChangeLogId(self.volume, self.partition, self.epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class Writes:
+class Writes(NamedTuple):
     """How many writes, zeroes and trims, those in place too, and how many bytes they covered."""
 
     writes: int
     written: int
 
 
-@dataclass(frozen=True, slots=True)
-class LogSize:
+class LogSize(NamedTuple):
     """What a change log holds: blocks in slots, and blocks that became zero, which need none."""
 
     blocks: int
     zeroes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionSnapshot:
+class PartitionSnapshot(NamedTuple):
     """One partition at a cut.
 
     `identity` refers to the snapshot and to the partition, `processor` owned it. `size`: bytes that the
@@ -86,17 +82,17 @@ def partition_snapshot(volume: VolumeId, state: "PartitionSnapshotState") -> Par
     """The engine's answer as a record."""
     since, log = state["since"], state["log"]
     return PartitionSnapshot(
-        identity=PartitionSnapshotId(volume, Epoch(state["epoch"]), state["partition"]),
-        processor=state["processor"],
-        size=state["size"],
-        frozen=state["frozen"],
-        slots=state["slots"],
-        zeroes=state["zeroes"],
-        bases=state["bases"],
-        checksummed=state["checksummed"],
-        total=counted(state["writes"], state["written_bytes"]),
-        last_write_ns=state["last_write_ns"],
-        since=None if since is None else Writes(since["writes"], since["written_bytes"]),
-        write_seq=state["write_seq"],
-        log_size=None if log is None else LogSize(log["blocks"], log["zeroes"]),
+        PartitionSnapshotId(volume, Epoch(state["epoch"]), state["partition"]),
+        state["processor"],
+        state["size"],
+        state["frozen"],
+        state["slots"],
+        state["zeroes"],
+        state["bases"],
+        state["checksummed"],
+        counted(state["writes"], state["written_bytes"]),
+        state["last_write_ns"],
+        None if since is None else Writes(since["writes"], since["written_bytes"]),
+        state["write_seq"],
+        None if log is None else LogSize(log["blocks"], log["zeroes"]),
     )

@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-#[allow(dead_code)] // some of it is for other programs
 #[path = "../tests/hollow/mod.rs"]
 #[allow(dead_code)]
 mod hollow;

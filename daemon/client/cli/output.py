@@ -55,11 +55,20 @@ def print_json(answer: Json, *, err: bool = False) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, err: bool = False) -> None:
     """Rows under a header; with no rows, the header alone. None is shown as '-'. `err` as in `print_json`."""
-    texts = [[visible("-" if cell is None else str(cell)) or "-" for cell in row] for row in rows]
-    table = [list(header), *texts]
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    lines = [line for row in table for line in _lines(row, _columns_of_lines(widths), widths)]
-    say_lines(lines, err=err)
+    table = [list(header), *map(_texts, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = _columns_of_lines(widths)
+    if len(lines) == 1:  # as most tables are, and those with many rows are printed sooner so
+        form = _GAP.join(f"{{:<{width}}}" for width in widths).format
+        say_lines([form(*row).rstrip() for row in table], err=err)
+        return
+    say_lines([line for row in table for line in _lines(row, lines, widths)], err=err)
+
+
+def _texts(row: Sequence[object]) -> list[str]:
+    """The cells of a row as texts; OU1."""
+    texts = ["-" if cell is None or cell == "" else str(cell) for cell in row]
+    return texts if "".join(texts).isprintable() else [visible(text) for text in texts]
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:

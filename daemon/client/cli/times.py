@@ -15,8 +15,9 @@ import click
 from polyvol.daemon.client.cli.common import Command
 
 _LOCAL = "polyvol.local"
-_MINUTES = "%Y-%m-%d %H:%M"
 _SECONDS = "%Y-%m-%d %H:%M:%S"
+_SECONDS_LENGTH = len("2026-11-30 06:24:11")
+_MINUTES_LENGTH = len("2026-11-30 06:24")
 
 
 def local_option(command: Command) -> Command:
@@ -39,11 +40,11 @@ def moment(text: str | None) -> str | None:
 def moments(texts: Sequence[str | None], future: Sequence[bool] = ()) -> list[str]:
     """A column of times, '-' for None; `future`: which of them are later than the clock."""
     times = [_read(text) for text in texts]
-    known = {time.replace(microsecond=0) for time in times if time is not None}
-    minutes = {time.replace(second=0) for time in known}
-    form = _MINUTES if len(minutes) == len(known) else _SECONDS
+    seconds = [None if time is None else str(time)[:_SECONDS_LENGTH] for time in times]
+    known = {each for each in seconds if each is not None}
+    length = _MINUTES_LENGTH if len({each[:_MINUTES_LENGTH] for each in known}) == len(known) else None
     shown = [
-        text or "-" if time is None else time.strftime(form) for text, time in zip(texts, times, strict=True)
+        text or "-" if each is None else each[:length] for text, each in zip(texts, seconds, strict=True)
     ]
     marks = [*future, *([False] * (len(shown) - len(future)))]
     return [in_future(each, mark) for each, mark in zip(shown, marks, strict=True)]

@@ -80,6 +80,16 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// Refuses a journal that ends before the manifest says.
+    fn expect_records(&self, identity: &Identity) -> Result<()> {
+        match &self.manifest {
+            Some(found) if !bug(Bug::QuietEnd) => {
+                expect_records(identity, found, self.next_seq - 1)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What is returned if the catalog has what is gone.
     fn without_maps(self) -> Recovered {
         Recovered { partitions: BTreeMap::new(), ..self }
@@ -197,11 +207,7 @@ pub fn recover(
     }
     let rolled = replay_all(identity, &mut recovered, &segments, catalog, &shape_of)?;
     recovered.unrecorded_rollbacks = history.rollbacks().len() - rolled;
-    if let Some(found) = &recovered.manifest
-        && !bug(Bug::QuietEnd)
-    {
-        expect_records(identity, found, recovered.next_seq - 1)?;
-    }
+    recovered.expect_records(identity)?;
     recovered.stale = recovered.past.stale(history, contents.epoch);
     if !recovered.stale.is_empty() {
         return Ok(recovered.without_maps());
