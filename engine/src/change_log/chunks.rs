@@ -27,6 +27,9 @@ pub const CHUNK_SLOTS: u64 = 1024;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
+/// Runs of free slots that are looked at for the longest one.
+const RUNS_MAX: usize = 16;
+
 pub(super) const SLOTS: u32 = CHUNK_SLOTS as u32;
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
@@ -161,7 +164,10 @@ impl Chunks {
     pub fn carve(&self, chunk: u64, want: u32, window: u32, least: u32) -> Option<Carved> {
         self.change(chunk, |chunk| {
             assert!(chunk.role == Role::Active, "CH3: the caller made it active");
-            let (first, found) = chunk.find(want.max(window)).filter(|(_, run)| *run >= least)?;
+            // Where any run will do, a search of many small ones would cost more than it gains.
+            let runs = if least > 1 { usize::MAX } else { RUNS_MAX };
+            let found = chunk.find(want.max(window), runs);
+            let (first, found) = found.filter(|(_, run)| *run >= least)?;
             let count = found.min(want);
             let reserves = found > count && chunk.reserved_count == 0;
             chunk.allocate(first, count);
