@@ -27,9 +27,6 @@ pub const CHUNK_SLOTS: u64 = 1024;
 /// Bytes in a chunk.
 pub const CHUNK_BYTES: u64 = CHUNK_SLOTS * BLOCK_SIZE;
 
-/// Runs of free slots that are looked at for the longest one.
-const RUNS_MAX: usize = 16;
-
 pub(super) const SLOTS: u32 = CHUNK_SLOTS as u32;
 const WORDS: usize = CHUNK_SLOTS as usize / 64;
 
@@ -74,6 +71,9 @@ pub struct Left {
     /// It has free slots, and its owner, who has called, lists it (CH2).
     pub open: bool,
 }
+
+/// Runs of free slots that are looked at for the longest one.
+const RUNS_MAX: usize = 16;
 
 /// See the module's head.
 #[derive(Debug)]
