@@ -63,11 +63,12 @@ impl Chunk {
         of(&self.bits) | if all { of(&self.reserved) } else { 0 }
     }
 
-    /// The first run of at least `want` slots that are neither used nor reserved, else the longest one; at most `want`.
-    pub(super) fn find(&self, want: u32) -> Option<(u32, u32)> {
-        let mut longest = None;
+    /// The first run of at least `want` slots that are neither used nor reserved, else the longest of the first `runs`
+    /// ones; at most `want`.
+    pub(super) fn find(&self, want: u32, runs: usize) -> Option<(u32, u32)> {
+        let (mut longest, mut runs) = (None, runs);
         let mut at = 0;
-        while at < SLOTS {
+        while at < SLOTS && runs > 0 {
             let (word, bit) = (at as usize / 64, at % 64);
             let free = !self.taken(word, true) >> bit;
             if free == 0 {
@@ -83,6 +84,7 @@ impl Chunk {
                 longest = Some((first, run));
             }
             at = first + run;
+            runs -= 1;
         }
         longest
     }

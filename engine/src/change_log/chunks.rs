@@ -65,6 +65,9 @@ pub struct Left {
     pub open: bool,
 }
 
+/// Runs of free slots that are looked at for the longest one.
+const RUNS_MAX: usize = 16;
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Chunks {
@@ -154,7 +157,10 @@ impl Chunks {
     pub fn carve(&self, chunk: u64, want: u32, window: u32, least: u32) -> Option<Carved> {
         self.change(chunk, |chunk| {
             assert!(chunk.role == Role::Active, "CH3: the caller made it active");
-            let (first, found) = chunk.find(want.max(window)).filter(|(_, run)| *run >= least)?;
+            // Where any run will do, a search of many small ones would cost more than it gains.
+            let runs = if least > 1 { usize::MAX } else { RUNS_MAX };
+            let found = chunk.find(want.max(window), runs);
+            let (first, found) = found.filter(|(_, run)| *run >= least)?;
             let count = found.min(want);
             let reserves = found > count && chunk.reserved_count == 0;
             chunk.allocate(first, count);

@@ -185,17 +185,30 @@ impl AreaSlots {
     fn list(&mut self, chunk: u64, left: Left) {
         if left.open {
             self.open.push(Reverse(chunk));
+            if is_long(self.open.len(), &self.log) {
+                let mut open = std::mem::take(&mut self.open).into_vec();
+                open.sort_unstable();
+                open.dedup();
+                self.open = open.into();
+            }
         }
     }
 
-    /// Notes that a chunk has reserved slots. Chunks that became empty, and were taken again, may be in the list twice.
+    /// Notes that a chunk has reserved slots.
     fn reserves(&mut self, chunk: u64) {
         self.reserved.push(chunk);
-        if self.reserved.len() as u64 > 2 * self.log.chunks + 64 {
-            self.reserved.sort_unstable();
-            self.reserved.dedup();
+        for list in [&mut self.reserved, &mut self.expired] {
+            if is_long(list.len(), &self.log) {
+                list.sort_unstable();
+                list.dedup();
+            }
         }
     }
+}
+
+/// Whether a list of an area's chunks has so many that some are twice in it: they became empty, and were taken again.
+fn is_long(length: usize, log: &LogArea) -> bool {
+    length as u64 > 2 * log.chunks + 64
 }
 
 fn area_of<'a>(logs: &'a mut BTreeMap<u16, AreaSlots>, log: &Arc<LogArea>) -> &'a mut AreaSlots {
