@@ -76,6 +76,8 @@ stage_environment() {
     logged package-unpack "$VENV/bin/pip" install --disable-pip-version-check --no-deps --no-compile \
         --target "$site" --no-index --find-links "$PACKAGE/wheel" "polyvol==$(package_version)"
     rm -rf "${site:?}/bin"
+    # Nor do the records of these programs stay: they have the path of the Python that unpacked them.
+    sed -i '\|^\.\./\.\./bin/|d' "$site"/*.dist-info/RECORD
     ln -s /usr/bin/python3 "$opt/bin/python3"
     printf 'home = /usr/bin\ninclude-system-site-packages = true\nversion = %s\n' "$version" >"$opt/pyvenv.cfg"
     launcher "$home" main >"$opt/bin/polyvold"

@@ -167,7 +167,7 @@ class Machine:
                 shutil.copy2(ROOT / name, place / name, follow_symlinks=False)
         self.ok(f"chown -R {self.user}: {self.home}", user="root")
         self.ok(
-            "git init -q && git add -A"
+            "git init -q && git add -A && export GIT_AUTHOR_DATE=2026-01-01T00:00:00Z GIT_COMMITTER_DATE=2026-01-01T00:00:00Z"
             " && git -c user.name=test -c user.email=test@test.invalid commit -qm test"
         )
 
