@@ -25,6 +25,7 @@ CACHE = ROOT / "build" / "fresh"
 ARCHIVE = "POLYVOL_TEST_DEBIAN"
 RELEASES = ("bookworm", "trixie")
 SOMEBODY = "somebody"
+COMMITTED = "2026-01-01T00:00:00Z"  # the same id of the commit on all machines
 INCLUDE = "git"
 BASE_TIMEOUT_S = 1500.0
 REGISTRY_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/apt/auth.conf")
@@ -167,7 +168,7 @@ class Machine:
                 shutil.copy2(ROOT / name, place / name, follow_symlinks=False)
         self.ok(f"chown -R {self.user}: {self.home}", user="root")
         self.ok(
-            "git init -q && git add -A && export GIT_AUTHOR_DATE=2026-01-01T00:00:00Z GIT_COMMITTER_DATE=2026-01-01T00:00:00Z"
+            f"git init -q && git add -A && export GIT_AUTHOR_DATE={COMMITTED} GIT_COMMITTER_DATE={COMMITTED}"
             " && git -c user.name=test -c user.email=test@test.invalid commit -qm test"
         )
 
