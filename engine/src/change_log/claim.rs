@@ -8,6 +8,7 @@
 //!                       half of what is left, and give it back, for ever.
 //! Owner and locks   the processor; the areas' counters are atomic. A claim that fits in one area takes no lock.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::space::LogArea;
@@ -20,6 +21,8 @@ pub const LONG_RUN: u32 = 8;
 pub struct Claim {
     /// Areas, by index in the order, with the slots claimed in each, in reverse.
     parts: Vec<(usize, u64)>,
+    /// How many of the first areas have equal priority.
+    equal: usize,
 }
 
 /// A claim that failed.
@@ -39,6 +42,7 @@ impl Claim {
         wanted: u64,
     ) -> Result<(), TooFew> {
         assert!(self.parts.is_empty(), "SQ1");
+        self.equal = equal;
         let long = equal > 1 && wanted >= u64::from(LONG_RUN);
         let roomy = |area: &Arc<LogArea>| area.slots.has_plenty_empty();
         let first = if long { areas[..equal].iter().position(roomy).unwrap_or(0) } else { 0 };
@@ -78,6 +82,12 @@ impl Claim {
     /// The area, by index in the order, in which slots are allocated next, and how many.
     pub fn next(&self) -> (usize, u64) {
         *self.parts.last().expect("S2: the slots were claimed")
+    }
+
+    /// The areas of the same priority as the one to allocate in next: from that one on, by index in the order.
+    pub fn alike(&self) -> Range<usize> {
+        let (index, _) = self.next();
+        index..self.equal.max(index + 1)
     }
 
     /// The areas with slots that are claimed and not allocated, by index in the order.

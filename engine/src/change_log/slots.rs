@@ -5,7 +5,8 @@
 //!                   Short windows fill the holes of the processor's chunks, long ones have an active chunk of their
 //!                   own, which was empty, as long as more than half of the area is. When the processor finds no
 //!                   chunk, it ends its reservations, those of older change logs first; then it claims slots in the
-//!                   partition's next area instead; at last it takes the free slots of the first one wherever they are.
+//!                   next area of the same priority instead, if there is one; at last it takes the free slots of the
+//!                   area wherever they are. An area that a rule names before others is full before these are used.
 //!                   A freed slot is pending until its freeing is durable (J4), then it can be allocated again. A
 //!                   [young](super::young) one is free at once.
 //! Invariants        S1 a slot is free, used or pending, and never two of them;
@@ -260,7 +261,8 @@ impl Slots {
         let before = *window;
         let area = area_of(&mut self.logs, &areas[index]);
         let found = area.take(self.processor, window, want).map(|run| (&areas[index], run));
-        let found = found.or_else(|| self.allocate_elsewhere(local, &areas[index..], want));
+        let alike = &areas[claim.alike()];
+        let found = found.or_else(|| self.allocate_elsewhere(local, alike, want));
         let (log, Run { chunk, first, count }) =
             found.unwrap_or_else(|| self.allocate_last_ones(local, &areas[index], want));
         let window = self.windows.of(local);
