@@ -90,10 +90,16 @@ proptest! {
                         let not_mine = |chunk: &u64| owner(*chunk).is_some_and(|one| one != processor as u32);
                         theirs.extend((0..area.chunks).filter(not_mine).map(|chunk| (area.number, chunk)));
                     }
-                    let has_empty = areas.iter().any(|area| area.slots.claimed() < area.chunks);
+                    // All areas are alike, or each one is full before the next one is used.
+                    let equal = if partition % 2 == 0 { 1 } else { areas.len() };
+                    let empty: Vec<u16> = areas
+                        .iter()
+                        .filter(|area| area.slots.claimed() < area.chunks)
+                        .map(|area| area.number)
+                        .collect();
                     let before = used.len();
                     let owner = &mut owners[processor];
-                    let taken = take_for(LocalIndex(partition), (&areas, 1), &mut owner.slots, want);
+                    let taken = take_for(LocalIndex(partition), (&areas, equal), &mut owner.slots, want);
                     prop_assert_eq!(taken.is_some(), free.iter().sum::<u64>() >= u64::from(want));
                     for (place, count) in taken.into_iter().flatten() {
                         prop_assert!(allowed.contains(&place.log()), "the rule allows {:?}", allowed);
@@ -102,6 +108,8 @@ proptest! {
                         }
                         owner.runs.push((place, count));
                         let stolen = theirs.contains(&chunk_of(place.raw()));
+                        let here = empty.contains(&place.log());
+                        let has_empty = if equal == 1 { here } else { !empty.is_empty() };
                         // A long request may use up the empty chunks itself.
                         prop_assert!(!stolen || !has_empty || want > 64, "stolen although a chunk is empty");
                     }
@@ -152,19 +160,34 @@ fn areas_are_used_in_order_and_a_request_is_split_between_them() {
 }
 
 #[test]
-fn a_processor_uses_the_next_area_before_a_chunk_of_another_processor() {
+fn a_processor_uses_an_area_of_the_same_priority_before_a_chunk_of_another_processor() {
+    let scratch = Scratch::new();
+    let space = space(&scratch, &[1, 1]);
+    let (mut mine, mut other) = (Slots::new(0), Slots::new(1));
+    let both = order(&space, &[1, 2]);
+    take_for(LocalIndex(0), (&both, 2), &mut other, 1).unwrap();
+    for _ in 0..1024 {
+        let taken = take_for(LocalIndex(0), (&both, 2), &mut mine, 1).unwrap();
+        assert_eq!(taken[0].0.log(), 2, "the chunk of area 1 belongs to the other one");
+    }
+    assert_eq!((both[0].free(), both[1].free()), (1023, 0));
+    let last = take_for(LocalIndex(0), (&both, 2), &mut mine, 1).unwrap();
+    assert_eq!(last[0].0.log(), 1, "nothing else is free");
+}
+
+#[test]
+fn an_area_is_full_before_one_that_is_named_after_it_is_used() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[1, 1]);
     let (mut mine, mut other) = (Slots::new(0), Slots::new(1));
     let both = order(&space, &[1, 2]);
     take_for(LocalIndex(0), (&both, 1), &mut other, 1).unwrap();
-    for _ in 0..1024 {
+    for _ in 0..1023 {
         let taken = take_for(LocalIndex(0), (&both, 1), &mut mine, 1).unwrap();
-        assert_eq!(taken[0].0.log(), 2, "the chunk of area 1 belongs to the other one");
+        assert_eq!(taken[0].0.log(), 1, "also in the chunk of the other one");
     }
-    assert_eq!((both[0].free(), both[1].free()), (1023, 0));
-    let last = take_for(LocalIndex(0), (&both, 1), &mut mine, 1).unwrap();
-    assert_eq!(last[0].0.log(), 1, "nothing else is free");
+    let next = take_for(LocalIndex(0), (&both, 1), &mut mine, 1).unwrap();
+    assert_eq!(next[0].0.log(), 2, "area 1 is full");
 }
 
 #[test]
