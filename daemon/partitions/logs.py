@@ -44,7 +44,7 @@ class PartitionLogs:
         context = self._context
         volume, record, begin = self._find(volume_name, snapshot)
         if partition is not None:
-            refuse_unknown(volume, partition, record)
+            refuse_unknown(volume, partition)
             first, count = partition, 1
         naming = read_names(context, Naming(volume))
         end = min(first + count, partition_count(volume))
@@ -66,7 +66,7 @@ class PartitionLogs:
         context = self._context
         volume_name, snapshot, partition = log_parts(name)
         volume, record, begin = self._find(volume_name, snapshot)
-        refuse_unknown(volume, partition, record)
+        refuse_unknown(volume, partition)
         begin = BEGIN_OF_VOLUME if begin is None else begin
         naming = read_names(context, Naming(volume))
         with context.engine_asked(
@@ -75,6 +75,7 @@ class PartitionLogs:
             states = context.engine.change_logs(volume.id, partition, 1, begin)
             runs, total = context.engine.change_log_runs(volume.id, partition, begin, first, count)
         if not states:
+            refuse_unknown(volume, partition, record)  # else a later part of the volume has become zero since
             raise UnknownChangeLog(name=name, volume=volume.name, why=_why_none(partition, snapshot))
         read_names(context, naming)
         return ChangeLogDetailView(

@@ -9,7 +9,7 @@ How it works      A machine of hypothesis on a real polyvold, as tests/support/v
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -259,6 +259,51 @@ def run_machine(daemon: Daemon, **how: Any) -> None:
     run_state_machine_as_test(
         machine, settings=settings(**common, suppress_health_check=list(HealthCheck), **how)
     )
+
+
+def test_views_are_right_after_each_verb_of_a_story(daemon: Daemon) -> None:
+    """Each thing that moves blocks from one log to another happens at least once."""
+    machine = type("StoryOfDaemon", (Parts,), {"daemon": daemon})()
+    machine.begin()
+    step = itertools.count(1)
+
+    def write() -> None:
+        machine.write(pick=0, seed=next(step), times=4)
+
+    def delete(nth: int) -> None:
+        """The snapshot of volume v1 that is the nth in the order of names."""
+        machine.delete(pick=nth)
+
+    story: list[Callable[[], None]] = [
+        *[write, lambda: machine.cut(pick=0)] * 4,
+        write,
+        lambda: delete(1),  # in the middle
+        lambda: delete(0),  # the oldest: its log begins with the volume
+        write,
+        lambda: machine.roll_back(pick=0, safety=True),
+        write,
+        lambda: machine.cut(pick=0),
+        lambda: machine.kill(),
+        write,
+        lambda: machine.grow(pick=0, blocks=300),
+        write,
+        lambda: machine.cut(pick=0),
+        lambda: machine.clone(pick=1),
+        *[lambda: machine.write(pick=1, seed=next(step), times=4), lambda: machine.cut(pick=1)] * 2,
+        lambda: machine.write(pick=1, seed=next(step), times=4),
+        lambda: delete(1),  # it is kept for the clone
+        lambda: machine.restart(),
+        lambda: machine.roll_back(pick=2, safety=False),
+        write,
+    ]
+    for verb in story:
+        verb()
+        machine.views_are_right()
+    volume = machine.volumes["v1"]
+    assert volume.pinned
+    assert volume.kept
+    assert {name for name, version in volume.snapshots.items() if version.parent is None}
+    machine.teardown()
 
 
 @pytest.mark.slow
