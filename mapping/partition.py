@@ -49,6 +49,11 @@ def partition_lengths(size: int, partition_size: int) -> Iterator[int]:
         yield min(partition_size, size - start)
 
 
+def partition_count(size: int, partition_size: int) -> int:
+    """How many partitions a volume or snapshot of this size has."""
+    return round_up(size, partition_size) // partition_size
+
+
 def round_up(size: int, unit: int) -> int:
     """The smallest multiple of `unit` that is not below `size`."""
     return -(-size // unit) * unit

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.records.log_areas import LogArea
-from polyvol.mapping.records.log_rules import LogRule
+from polyvol.mapping.records.log_rules import LogRule, from_turn
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def rule_specs(
             {
                 "partitions": None,
                 "processors": begin[first] if first else None,
-                "logs": _numbers([*turns[first:], *turns[:first]], on),
+                "logs": _numbers(from_turn(turns, first), on),
                 "any": rest[-1].others,
             }
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from polyvol.mapping.names import unique_name
+from polyvol.mapping.partition import partition_count
 from polyvol.snapshot.partition_snapshot import PartitionSnapshotId
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Snapshot:
     @property
     def partition_count(self) -> int:
         """How many partitions the volume had at the cut: its partition snapshots are numbered from 0 on."""
-        return -(-self.record.size // self.volume.partition_size)
+        return partition_count(self.record.size, self.volume.partition_size)
 
     def partition_snapshot(self, partition: int) -> PartitionSnapshotId:
         """The identity of the partition snapshot of this partition."""

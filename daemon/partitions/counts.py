@@ -7,6 +7,7 @@ How it works      One question to the engine for each volume that is served, who
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.partitions import SnapshotPartsView, SnapshotShareView
@@ -16,23 +17,15 @@ from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.snapshot import overall
 
 
-def logs_by_epoch(context: Context, volume: Volume) -> Counter[int] | None:
-    """How many change logs of a volume begin with each epoch; None while it is not served."""
+def count_logs(context: Context, volume: Volume, by: Literal["begin", "processor"]) -> Counter[int] | None:
+    """How many change logs of a volume begin with each epoch, or are maintained by each processor; None while
+    it is not served."""
     if context.is_served(volume):
         with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
             counts: Counter[int] = Counter()
             for each in context.engine.change_log_counts(volume.id):
-                counts[each["begin"]] += each["logs"]
+                counts[each[by]] += each["logs"]
             return counts
-    return None
-
-
-def logs_by_volume(context: Context, processor: int, volume: Volume) -> int | None:
-    """How many change logs of a volume a processor maintains; None while it is not served."""
-    if context.is_served(volume):
-        with contextlib.suppress(context.engine_error):
-            counts = context.engine.change_log_counts(volume.id)
-            return sum(each["logs"] for each in counts if each["processor"] == processor)
     return None
 
 
@@ -46,7 +39,7 @@ def parts_of(
     for record in records:
         volume = volumes[record.volume]
         if volume.id not in written:
-            written[volume.id] = logs_by_epoch(context, volume)
+            written[volume.id] = count_logs(context, volume, by="begin")
             held[volume.id] = context.catalog.snapshots.processors(volume.id)
         counts, shares = written[volume.id], held[volume.id].get(record.epoch)
         snapshot = overall(volume, record, shares)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
 from polyvol.daemon.partitions.naming import Naming, read_names
-from polyvol.daemon.partitions.pages import COUNT_MAX, checked
-from polyvol.daemon.partitions.verbs import partition_count, refuse_unknown
+from polyvol.daemon.partitions.pages import COUNT_MAX, checked, following
+from polyvol.daemon.partitions.verbs import refuse_unknown
 from polyvol.daemon.types.logs import ChangeLogDetailView, ChangeLogListView
 from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -47,17 +47,17 @@ class PartitionLogs:
             refuse_unknown(volume, partition)
             first, count = partition, 1
         naming = read_names(context, Naming(volume))
-        end = min(first + count, partition_count(volume))
+        end = min(first + count, volume.partition_count)
         what = f"asking for the change logs of volume {volume.name}"
         with context.engine_asked(what, volume, *([] if record is None else [record])):
-            states, following = self._some(volume, first, end, begin)
+            states, end = self._some(volume, first, end, begin)
         read_names(context, naming)
-        more = partition is None and following < partition_count(volume)
+        more = partition is None and end < volume.partition_count
         return ChangeLogListView(
             volume=volume.name,
             uuid=str(volume.uuid),
             logs=[naming.log_view(change_log(volume.id, state)) for state in states],
-            next=following if more else None,
+            next=end if more else None,
         )
 
     def show(self, name: str, first: int, count: int) -> ChangeLogDetailView:
@@ -85,7 +85,7 @@ class PartitionLogs:
                 naming.run_view(run["block"], run["blocks"], run["area"], run["device"], run["offset"])
                 for run in runs
             ],
-            next=first + count if first + count < total else None,
+            next=following(first, count, total),
         )
 
     def _some(

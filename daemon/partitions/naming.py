@@ -86,8 +86,6 @@ def read_names(context: Context, naming: Naming) -> Naming:
         naming.rules.update(catalog.snapshots.rules_by_epoch(volume.id))
         naming.volume_rules = catalog.log_areas.rules(volume.id)
         every = (naming.volume_rules, *naming.rules.values())
-        if any(
-            rule.rest for rules in every for rule in rules
-        ):  # turns: else all partitions are read for nothing
+        if any(sum(rule.rest for rule in rules) > 1 for rules in every):  # there are turns
             naming.processors = catalog.volumes.processors(volume.id)
     return naming

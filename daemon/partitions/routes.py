@@ -3,10 +3,8 @@
 All are `slow`: the engine may have to wait for a processor.
 """
 
-from typing import Literal
-
-from polyvol.daemon.api.route import Call, Route
-from polyvol.daemon.partitions.pages import COUNT, COUNT_MAX
+from polyvol.daemon.api.route import Route
+from polyvol.daemon.api.page_query import page, page_query
 from polyvol.daemon.types.logs import ChangeLogDetailView, ChangeLogListView, PlaceView
 from polyvol.daemon.types.partitions import (
     PartitionDetailView,
@@ -14,23 +12,14 @@ from polyvol.daemon.types.partitions import (
     PartitionSnapshotListView,
 )
 
-_Parameter = tuple[str, Literal["string"], str]
-_COUNT: _Parameter = ("count", "string", f"How much a page has, up to {COUNT_MAX} [{COUNT}]")
-
-
-def _first(what: str) -> tuple[_Parameter, _Parameter]:
-    text = f"The number of the {what} that the page begins with: 0, or `next` of the page before"
-    return ("first", "string", text), _COUNT
-
-
 ROUTES = [
     Route(
         "GET",
         "/v1/volumes/{volume}/partitions",
         "A page of a volume's partitions, as they are now",
-        lambda service, call: service.partitions.list_of(call.path["volume"], *_page(call)),
+        lambda service, call: service.partitions.list_of(call.path["volume"], *page(call)),
         PartitionListView,
-        query=_first("partition"),
+        query=page_query("The number of the partition"),
         slow=True,
     ),
     Route(
@@ -46,10 +35,10 @@ ROUTES = [
         "/v1/volumes/{volume}/partitions/{partition}/snapshots",
         "A page of the snapshots of one partition",
         lambda service, call: service.partitions.snapshots_of(
-            call.path["volume"], call.number_in_path("partition"), *_page(call)
+            call.path["volume"], call.number_in_path("partition"), *page(call)
         ),
         PartitionSnapshotListView,
-        query=(("first", "string", "The epoch that the page begins with: 0, or `next` of another"), _COUNT),
+        query=page_query("The epoch"),
         slow=True,
     ),
     Route(
@@ -57,10 +46,10 @@ ROUTES = [
         "/v1/volumes/{volume}/snapshots/{snapshot}/partitions",
         "A page of the partition snapshots of a snapshot",
         lambda service, call: service.partitions.of_snapshot(
-            call.path["volume"], call.path["snapshot"], *_page(call)
+            call.path["volume"], call.path["snapshot"], *page(call)
         ),
         PartitionSnapshotListView,
-        query=_first("partition"),
+        query=page_query("The number of the partition"),
         slow=True,
     ),
     Route(
@@ -71,13 +60,13 @@ ROUTES = [
             call.path["volume"],
             call.query.get("snapshot"),
             call.number("partition", 0) if "partition" in call.query else None,
-            *_page(call),
+            *page(call),
         ),
         ChangeLogListView,
         query=(
             ("snapshot", "string", "Only those that begin with this snapshot"),
             ("partition", "string", "Only those of this partition; then `first` and `count` do not matter"),
-            *_first("partition"),
+            *page_query("The number of the partition"),
         ),
         slow=True,
     ),
@@ -85,9 +74,9 @@ ROUTES = [
         "GET",
         "/v1/change-logs/{log}",
         "One change log, with a page of the runs that its blocks are in",
-        lambda service, call: service.partition_logs.show(call.path["log"], *_page(call)),
+        lambda service, call: service.partition_logs.show(call.path["log"], *page(call)),
         ChangeLogDetailView,
-        query=_first("run"),
+        query=page_query("The number of the run"),
         slow=True,
     ),
     Route(
@@ -105,7 +94,3 @@ ROUTES = [
         slow=True,
     ),
 ]
-
-
-def _page(call: Call) -> tuple[int, int]:
-    return call.number("first", 0), call.number("count", COUNT)

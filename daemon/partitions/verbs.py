@@ -22,7 +22,7 @@ from polyvol.daemon.types.partitions import (
     WritesView,
 )
 from polyvol.mapping.errors import UnknownSnapshot
-from polyvol.mapping.partition import Partition
+from polyvol.mapping.partition import Partition, partition_count
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
 from polyvol.snapshot.change_log import change_log, log_name
@@ -47,7 +47,7 @@ class Partitions:
         with context.engine_asked(f"asking for the partitions of volume {volume.name}", volume):
             states = context.engine.partitions(volume.id, first, count)
         read_names(context, naming)
-        end = partition_count(volume)
+        end = volume.partition_count
         return PartitionListView(
             volume=volume.name,
             uuid=str(volume.uuid),
@@ -91,7 +91,7 @@ class Partitions:
         views = self._views(naming, [partition_state(state) for state in states])
         if not views:
             raise UnknownPartition(
-                name=volume.name, volume=volume.name, partition=number, last=partition_count(volume) - 1
+                name=volume.name, volume=volume.name, partition=number, last=volume.partition_count - 1
             )
         extents = context.catalog.volumes.partitions(volume.id, number, 1)[0].extents
         return PartitionDetailView(
@@ -115,7 +115,7 @@ class Partitions:
         with context.engine_asked(what, volume, record):
             states = context.engine.partition_snapshots(volume.id, record.epoch, first, count)
         name = record.name
-        end = -(-record.size // volume.partition_size)
+        end = partition_count(record.size, volume.partition_size)
         return PartitionSnapshotListView(
             volume=volume.name,
             uuid=str(record.uuid),
@@ -164,18 +164,13 @@ class Partitions:
         ]
 
 
-def partition_count(volume: Volume) -> int:
-    """How many partitions a volume has."""
-    return -(-volume.size // volume.partition_size)
-
-
 def refuse_unknown(volume: Volume, number: int, snapshot: SnapshotRecord | None = None) -> None:
     """UnknownPartition if a volume, or a snapshot of it, has no partition of this number."""
     size = volume.size if snapshot is None else snapshot.size
     name = f"volume {volume.name}"
     if snapshot is not None:
         name = f"snapshot {export_name(volume.name, snapshot.name)}"
-    last = -(-size // volume.partition_size) - 1
+    last = partition_count(size, volume.partition_size) - 1
     if number > last:
         raise UnknownPartition(name=name, volume=volume.name, partition=number, last=last)
 

@@ -1,7 +1,7 @@
 """The API of processors."""
 
 from polyvol.daemon.api.route import Route
-from polyvol.daemon.partitions.pages import COUNT, COUNT_MAX
+from polyvol.daemon.api.page_query import page, page_query
 from polyvol.daemon.types.processors import ProcessorDetailView, ProcessorPartitionsView, ProcessorView
 
 ROUTES = [
@@ -27,13 +27,9 @@ ROUTES = [
         lambda service, call: service.processors.partitions(
             call.number_in_path("processor"),
             call.path["volume"],
-            call.number("first", 0),
-            call.number("count", COUNT),
+            *page(call),
         ),
         ProcessorPartitionsView,
-        query=(
-            ("first", "string", "The partition that the page begins with: 0, or `next` of the page before"),
-            ("count", "string", f"How many partitions it has at most, up to {COUNT_MAX} [{COUNT}]"),
-        ),
+        query=page_query("The number of the partition"),
     ),
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.consistent_read import reads
 from polyvol.daemon.context import Context
-from polyvol.daemon.partitions.counts import logs_by_volume
+from polyvol.daemon.partitions.counts import count_logs
 from polyvol.daemon.partitions.pages import checked
 from polyvol.daemon.types.processors import (
     ProcessorDetailView,
@@ -38,18 +38,20 @@ class Processors:
         """One processor, with what it has of each volume."""
         context, view = self._context, _view(self._find(number))
         volumes = {volume.id: volume for volume in context.catalog.volumes.all()}
-        return ProcessorDetailView(
-            **{name: getattr(view, name) for name in ProcessorView.__dataclass_fields__},
-            volumes=[
+        views = []
+        for volume, (count, first, last) in context.catalog.volumes.of_processor(number).items():
+            logs = count_logs(context, volumes[volume], by="processor")
+            views.append(
                 ProcessorVolumeView(
                     volume=volumes[volume].shown_name,
                     partitions=count,
                     first=first,
                     last=last,
-                    logs=logs_by_volume(context, number, volumes[volume]),
+                    logs=None if logs is None else logs[number],
                 )
-                for volume, (count, first, last) in context.catalog.volumes.of_processor(number).items()
-            ],
+            )
+        return ProcessorDetailView(
+            **{name: getattr(view, name) for name in ProcessorView.__dataclass_fields__}, volumes=views
         )
 
     @reads

@@ -67,7 +67,8 @@ class Snapshots:
         for volume in volumes:
             self._context.refuse_not_served(volume)
         self._free_name(request.name, volumes, "", group)
-        self._log_areas.check_rules(volumes, _rule_texts(request))
+        if texts := _rule_texts(request):
+            self._log_areas.check_rules(volumes, texts)
 
     def create(
         self,
@@ -85,7 +86,8 @@ class Snapshots:
         self.check(volumes, request, group)
         prefix = request.prefix if schedule is None else schedule.prefix
         name = self._free_name(request.name, volumes, "" if prefix is None else f"{prefix}-", group)
-        rules = self._log_areas.rules_of_snapshot(volumes, _rule_texts(request))
+        texts = _rule_texts(request)
+        rules = self._log_areas.rules_of_snapshot(volumes, texts) if texts else {}
         origin: Origin = "schedule" if request.scheduled else "hand"
         records = self._coordinator.take(
             volumes,

@@ -12,6 +12,7 @@ Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was beg
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from uuid import uuid4
 
 from polyvol.daemon.context import Context, devices_of
@@ -89,7 +90,7 @@ class LogAreas:
         room = sum(total(area.extents) for area in present)
         with context.catalog_lock:
             plan = plan_added_areas(volume, request.devices, request.size, room, inventory(context))
-            partitions = context.catalog.volumes.partitions(volume.id)
+            partitions = partial(context.catalog.volumes.partitions, volume.id)
             refuse_unused(name, before, partitions, [extents[0].device for extents in plan.extents])
             made, areas, rules = None, list[LogArea](), before
             if plan.new_device is None:
@@ -184,7 +185,8 @@ class LogAreas:
         wanted, allocator = parse_rules(texts), SpaceAllocator(there)
         plans = []
         for volume in volumes:
-            rules = bind_rules(volume.name, wanted, catalog.volumes.partitions(volume.id), there)
+            owners = catalog.volumes.processors(volume.id)
+            rules = bind_rules(volume.name, wanted, volume.partition_count, owners, there)
             present = catalog.log_areas.of(volume.id)
             plans.append((rules, plan_missing_areas(allocator, volume, named_devices(wanted), present)))
         return plans

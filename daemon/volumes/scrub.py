@@ -247,7 +247,7 @@ class Scrubs:
         rate = scrub.view.rate
         began = time.monotonic()
         names = context.device_names()
-        for number in range(-(-volume.size // volume.partition_size)):
+        for number in range(volume.partition_count):
             cursor: tuple[int, int] | None = (0, 0)
             while cursor is not None:
                 step = max(4096, rate // _STEPS_A_SECOND)

@@ -381,7 +381,7 @@ class Volumes:
             reason="; ".join(each for each in reasons if each) or None,
             size=volume.size,
             partition_size=volume.partition_size,
-            partition_count=-(-volume.size // volume.partition_size),
+            partition_count=volume.partition_count,
             processors=context.catalog.volumes.processors(volume.id),
             devices=[names[device] for device in devices],
             base=next((names[device] for device in devices if device in adopted), None),

@@ -221,10 +221,10 @@ fn start(wanted: &Wanted) {
     println!("  first redirected write after {:.3} s", began.elapsed().as_secs_f64());
     print_memory(wanted, before);
     let mapped: u64 = engine
-        .partition_states(1, None)
-        .expect("states")
+        .partitions(1, 0..u32::MAX)
+        .expect("partitions")
         .iter()
-        .map(|(_, state)| u64::from(state.blocks_mapped))
+        .map(|one| u64::from(one.places.slots + one.places.zeroes))
         .sum();
     assert_eq!(mapped, wanted.blocks, "every block that was redirected");
     // Random reads, whose cost is mostly the look-up and the call.

@@ -7,6 +7,7 @@
 //!                   and every snapshot is compared completely. At the end no slot is used twice or leaked.
 
 mod cloned;
+mod copied;
 
 use std::collections::{BTreeMap, BTreeSet};
 

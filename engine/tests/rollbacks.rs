@@ -3,6 +3,7 @@
 //! Strategy          A volume with a partition on each of two processors. A kill is a copy of the journals that is
 //!                   restored. Each test states what would be lost.
 
+mod copied;
 mod faulty;
 
 use std::path::{Path, PathBuf};
@@ -105,7 +106,7 @@ impl World {
     /// The process ends as after SIGKILL: journals and checkpoints stay as they are now.
     fn kill(&mut self) {
         let saved = self.directory.join("saved");
-        copy(&self.volume(), &saved);
+        copied::copy_directory(&self.volume(), &saved);
         self.put_back(&saved);
     }
 
@@ -185,14 +186,6 @@ impl World {
 
     fn forget_in_catalog(&mut self, at: u64) {
         self.rollbacks.retain(|one| one.at != at);
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
 
@@ -306,7 +299,7 @@ fn the_preconditions_of_a_call_are_checked() {
     // An epoch that has not ended; a snapshot that does not exist.
     assert_eq!(kind(engine.settle(V, rollback.at + 1)), ErrorKind::Invalid);
     assert_eq!(kind(engine.export("x", "", V, Some(s + 7))), ErrorKind::NotFound);
-    assert_eq!(kind(engine.partition_states(V, Some(s + 7))), ErrorKind::NotFound);
+    assert_eq!(kind(engine.partition_snapshots(V, s + 7, 0..u32::MAX)), ErrorKind::NotFound);
     // An exported snapshot is not dropped.
     engine.export("x", "", V, Some(s)).unwrap();
     assert_eq!(kind(engine.drop_snapshots(V, &[s - 1, s])), ErrorKind::Busy);
@@ -386,11 +379,11 @@ fn a_directory_from_before_the_last_snapshot_is_refused() {
     world.write(1);
     let s = world.snapshot();
     let old = world.directory.join("old");
-    copy(&world.volume(), &old);
+    copied::copy_directory(&world.volume(), &old);
     world.write(2);
     let t = world.snapshot();
     let newer = world.directory.join("newer");
-    copy(&world.volume(), &newer);
+    copied::copy_directory(&world.volume(), &newer);
     world.put_back(&old);
     let said = world.refused();
     assert!(said.contains("older than the catalog"), "{said}");

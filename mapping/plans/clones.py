@@ -45,7 +45,7 @@ def plan_clone(
     lengths = dict(enumerate(partition_lengths(snapshot.size, source.partition_size)))
     owners = placement.choose_owners(len(lengths), processors)
     partitions = tuple(Partition(number, owner, ()) for number, owner in enumerate(owners))
-    rules = bind_rules(name, wanted, partitions, inventory)
+    rules = bind_rules(name, wanted, len(lengths), owners, inventory)
     allocator = SpaceAllocator(inventory)
     rooms = placement.rooms(lengths, owners)
     areas = plan_areas(allocator, name, snapshot.size, rooms, named_devices(wanted), LOG_FACTOR)

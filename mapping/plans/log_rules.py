@@ -11,14 +11,14 @@ Errors            BadLogRule, RepeatedDevice; of `bind_rules` also UnknownDevice
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.names import refuse_repeats
 from polyvol.mapping.partition import Partition, Range, common_range, shown_range
 from polyvol.mapping.plans.inventory import Inventory
-from polyvol.mapping.records.log_rules import ANY, LogRule
+from polyvol.mapping.records.log_rules import ANY, LogRule, from_turn
 
 _SELECTOR = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
@@ -70,14 +70,14 @@ def parse_rules(texts: Iterable[str]) -> tuple[WantedRule, ...]:
 
 
 def bind_rules(
-    name: str, wanted: Sequence[WantedRule], partitions: Sequence[Partition], inventory: Inventory
+    name: str, wanted: Sequence[WantedRule], partitions: int, owners: Iterable[int], inventory: Inventory
 ) -> tuple[LogRule, ...]:
-    """The rules for the volume of this name, which has these partitions: those with a range first, then those
-    with a processor, then the rest. A lone 'any' for the rest is no rule."""
-    owners = sorted({partition.processor for partition in partitions})
+    """The rules for the volume of this name, which has so many partitions, owned by these processors: those
+    with a range first, then those with a processor, then the rest. A lone 'any' for the rest is no rule."""
+    owners = sorted(set(owners))
     bound = []
     for rule in wanted:
-        _refuse_foreign(name, rule, len(partitions), owners)
+        _refuse_foreign(name, rule, partitions, owners)
         if ANY in inventory.devices and rule.others:
             why = f"a device is named {ANY}, which is also the word for all other log areas"
             raise BadLogRule(rule=rule.text, why=why, todo=f"rename it: `polyvol device rename {ANY} NEW`")
@@ -103,18 +103,13 @@ def rule_of(
     """The devices (ids, in order) that these rules give the change log of a partition of this processor, and
     whether it may then use any other. `turn`: the processor's index among those of the volume."""
     for rule in rules:
-        if rule.partitions is not None and rule.partitions[0] <= partition <= rule.partitions[1]:
-            return rule.devices, rule.others
-    for rule in rules:
-        if rule.processor is not None and rule.processor == processor:
+        if not rule.rest and rule.is_for(partition, processor):
             return rule.devices, rule.others
     rest = [rule for rule in rules if rule.rest]
     if not rest:
         return (), True
-    turns = [rule.devices for rule in rest if rule.devices]
-    first = turn % max(1, len(turns))
-    devices = [device for each in (*turns[first:], *turns[:first]) for device in each]
-    return tuple(dict.fromkeys(devices)), rest[-1].others
+    turns = from_turn([rule for rule in rest if rule.devices], turn)
+    return tuple(dict.fromkeys(device for each in turns for device in each.devices)), rest[-1].others
 
 
 def with_device(rules: Sequence[LogRule], device: int) -> tuple[LogRule, ...]:
@@ -139,20 +134,19 @@ def keeping_to(rules: Sequence[LogRule], devices: Sequence[int]) -> tuple[LogRul
 
 
 def refuse_unused(
-    name: str, rules: Sequence[LogRule], partitions: Sequence[Partition], devices: Iterable[int]
+    name: str,
+    rules: Sequence[LogRule],
+    partitions: Callable[[], Iterable[Partition]],
+    devices: Iterable[int],
 ) -> None:
-    """AreaUnused if no rule of a volume would use areas on one of these devices."""
-    if any(rule.others or rule.rest for rule in rules):
+    """AreaUnused if no rule of a volume would use areas on one of these devices. The partitions are asked for
+    if it depends on them."""
+    if not rules or any(rule.others or rule.rest for rule in rules):
         return
-    ranges = [rule.partitions for rule in rules if rule.partitions is not None]
-    processors = {rule.processor for rule in rules}
     named = {device for rule in rules for device in rule.devices}
     if all(device in named for device in devices):
         return
-    if all(
-        partition.processor in processors or any(first <= partition.number <= last for first, last in ranges)
-        for partition in partitions
-    ):
+    if all(any(rule.is_for(each.number, each.processor) for rule in rules) for each in partitions()):
         raise AreaUnused(name=name)
 
 

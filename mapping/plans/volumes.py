@@ -88,7 +88,7 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
         partitions = placement.place_on_base(size, request.partition_size, owners, base.id)
     else:
         partitions = _place(request, lengths, owners, allocator)
-    rules = bind_rules(name, wanted, partitions, inventory)
+    rules = bind_rules(name, wanted, len(lengths), owners, inventory)
     areas = plan_areas(allocator, name, size, placement.rooms(lengths, owners), named_devices(wanted))
     return VolumePlan(
         name=name,

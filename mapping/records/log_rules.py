@@ -12,6 +12,7 @@ Invariants        LR1 the volume has an area on each device that a rule of it na
                   only the last one may end in all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 ANY = "any"
@@ -33,9 +34,21 @@ class LogRule:
         """Whether it is for the partitions that no other rule is for."""
         return self.partitions is None and self.processor is None
 
+    def is_for(self, partition: int, processor: int) -> bool:
+        """Whether it is for this partition, which this processor owns."""
+        if self.partitions is not None:
+            return self.partitions[0] <= partition <= self.partitions[1]
+        return self.processor is None or self.processor == processor
+
     @property
     def selector(self) -> str:
         """Which partitions it is for, as --log-device has it: '0-15=', '2=', or nothing for the rest."""
         if self.partitions is not None:
             return "{}-{}=".format(*self.partitions)
         return "" if self.processor is None else f"{self.processor}="
+
+
+def from_turn(rules: Sequence[LogRule], turn: int) -> list[LogRule]:
+    """These rules, beginning with the one whose turn it is."""
+    first = turn % max(1, len(rules))
+    return [*rules[first:], *rules[:first]]

@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from polyvol.mapping.ids import Epoch, VolumeId
+from polyvol.mapping.partition import partition_count
 
 VolumeState = Literal["creating", "ready", "deleting"]
 UNDER_WAY = {"creating": "made", "deleting": "deleted", "adding": "added", "removing": "removed"}
@@ -44,6 +45,11 @@ class Volume:
     restoring: bool = False
     manifests: int = 0
     stopped: str | None = None
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions it has."""
+        return partition_count(self.size, self.partition_size)
 
     @property
     def shown_name(self) -> str:

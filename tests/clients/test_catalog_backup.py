@@ -9,7 +9,6 @@ import os
 import shlex
 import sqlite3
 import stat
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -74,24 +73,15 @@ def test_a_backup_is_complete_whether_polyvold_runs_or_not(used: Daemon) -> None
 
 
 def test_a_backup_to_the_standard_output_is_the_same(used: Daemon) -> None:
-    command = (BIN / "polyvol", "catalog", "backup", "-", "--state-dir", used.state_dir)
     for option in ([], ["--json"]):
-        words, given = [str(word) for word in (*command, *option)], used.directory / "given.db"
-        with given.open("wb") as output:
-            done = subprocess.run(
-                words,
-                cwd=used.directory,
-                stdout=output,
-                stderr=subprocess.PIPE,
-                timeout=60,
-                text=True,
-                check=True,
-            )
+        given = used.directory / "given.db"
+        said = used.ok_to(given, "catalog", "backup", "-", *option)
         Examiner(given, LATEST_VERSION, None).examine(given)
-        told = json.loads(done.stderr)["path"] if option else done.stderr
+        told = json.loads(said)["path"] if option else said
         assert told == "-" if option else "written to the standard output and checked" in told
     assert not (used.directory / "-").exists()
     assert list(used.directory.glob("*.partial")) == []
+    command = (BIN / "polyvol", "catalog", "backup", "-", "--state-dir", used.state_dir)
     terminal = run("script", "-qec", shlex.join(map(str, command)), "/dev/null")
     assert terminal.rc == 1
     assert "a catalog is not for a terminal; redirect it, or give a file's name" in terminal.out

@@ -11,6 +11,7 @@ Owner and locks   One thread cuts, deletes and restarts; any may read and write.
 import errno
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -38,6 +39,24 @@ def first(*logs: int | None) -> "list[LogRule]":
     """The rule to use these logs, then any other; no rule if there is none."""
     numbers = [log for log in logs if log is not None]
     return [{"partitions": None, "processors": None, "logs": numbers, "any": True}] if numbers else []
+
+
+def _copy(directory: Path, to: Path) -> None:
+    """Copy the files that an engine may be changing, all as they were at one instant."""
+    before: dict[str, bytes] | None = None
+    while (found := _contents(directory)) != before:
+        before = found
+    to.mkdir()
+    for name, contents in found.items():
+        (to / name).write_bytes(contents)
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    found = {}
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):  # removed meanwhile: it is missing in the next pass too
+            found[path.name] = path.read_bytes()
+    return found
 
 
 class EngineSystem:
@@ -183,7 +202,7 @@ class EngineSystem:
         self.live.close()
         volume, saved = self.directory / "volume", self.directory / "saved"
         if kill:
-            shutil.copytree(volume, saved)
+            _copy(volume, saved)
         self.engine.stop()
         if kill:
             shutil.rmtree(volume)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -150,6 +151,22 @@ class Daemon:
         said = f"{result.out}{result.err}\npolyvold said:\n{self.said()}"
         assert result.rc == 0, f"polyvol {' '.join(map(str, arguments))} gave {result.rc}:\n{said}"
         return result.out
+
+    def ok_to(self, file: Path, *arguments: Argument) -> str:
+        """Run the installed `polyvol` in the daemon's directory with its standard output in a file, and have
+        it succeed; what it says on stderr."""
+        command = [str(word) for word in (BIN / "polyvol", *arguments, "--state-dir", self.state_dir)]
+        with file.open("wb") as output:
+            result = subprocess.run(
+                command,
+                cwd=self.directory,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_S,
+                text=True,
+                check=True,
+            )
+        return result.stderr
 
     def json(self, *arguments: Argument) -> Any:
         """What `polyvol ... --json` says."""

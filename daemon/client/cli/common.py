@@ -126,6 +126,11 @@ def older_name(volume: str, text: str) -> str:
     return name
 
 
+def name_within(volume: str, snapshot: str | None) -> str | None:
+    """The name of a snapshot of this volume, given alone or as VOLUME@SNAPSHOT."""
+    return None if snapshot is None else snapshot.removeprefix(f"{volume}@")
+
+
 def snapshot_parts(text: str) -> tuple[str, str, str, str]:
     """The API's path of the snapshot that 'VOLUME@SNAPSHOT' or '@GROUP@SNAPSHOT' names."""
     if text.startswith("@"):

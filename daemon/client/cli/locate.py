@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.daemon.client.cli.common import SIZE, json_option, state_dir_option
+from polyvol.daemon.client.cli.common import SIZE, json_option, name_within, state_dir_option
 from polyvol.daemon.client.cli.output import print_facts, print_json
 from polyvol.daemon.client.cli.tree import Verb
 from polyvol.mapping.sizes import exact_size
@@ -20,7 +20,7 @@ from polyvol.mapping.sizes import exact_size
 @state_dir_option
 def locate(volume: str, offset: int, snapshot: str | None, as_json: bool, state_dir: Path) -> None:
     """Show where a byte of a volume is. OFFSET is in bytes, or with a unit such as 64M."""
-    name = None if snapshot is None else snapshot.removeprefix(f"{volume}@")
+    name = name_within(volume, snapshot)
     found = Client(state_dir).get("volumes", volume, "place", offset=str(offset), snapshot=name)
     if as_json:
         print_json(found)

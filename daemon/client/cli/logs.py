@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
+from polyvol.daemon.client.cli.common import NumberType, json_option, name_within, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import known, known_size, pages
+from polyvol.daemon.client.cli.pages import entries, known, known_size, pages
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
 
@@ -32,14 +32,14 @@ def list_logs(
 
     A log begins with a snapshot, and has what was written to its partition since, until the next snapshot.
     """
-    found = pages(
+    logs = entries(
         Client(state_dir),
         f"volume {volume}",
+        "logs",
         *("volumes", volume, "change-logs"),
-        snapshot=_alone(volume, snapshot),
+        snapshot=name_within(volume, snapshot),
         partition=None if partition is None else str(partition),
     )
-    logs = list(chain.from_iterable(page["logs"] for page in found))
     if as_json:
         print_json(logs)
         return
@@ -106,11 +106,6 @@ def print_logs(logs: Sequence[Json]) -> None:
             for each in logs
         ],
     )
-
-
-def _alone(volume: str, snapshot: str | None) -> str | None:
-    """The snapshot's name, given alone or as VOLUME@SNAPSHOT."""
-    return None if snapshot is None else snapshot.removeprefix(f"{volume}@")
 
 
 def _rule(shown: Json) -> str:

@@ -25,6 +25,11 @@ def pages(client: Client, name: str, *parts: str, **query: str | bool | None) ->
         yield page
 
 
+def entries(client: Client, name: str, key: str, *parts: str, **query: str | bool | None) -> list[Json]:
+    """What all pages have under `key`."""
+    return [entry for page in pages(client, name, *parts, **query) for entry in page[key]]
+
+
 def known(value: object) -> object:
     """A value; 'unknown' for None."""
     return UNKNOWN if value is None else value

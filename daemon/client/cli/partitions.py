@@ -1,7 +1,6 @@
 """polyvol partition: list, show; and the table of partition snapshots."""
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.logs import print_logs
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import UNKNOWN, known, pages
+from polyvol.daemon.client.cli.pages import UNKNOWN, entries, known, pages
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
@@ -35,8 +34,7 @@ def partition() -> None:
 @state_dir_option
 def list_partitions(volume: str, as_json: bool, state_dir: Path) -> None:
     """List the partitions of a volume, as they are now."""
-    found = pages(Client(state_dir), f"volume {volume}", "volumes", volume, "partitions")
-    partitions = list(chain.from_iterable(page["partitions"] for page in found))
+    partitions = entries(Client(state_dir), f"volume {volume}", "partitions", "volumes", volume, "partitions")
     if as_json:
         print_json(partitions)
         return
@@ -76,8 +74,7 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
     client = Client(state_dir)
     shown = client.get("volumes", volume, "partitions", str(number))
     parts = ("volumes", volume, "partitions", str(number), "snapshots")
-    found = pages(client, f"volume {volume}", *parts)
-    snapshots = list(chain.from_iterable(page["partition_snapshots"] for page in found))
+    snapshots = entries(client, f"volume {volume}", "partition_snapshots", *parts)
     if as_json:
         print_json({**shown, "partition_snapshots": snapshots})
         return

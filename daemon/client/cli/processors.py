@@ -1,6 +1,5 @@
 """polyvol processor: list, show."""
 
-from itertools import chain
 from pathlib import Path
 
 import click
@@ -8,7 +7,7 @@ import click
 from polyvol.daemon.client.cli.client import Client
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.output import print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import known, pages
+from polyvol.daemon.client.cli.pages import entries, known
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.sizes import format_ns
 from polyvol.mapping.sizes import SIZE_MAX
@@ -59,10 +58,8 @@ def show(number: int, partitions: bool, as_json: bool, state_dir: Path) -> None:
     shown = client.get("processors", str(number))
     if partitions:
         for each in shown["volumes"]:
-            found = pages(
-                client, f"volume {each['volume']}", "processors", str(number), "volumes", each["volume"]
-            )
-            each["runs"] = list(chain.from_iterable(page["runs"] for page in found))
+            parts = ("processors", str(number), "volumes", each["volume"])
+            each["runs"] = entries(client, f"volume {each['volume']}", "runs", *parts)
     if as_json:
         print_json(shown)
         return

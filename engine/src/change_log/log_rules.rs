@@ -72,16 +72,14 @@ impl LogRules {
     /// Why they cannot be used by a volume with these areas, if they cannot.
     pub fn wrong(&self, known: impl Fn(u16) -> bool) -> Option<String> {
         self.0.iter().find_map(|rule| {
-            let mut numbers = rule.logs.iter();
             if let Some(number) = rule.logs.iter().find(|number| !known(**number)) {
                 return Some(format!("it has no change log {number}"));
             }
             if rule.logs.is_empty() && !rule.any {
                 return Some("a log rule allows no change log".to_owned());
             }
-            let twice =
-                numbers.find(|one| rule.logs.iter().filter(|other| other == one).count() > 1);
-            if let Some(number) = twice {
+            let times = |one| rule.logs.iter().filter(|other| *other == one).count();
+            if let Some(number) = rule.logs.iter().find(|number| times(*number) > 1) {
                 return Some(format!("a log rule has change log {number} twice"));
             }
             let backwards = rule.partitions.is_some_and(|(first, last)| first > last);

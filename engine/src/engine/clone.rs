@@ -15,8 +15,6 @@ use crate::engine::Engine;
 use crate::engine::spec::VolumeSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::origin::Origin;
-use crate::processor::messages::Control;
-use crate::processor::queue::ask;
 use crate::units::{Epoch, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
@@ -74,16 +72,12 @@ impl Engine {
     fn maps_at(&self, volume: &Volume, epoch: Epoch) -> Result<Option<Vec<Map>>> {
         let mut maps = vec![Map::new(0); volume.geometry.partitions.len()];
         for share in &volume.shares {
-            let mut next = Some(0);
-            while let Some(first) = next {
-                let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..PartitionIndex::MAX, answer)
-                })?;
-                if !handed_out.history.has(epoch) {
+            for page in self.versions_pages(volume, share, 0..PartitionIndex::MAX) {
+                let page = page?;
+                if !page.history.has(epoch) {
                     return Ok(None);
                 }
-                next = handed_out.next;
-                for (partition, versions) in handed_out.versions {
+                for (partition, versions) in page.versions {
                     maps[partition as usize] = versions.at(epoch).0.clone();
                 }
             }

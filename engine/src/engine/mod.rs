@@ -25,6 +25,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 pub mod usage;
+mod versions;
 pub mod volumes;
 pub mod watch;
 
@@ -45,7 +46,6 @@ use crate::processor::flusher::Waiter;
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::ask;
 use crate::processor::run::Handle;
-use crate::processor::share::stats::PartitionState;
 use crate::system::linux::Linux;
 use crate::system::pool::{Lane, Pool};
 use crate::system::reaper::Reaping;
@@ -308,26 +308,6 @@ impl Engine {
         let what =
             || format!("volume {}: a journal cannot be replaced by a checkpoint", volume.name);
         if all { Ok(()) } else { Err(Error::io(what(), Errno::ENOSPC)) }
-    }
-
-    /// The partitions' states, now or at a snapshot, by partition, each with its processor.
-    pub fn partition_states(
-        &self,
-        volume: VolumeId,
-        epoch: Option<Epoch>,
-    ) -> Result<Vec<(u32, PartitionState)>> {
-        let volume = self.volume(volume)?;
-        epoch.map_or(Ok(()), |epoch| self.refuse_unknown(&volume, epoch))?;
-        let mut states = Vec::new();
-        for share in &volume.shares {
-            let epoch = epoch.unwrap_or(0);
-            let found = ask(&*self.system, &share.queue, |answer| {
-                Control::States(volume.share, epoch, answer)
-            })?;
-            states.extend(found.into_iter().map(|state| (share.processor, state)));
-        }
-        states.sort_by_key(|(_, state)| state.partition);
-        Ok(states)
     }
 
     /// Whether it has been stopped.

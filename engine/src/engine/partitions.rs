@@ -20,8 +20,6 @@ use crate::change_log::chunks::CHUNK_SLOTS;
 use crate::change_log::space::Space;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::processor::messages::Control;
-use crate::processor::queue::ask;
 use crate::processor::share::compare::VersionsPage;
 use crate::units::{
     BLOCK_SHIFT, BLOCK_SIZE, BlockIndex, DeviceId, Epoch, PartitionIndex, ProcessorIndex, VolumeId,
@@ -171,11 +169,8 @@ fn counters_of(
     versions: &Versions,
     epoch: Epoch,
 ) -> (Option<Counters>, Option<u64>) {
-    if epoch < page.counted_from {
-        return (None, None);
-    }
-    let counters = versions.counters_at(epoch);
-    (Some(counters), last_write(page, counters))
+    let counters = counters_from(page, versions, epoch);
+    (counters, counters.and_then(|counters| last_write(page, counters)))
 }
 
 /// When the last write ended. A write that was not counted may have been the last one.
@@ -201,13 +196,8 @@ impl Engine {
                 continue;
             }
             let share = &volume.shares[number];
-            let mut next = Some(range.start);
-            while let Some(first) = next {
-                let page = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..end, answer)
-                })?;
-                f(share.processor, &page)?;
-                next = page.next;
+            for page in self.versions_pages(volume, share, range.start..end) {
+                f(share.processor, &page?)?;
             }
             if asked.iter().all(|asked| *asked) {
                 break;

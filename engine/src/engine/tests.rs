@@ -83,7 +83,9 @@ fn a_query_of_a_closed_volume_is_refused_and_harms_no_other() {
         let volume = engine.volume(1).unwrap();
         engine.remove_volume(1).unwrap();
         let queue = &volume.shares[0].queue;
-        assert!(ask(&Linux, queue, |answer| Control::States(volume.share, 0, answer)).is_err());
+        assert!(
+            ask(&Linux, queue, |answer| Control::Versions(volume.share, 0..1, answer)).is_err()
+        );
         assert!(ask(&Linux, queue, |answer| Control::Settle(volume.share, 1, answer)).is_err());
         assert!(
             ask(&Linux, queue, |answer| Control::Drop(volume.share, vec![1], None, answer))
@@ -103,7 +105,7 @@ fn a_client_still_attached_when_the_engine_has_stopped_is_refused() {
         std::thread::spawn(move || {
             let write = client.write(0, &[1; 4096], true);
             let asked =
-                ask(&Linux, &volume.shares[0].queue, |answer| Control::States(0, 0, answer));
+                ask(&Linux, &volume.shares[0].queue, |answer| Control::Versions(0, 0..1, answer));
             let _ =
                 sender.send((write, client.read(0, 4096).err(), client.flush(), asked.is_err()));
         });

@@ -9,8 +9,7 @@ use std::collections::HashMap;
 use crate::block_map::usage::{Measured, VersionUse, measure};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::processor::messages::Control;
-use crate::processor::queue::ask;
+use crate::processor::share::compare::VersionsPage;
 use crate::units::{Epoch, PartitionIndex, VolumeId};
 
 /// What a volume and its snapshots refer to, blocks.
@@ -33,16 +32,11 @@ impl Engine {
         let mut found = VolumeUse::default();
         let mut measured = Measured::default();
         for share in &volume.shares {
-            let mut next = Some(0);
-            while let Some(first) = next {
-                let handed_out = ask(&*self.system, &share.queue, |answer| {
-                    Control::Versions(volume.share, first..PartitionIndex::MAX, answer)
-                })?;
-                next = handed_out.next;
-                for (partition, versions) in &handed_out.versions {
+            for page in self.versions_pages(&volume, share, 0..PartitionIndex::MAX) {
+                let VersionsPage { versions, history, .. } = page?;
+                for (partition, versions) in &versions {
                     let memory = memory.of(*partition);
-                    let history = &handed_out.history;
-                    let (mut each, live) = measure(versions, history, memory, &mut measured);
+                    let (mut each, live) = measure(versions, &history, memory, &mut measured);
                     found.live_slots += live;
                     for (epoch, ours) in history.snapshots().iter().zip(&mut each) {
                         if volume.origin.is_some() {

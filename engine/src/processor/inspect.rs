@@ -255,7 +255,6 @@ fn kind(control: &Control) -> u64 {
         Control::Tick => 11,
         Control::History(..)
         | Control::HasSnapshot(..)
-        | Control::States(..)
         | Control::Compare(..)
         | Control::Versions(..)
         | Control::Inspect(_)

@@ -20,7 +20,6 @@ use crate::processor::share::compare::{Pair, VersionsPage};
 use crate::processor::share::grow::Growth;
 use crate::processor::share::reclaim::Dropping;
 use crate::processor::share::scrub::Question;
-use crate::processor::share::stats::PartitionState;
 use crate::units::{Epoch, PartitionIndex};
 
 /// The result of a control.
@@ -83,8 +82,6 @@ pub enum Control {
     SegmentPrepared(u32, Option<Prepared>),
     /// A checkpoint was written, of so many bytes, or failed; the epoch in which it was taken.
     CheckpointDone(u32, std::result::Result<u64, Errno>, Epoch),
-    /// Answer with the partitions' states, now (0) or at an epoch.
-    States(u32, Epoch, Sender<Vec<PartitionState>>),
     /// Answer with the maps, at two epochs (the second 0: now), of the partitions in which they differ.
     Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
     /// Answer with clones of the versions of the share's first partitions of a range.

@@ -422,9 +422,6 @@ impl Processor {
             Control::HasSnapshot(number, epoch, answer) => {
                 self.with_share(number, |share, _| answer.send(share.has_snapshot(epoch)));
             }
-            Control::States(number, epoch, answer) => {
-                self.with_share(number, |share, _| answer.send(share.states(epoch)));
-            }
             Control::Compare(number, since, until, answer) => {
                 self.with_share(number, |share, _| answer.send(share.pairs(since, until)));
             }

@@ -25,7 +25,7 @@ use crate::engine::partitions::PartitionSnapshot;
 use crate::error::ErrorKind;
 use crate::events::Event;
 use crate::system::System;
-use crate::units::{DeviceId, Epoch};
+use crate::units::{DeviceId, Epoch, PartitionIndex};
 
 type Failure = String;
 pub(super) type Result<T> = std::result::Result<T, Failure>;
@@ -350,7 +350,7 @@ impl Simulation {
                 Ok(())
             }
             10 => {
-                let states = running.engine.partition_states(VOLUME, None);
+                let states = running.engine.partitions(VOLUME, 0..PartitionIndex::MAX);
                 if states.is_err() && !self.disk.lock().dead {
                     return Err("the partitions' states are not known".to_owned());
                 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::copied;
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
@@ -147,7 +148,7 @@ impl World {
         if kill {
             std::fs::create_dir(&saved).unwrap();
             for id in self.volumes.keys() {
-                copy_directory(&volumes.join(id.to_string()), &saved.join(id.to_string()));
+                copied::copy_directory(&volumes.join(id.to_string()), &saved.join(id.to_string()));
             }
         }
         engine.stop().unwrap();
@@ -382,14 +383,6 @@ impl World {
 fn same(what: &str, found: &[u8], expected: &[u8]) {
     if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
         panic!("{what}: byte {at} (block {}) is {} not {}", at / 4096, found[at], expected[at]);
-    }
-}
-
-fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
 }
 

@@ -48,13 +48,14 @@ class Running:
         numbers = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal()]
         return [pid for pid in numbers if self.has(pid)]
 
-    def sessions(self) -> list[int]:
-        """The sessions that they are in; a process may end or fork during the query."""
-        found = set()
+    def leaders(self) -> list[int]:
+        """Those that lead a session; a process may end or fork during the query."""
+        found = []
         for pid in self.pids():
             with suppress(ProcessLookupError):
-                found.add(os.getsid(pid))
-        return sorted(found)
+                if os.getsid(pid) == pid:
+                    found.append(pid)
+        return found
 
     def kill(self) -> bool:
         """Kill all of them; whether there were any. Each may end by then, and its pid be reused."""
@@ -175,7 +176,9 @@ def test_what_is_left_of_a_command_is_ended_or_left(running: Running) -> None:
     ended = second.wait(NEVER, 0)
     assert (ended.trouble, ended.alone) == (None, False)
     second.leave()
-    [left] = running.sessions()  # its shell leads one
+    # its shell leads a session, once setsid has begun one
+    wait_until(lambda: bool(running.leaders()), "what the command left is seen", 10)
+    [left] = running.leaders()
     begun = written(left)
     wait_until(lambda: written(left) > begun + 3, "more output: it is read still", 10)
 

@@ -52,7 +52,7 @@ def partitions(owners: Sequence[int]) -> list[Partition]:
 
 
 def rules(*texts: str, owners: Sequence[int] = (0, 1, 2, 0, 1, 2)) -> tuple[LogRule, ...]:
-    return bind_rules("v", parse_rules(texts), partitions(owners), inventory())
+    return bind_rules("v", parse_rules(texts), len(owners), owners, inventory())
 
 
 def areas_of(specs: "Sequence[LogRuleSpec]", partition: Partition) -> tuple[list[int], bool]:
@@ -176,15 +176,15 @@ def test_a_rule_that_cannot_be_is_refused(texts: list[str], words: str) -> None:
 
 def test_a_device_with_data_of_its_own_is_refused() -> None:
     with pytest.raises(DeviceAdopted):
-        bind_rules("v", parse_rules(["0=a,b"]), partitions([0]), inventory(adopted="b"))
+        bind_rules("v", parse_rules(["0=a,b"]), 1, [0], inventory(adopted="b"))
 
 
 def test_the_word_for_all_others_is_no_device() -> None:
     there = inventory("any")
     with pytest.raises(BadLogRule, match="a device is named any") as refused:
-        bind_rules("v", parse_rules(["a+any"]), partitions([0]), there)
+        bind_rules("v", parse_rules(["a+any"]), 1, [0], there)
     assert "polyvol device rename any NEW" in str(refused.value)
-    assert bind_rules("v", parse_rules(["a"]), partitions([0]), there) == (LogRule((1,)),)
+    assert bind_rules("v", parse_rules(["a"]), 1, [0], there) == (LogRule((1,)),)
 
 
 def test_rules_are_written_as_they_are_read() -> None:
@@ -216,7 +216,7 @@ def test_areas_for_a_snapshot_are_not_for_all() -> None:
 
 def test_an_area_that_nothing_would_use_is_refused() -> None:
     def refuse(*texts: str, devices: Sequence[int] = (4,), owners: Sequence[int] = (0, 1, 0, 1)) -> None:
-        refuse_unused("v", rules(*texts, owners=owners), partitions(owners), devices)
+        refuse_unused("v", rules(*texts, owners=owners), lambda: partitions(owners), devices)
 
     with pytest.raises(AreaUnused, match="none would use one more log area") as refused:
         refuse("0=a,1=b")
