@@ -3,8 +3,8 @@
 All are `slow`: the engine may have to wait for a processor.
 """
 
-from polyvol.daemon.api.route import Route
 from polyvol.daemon.api.page_query import page, page_query
+from polyvol.daemon.api.route import Route
 from polyvol.daemon.types.logs import ChangeLogDetailView, ChangeLogListView, PlaceView
 from polyvol.daemon.types.partitions import (
     PartitionDetailView,

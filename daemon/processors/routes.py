@@ -1,7 +1,7 @@
 """The API of processors."""
 
-from polyvol.daemon.api.route import Route
 from polyvol.daemon.api.page_query import page, page_query
+from polyvol.daemon.api.route import Route
 from polyvol.daemon.types.processors import ProcessorDetailView, ProcessorPartitionsView, ProcessorView
 
 ROUTES = [
