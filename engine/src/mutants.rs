@@ -67,10 +67,12 @@ pub enum Bug {
     NoStateRecord,
     /// Redirected blocks go to any log area, whatever the rule of their partition.
     AnyArea,
+    /// A block is written at its base place although a snapshot sees that.
+    TakenBase,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 30] = [
+pub const ALL: [Bug; 31] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -101,6 +103,7 @@ pub const ALL: [Bug; 30] = [
     Bug::NoDropRecord,
     Bug::NoStateRecord,
     Bug::AnyArea,
+    Bug::TakenBase,
 ];
 
 #[cfg(feature = "simulator")]

@@ -62,6 +62,7 @@ fn mutants_are_detected() {
         Bug::NoDropRecord,
         Bug::NoStateRecord,
         Bug::AnyArea,
+        Bug::TakenBase,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -4,9 +4,11 @@
 //!                   version began (V2: all versions that have it descend from this one). So it belongs to the change
 //!                   log that begins with the newest snapshot from which the version descends. If that snapshot is
 //!                   deleted, the block is in the log of the snapshot before it. A log without blocks does not exist.
-//! Zeroes            a block that became zero is a change too, which needs no slot. The blocks that a snapshot does not
-//!                   have, because the volume has grown since, are no changes; and a version that no snapshot sees, which
-//!                   only a rollback has kept, may show zeroes that were never written, so it is passed over.
+//! Without a slot    a block that became zero is a change too, and one that went back to its base place: a version that
+//!                   has it there, and descends from one that has not, did not share that place when it began (V2). The
+//!                   blocks that a snapshot does not have, because the volume has grown since, are no changes; and a
+//!                   version that no snapshot sees, which only a rollback has kept, may show zeroes that were never
+//!                   written, so it is passed over.
 //! Owner and locks   the caller's clones.
 
 use std::sync::Arc;
@@ -71,6 +73,8 @@ pub struct ChangeLog {
     pub runs: Vec<Run>,
     /// Blocks that became zero.
     pub zeroes: u64,
+    /// Blocks that went back to their base places.
+    pub bases: u64,
 }
 
 impl ChangeLog {
@@ -81,7 +85,7 @@ impl ChangeLog {
 
     /// Whether it does not exist.
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.zeroes == 0
+        self.runs.is_empty() && self.zeroes == 0 && self.bases == 0
     }
 }
 
@@ -150,7 +154,8 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
         let parent = parent.map(|parent| self.versions.map(parent));
         let mut runs = Vec::new();
         added_slots(self.versions.map(index), parent, Wanted::Any, &mut runs);
-        !runs.is_empty() || (self.is_seen(index) && self.added_zeroes(index) > 0)
+        let added = |place| self.added(index, place) > 0;
+        !runs.is_empty() || (self.is_seen(index) && (added(Place::ZERO) || added(Place::BASE)))
     }
 
     /// The versions whose blocks may be in the change log that begins with `begin`.
@@ -177,7 +182,8 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
             log.runs.sort_unstable();
         }
         if self.is_seen(index) {
-            log.zeroes += self.added_zeroes(index);
+            log.zeroes += self.added(index, Place::ZERO);
+            log.bases += self.added(index, Place::BASE);
         }
     }
 
@@ -197,41 +203,42 @@ impl<F: Fn(Epoch) -> u32> Attribution<'_, F> {
         (self.blocks_at)(last).min(self.versions.map(index).blocks())
     }
 
-    /// How many blocks are zero in a version, and are not in the version from which it descends.
-    fn added_zeroes(&self, index: usize) -> u64 {
+    /// How many blocks are zero in a version, or at their base places, and are not in the version from which it
+    /// descends. At its base place is where a block begins, in a new partition or after growth.
+    fn added(&self, index: usize, wanted: Place) -> u64 {
         let mut parent = self.versions.parent_of(index, self.history);
         while let Some(hidden) = parent.filter(|parent| !self.is_seen(*parent)) {
             parent = self.versions.parent_of(hidden, self.history);
         }
         let (map, blocks) = (self.versions.map(index), self.blocks_of(index));
-        let mut zeroes = 0;
+        let mut added = 0;
         let mut add = |first: u32, count: u32, from: u32| {
             let (first, end) = (first.max(from), (first + count).min(blocks));
-            zeroes += u64::from(end.saturating_sub(first));
+            added += u64::from(end.saturating_sub(first));
         };
         let Some(parent) = parent else {
             map.for_each_run(|first, count, place| {
-                if place == Place::ZERO {
+                if place == wanted {
                     add(first, count, 0);
                 }
             });
-            return zeroes;
+            return added;
         };
         let (older, known) = (self.versions.map(parent), self.blocks_of(parent).min(blocks));
         only_in(map, &[older], |first, count, place| {
-            if place == Place::ZERO {
+            if place == wanted {
                 add(first, count.min(known.saturating_sub(first)), 0);
             }
         });
         // The blocks after these are not the older one's, whatever its map has there.
         if known < blocks {
             map.for_each_run(|first, count, place| {
-                if place == Place::ZERO {
+                if place == wanted {
                     add(first, count, known);
                 }
             });
         }
-        zeroes
+        added
     }
 }
 

@@ -12,6 +12,7 @@ pub mod diff;
 pub mod history;
 pub mod leaf;
 pub mod place;
+mod taken_bases;
 pub mod tree;
 pub mod usage;
 pub mod versions;

@@ -19,12 +19,31 @@ const BLOCKS: u32 = 1300; // not a multiple of 512
 
 #[derive(Clone, Debug)]
 enum Op {
-    Slots { first: u32, count: u32, log: u16 },
-    Scatter { first: u32, step: u32, logs: u16 },
-    Zero { first: u32, count: u32 },
+    Slots {
+        first: u32,
+        count: u32,
+        log: u16,
+    },
+    Scatter {
+        first: u32,
+        step: u32,
+        logs: u16,
+    },
+    Zero {
+        first: u32,
+        count: u32,
+    },
+    /// Where no version sees them.
+    Bases {
+        first: u32,
+        count: u32,
+    },
     Cut,
     Drop(usize),
-    RollBack { nth: usize, cut: bool },
+    RollBack {
+        nth: usize,
+        cut: bool,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -33,7 +52,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (range.clone(), 1..4u16).prop_map(|((first, count), log)| Op::Slots { first, count, log }),
         2 => (0..BLOCKS, 1u32..9, 1..4u16)
             .prop_map(|(first, step, logs)| Op::Scatter { first, step, logs }),
-        2 => range.prop_map(|(first, count)| Op::Zero { first, count }),
+        2 => range.clone().prop_map(|(first, count)| Op::Zero { first, count }),
+        3 => range.prop_map(|(first, count)| Op::Bases { first, count }),
         1 => Just(Op::Zero { first: 0, count: BLOCKS }),
         2 => Just(Op::Cut),
         3 => (0usize..8).prop_map(Op::Drop),
@@ -121,6 +141,32 @@ impl Twin {
         self.set(first, count, place);
     }
 
+    /// Has blocks at their base places again, where no version sees these.
+    fn bases(&mut self, first: u32, count: u32) {
+        self.versions.freeze_before(self.epoch, self.history.retained_epochs());
+        self.versions.learn_taken(first, count);
+        let taken = |twin: &Twin, block: u32| {
+            let mut frozen = twin.versions.frozen().iter();
+            frozen.any(|frozen| frozen.map.place(block) == Place::BASE)
+        };
+        let mut block = first;
+        while block < first + count {
+            let live = self.versions.live.find(block, first + count - block);
+            if live.place == Place::BASE {
+                block += live.count;
+                continue;
+            }
+            let (here, is_taken) = self.versions.base_is_taken(block, live.count);
+            for each in block..block + here {
+                assert_eq!(taken(self, each), is_taken, "block {each}");
+            }
+            if !is_taken {
+                self.set(block, here, Place::BASE);
+            }
+            block += here;
+        }
+    }
+
     fn release(&mut self, freed: &[(u32, Place)]) {
         for (count, place) in freed {
             for i in 0..*count {
@@ -143,6 +189,7 @@ impl Twin {
                 }
             }
             Op::Zero { first, count } => self.set(first, count, Place::ZERO),
+            Op::Bases { first, count } => self.bases(first, count),
             Op::Cut => self.cut(),
             Op::RollBack { nth, cut } => {
                 let Some(to) = self.epochs().get(nth).copied() else { return };

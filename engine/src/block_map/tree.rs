@@ -76,6 +76,19 @@ impl Map {
         false
     }
 
+    /// Whether all of these blocks are at their base places.
+    pub fn is_base(&self, first: BlockIndex, count: u32) -> bool {
+        let (mut block, end) = (first, first + count);
+        while block < end {
+            let found = self.find(block, end - block);
+            if found.place != Place::BASE {
+                return false;
+            }
+            block += found.count;
+        }
+        true
+    }
+
     /// The run that contains `block`, from `block` on, at most `limit` blocks. Runs end at leaf borders, except if the
     /// whole map is uniform.
     pub fn find(&self, block: BlockIndex, limit: u32) -> Found<'_> {

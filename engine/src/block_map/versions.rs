@@ -18,8 +18,8 @@
 //!                   V4 a version that is released has at most one child, so that V2 holds without it: the target of a
 //!                      rollback stays (RB2).
 //! Why V2 holds      places enter by changes of the live map, which never gets a place that any version sees: slots are
-//!                   allocated only when free, and a block returns to its base place only when there is no frozen map
-//!                   at all. A rollback gives the live map the places of its parent.
+//!                   allocated only when free, and a block returns to its base place only when that is not
+//!                   [taken](super::taken_bases). A rollback gives the live map the places of its parent.
 
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use super::counters::{Counters, LiveCounters};
 use super::diff::only_in;
 use super::history::{History, Rollback};
 use super::place::Place;
+use super::taken_bases::TakenBases;
 use super::tree::Map;
 use crate::units::{BlockIndex, Epoch};
 
@@ -61,6 +62,7 @@ pub struct Versions {
     /// Shared with clones until it changes: the cost of a clone for a checkpoint does not depend on the number of
     /// snapshots.
     frozen: Arc<Vec<Frozen>>,
+    taken: TakenBases,
 }
 
 /// A change of a partition's map.
@@ -92,14 +94,16 @@ impl Versions {
     /// A partition of `blocks` blocks, all at their base place, never frozen.
     pub fn new(blocks: u32) -> Versions {
         let counters = LiveCounters::default();
-        Versions { live: Map::new(blocks), counters, frozen: Arc::default() }
+        let taken = TakenBases::default();
+        Versions { live: Map::new(blocks), counters, frozen: Arc::default(), taken }
     }
 
     /// Builds versions from a checkpoint's contents; `None` if they are not in the order of V1.
     pub fn from_parts(live: Map, counters: Counters, frozen: Vec<Frozen>) -> Option<Versions> {
         let in_order = frozen.windows(2).all(|pair| pair[0].last_epoch < pair[1].last_epoch);
-        let mut versions =
-            Versions { live, counters: LiveCounters::default(), frozen: Arc::new(frozen) };
+        let frozen = Arc::new(frozen);
+        let (unknown, taken) = (LiveCounters::default(), TakenBases::default());
+        let mut versions = Versions { live, counters: unknown, frozen, taken };
         versions.counters.set(counters);
         in_order.then_some(versions)
     }
@@ -248,6 +252,7 @@ impl Versions {
         let gone = std::mem::replace(&mut self.live, live);
         let parent = self.parent(history).into_iter().collect::<Vec<_>>();
         only_in(&gone, &parent, freed);
+        self.taken.forget();
     }
 
     /// Freezes the live map if the newest snapshot before `epoch` does not have its map yet. Called before any change
@@ -291,6 +296,7 @@ impl Versions {
             frozen.for_each(|frozen| frozen.map.grow(blocks, Place::ZERO));
         }
         self.live.grow(blocks, Place::BASE);
+        self.taken.forget();
     }
 
     /// Hides the blocks from `from` on from snapshots up to `epoch`: they are zero there, as after [`Versions::grow`].
@@ -305,6 +311,7 @@ impl Versions {
             let blocks = frozen.map.blocks();
             frozen.map.set(from, blocks - from, Place::ZERO, &[]);
         }
+        self.taken.forget();
     }
 
     /// Makes a change in the live map and in the frozen maps of its epoch and later ones (V3). Calls `freed` for
@@ -345,6 +352,9 @@ impl Versions {
             let stays = old.place == change.place.step(block - change.first);
             if !seen && !stays {
                 freed(block, count, old.place);
+            }
+            if seen && old.place == Place::BASE {
+                self.taken.set(block, count, true);
             }
             block += count;
         }
@@ -401,6 +411,9 @@ impl Versions {
         hidden.write_seq ^= CONTENTS_DROPPED_BIT;
         for (first, count, place) in alone {
             hidden.set(first, count, Place::ZERO, &[]); // it is not read any more
+            if place == Place::BASE {
+                self.taken.set(first, count, false);
+            }
             freed(first, count, place);
         }
     }
@@ -415,8 +428,33 @@ impl Versions {
         let parents = usize::from(self.parent_of(index, history).is_some());
         debug_assert!(others.len() <= parents + 1, "V4");
         let others: Vec<&Map> = others.into_iter().map(|other| self.map(other)).collect();
-        only_in(&self.frozen[index].map, &others, &mut *freed);
+        let mut left = Vec::new();
+        only_in(&self.frozen[index].map, &others, |first, count, place| {
+            freed(first, count, place);
+            if place == Place::BASE {
+                left.push((first, count));
+            }
+        });
+        left.into_iter().for_each(|(first, count)| self.taken.set(first, count, false));
         Arc::make_mut(&mut self.frozen).remove(index);
+    }
+
+    /// Prepares [`Versions::base_is_taken`] for these blocks.
+    pub fn learn_taken(&mut self, first: BlockIndex, count: u32) {
+        if !self.frozen.is_empty() {
+            let frozen = self.frozen.iter().map(|frozen| &frozen.map);
+            self.taken.learn(first, count, &self.live, frozen);
+        }
+    }
+
+    /// The length of the run from `block`, at most `limit`, for which the answer is the same, and the answer: does a
+    /// frozen map see these base places? The live map does not. [`Versions::learn_taken`] has prepared it; else the
+    /// answer is yes.
+    pub fn base_is_taken(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
+        match self.frozen.is_empty() {
+            true => (limit, false),
+            false => self.taken.run(block, limit),
+        }
     }
 
     /// Whether any version sees one of these blocks at its base place.

@@ -10,6 +10,44 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::units::{Epoch, SlotIndex};
 
+/// Changes that need no slot: to zero, or back to the base place.
+#[derive(Default)]
+struct Changes {
+    /// By block: the change, now and in each snapshot; 0: it is not so.
+    now: Vec<u64>,
+    at: BTreeMap<Epoch, Vec<u64>>,
+    /// By such a change: the snapshot with which its change log begins.
+    begin: BTreeMap<u64, Epoch>,
+}
+
+impl Changes {
+    /// A change of this number has made a block so, or otherwise.
+    fn changed(&mut self, seq: u64, block: u32, is_so: bool, newest: Epoch) {
+        self.now.resize(BLOCKS as usize, 0);
+        let now = &mut self.now[block as usize];
+        if !is_so {
+            *now = 0;
+        } else if *now == 0 {
+            *now = seq;
+            self.begin.insert(seq, newest);
+        }
+    }
+
+    /// How many changes of the log that begins with a snapshot are still seen.
+    fn after(&self, begin: Epoch) -> u64 {
+        let all = self.at.values().chain([&self.now]);
+        let all = all.flat_map(|changes| changes.iter().enumerate());
+        // What was so when it began is not changed, whatever came between.
+        let was_so = |block: usize| {
+            let at = self.at.get(&begin);
+            at.is_some_and(|at| at.get(block).is_some_and(|seq| *seq > 0))
+        };
+        let began = |seq: &u64| self.begin.get(seq) == Some(&begin);
+        let ours = all.filter(|(block, seq)| began(seq) && !was_so(*block));
+        ours.collect::<BTreeSet<_>>().len() as u64
+    }
+}
+
 /// The reference. Without epochs: which snapshot follows which is noted when it is taken.
 #[derive(Default)]
 pub(super) struct Logs {
@@ -19,11 +57,8 @@ pub(super) struct Logs {
     newest: Epoch,
     /// By snapshot: the one before it on its line.
     before: BTreeMap<Epoch, Epoch>,
-    /// By block: the change that made it zero, now and in each snapshot; 0: it is not zero.
-    zero: Vec<u64>,
-    zero_at: BTreeMap<Epoch, Vec<u64>>,
-    /// By such a change: the snapshot with which its change log begins.
-    zeroed: BTreeMap<u64, Epoch>,
+    zeroes: Changes,
+    bases: Changes,
     /// What was counted at each snapshot, and until now.
     counted: BTreeMap<Epoch, Counters>,
     live: Counters,
@@ -32,14 +67,8 @@ pub(super) struct Logs {
 impl Logs {
     /// A change of this number has set a block.
     pub(super) fn changed(&mut self, seq: u64, block: u32, place: Place) {
-        self.zero.resize(BLOCKS as usize, 0);
-        let zero = &mut self.zero[block as usize];
-        if place != Place::ZERO {
-            *zero = 0;
-        } else if *zero == 0 {
-            *zero = seq;
-            self.zeroed.insert(seq, self.newest);
-        }
+        self.zeroes.changed(seq, block, place == Place::ZERO, self.newest);
+        self.bases.changed(seq, block, place == Place::BASE, self.newest);
         if place.is_slot() {
             self.begin.insert(place.raw(), self.newest);
         }
@@ -48,23 +77,30 @@ impl Logs {
     pub(super) fn cut(&mut self, epoch: Epoch) {
         self.before.insert(epoch, self.newest);
         self.counted.insert(epoch, self.live);
-        self.zero_at.insert(epoch, self.zero.clone());
+        for changes in [&mut self.zeroes, &mut self.bases] {
+            changes.at.insert(epoch, changes.now.clone());
+        }
         self.newest = epoch;
     }
 
     pub(super) fn rolled_back(&mut self, to: Epoch) {
         self.newest = to;
         self.live = self.counted[&to];
-        self.zero.clone_from(&self.zero_at[&to]);
+        for changes in [&mut self.zeroes, &mut self.bases] {
+            changes.now.clone_from(&changes.at[&to]);
+        }
     }
 
     /// Its log joins the one before it.
     pub(super) fn deleted(&mut self, epoch: Epoch) {
         let before = self.before.remove(&epoch).unwrap();
         self.counted.remove(&epoch);
-        self.zero_at.remove(&epoch);
+        for changes in [&mut self.zeroes, &mut self.bases] {
+            changes.at.remove(&epoch);
+        }
         let begins = self.before.values_mut().chain(self.begin.values_mut());
-        let begins = begins.chain(self.zeroed.values_mut());
+        let begins = begins.chain(self.zeroes.begin.values_mut());
+        let begins = begins.chain(self.bases.begin.values_mut());
         begins.chain([&mut self.newest]).filter(|one| **one == epoch).for_each(|one| *one = before);
     }
 }
@@ -77,28 +113,15 @@ impl Twin {
         self.logs.live.add(counted);
     }
 
-    /// How many changes to zero of the log that begins with a snapshot are still seen.
-    fn zeroes_after(&self, begin: Epoch) -> u64 {
-        let all = self.logs.zero_at.values().chain([&self.logs.zero]);
-        let all = all.flat_map(|zeroes| zeroes.iter().enumerate());
-        // What was zero when it began is not changed, whatever came between.
-        let was_zero = |block: usize| {
-            self.logs
-                .zero_at
-                .get(&begin)
-                .is_some_and(|at| at.get(block).is_some_and(|seq| *seq > 0))
-        };
-        let began = |seq: &u64| self.logs.zeroed.get(seq) == Some(&begin);
-        let ours = all.filter(|(block, seq)| began(seq) && !was_zero(*block));
-        ours.collect::<BTreeSet<_>>().len() as u64
-    }
-
-    fn check_zeroes(&self, begin: Epoch, found: u64) {
-        let (expected, history) = (self.zeroes_after(begin), &self.history);
+    fn check_without_slots(&self, begin: Epoch, zeroes: u64, bases: u64) {
+        let (logs, history) = (&self.logs, &self.history);
         // A version that no snapshot sees any more is passed over: what became zero there counts in each of its lines,
         // and what was zero before it and again after it does not count.
         if history.retained_epochs() == history.snapshots() {
-            assert_eq!(found, expected, "log {begin}");
+            assert_eq!(zeroes, logs.zeroes.after(begin), "log {begin}");
+            // Without a snapshot before, what was always there is not told from what went back.
+            let expected = if begin == 0 { 0 } else { logs.bases.after(begin) };
+            assert_eq!(bases, expected, "log {begin}");
         }
     }
 
@@ -116,7 +139,7 @@ impl Twin {
                 }
             }
             assert_eq!(attribution.change_logs(Some(log.begin)).first(), Some(log));
-            self.check_zeroes(log.begin, log.zeroes);
+            self.check_without_slots(log.begin, log.zeroes, log.bases);
         }
         let mut expected = self.logs.begin.clone();
         expected.retain(|place, _| self.used.contains(place));
@@ -124,7 +147,7 @@ impl Twin {
         for begin in self.logs.before.keys().copied().chain([0]) {
             let exists = found.iter().any(|log| log.begin == begin);
             if !exists {
-                self.check_zeroes(begin, 0);
+                self.check_without_slots(begin, 0, 0);
             }
             assert!(exists || attribution.change_logs(Some(begin)).is_empty());
         }

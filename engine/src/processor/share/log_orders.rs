@@ -155,6 +155,9 @@ impl Share {
                 }
             }
         }
+        if bug(Bug::AnyArea) {
+            areas.reverse();
+        }
         areas.sort_by_key(|log| self.is_last(log));
         let named = |log: &Arc<LogArea>| rule.logs.contains(&log.number);
         let first = areas.first().map(|log| self.is_last(log));

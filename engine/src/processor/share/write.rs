@@ -1,13 +1,14 @@
 //! Write: a part of WRITE.
 //!
 //! How it works      Block by block: a block that only the live map sees at its base place is overwritten in place. All
-//!                   others are redirected: to their base place if no version sees it, else to free slots; then a
-//!                   record is appended, then the map changes. Blocks in slots are always redirected, so a slot is
+//!                   others are redirected: to their base places where no version sees these, else to free slots;
+//!                   then a record is appended, then the map changes. Blocks in slots are always redirected, so a slot is
 //!                   written once (J1), and its checksum and its record are of one age. A clone has no base places:
 //!                   what it shows there is its [origin](crate::geometry::origin)'s, which it never writes.
-//! Why moving back to the base place is safe   with no frozen map, only the live map can see the base place, and it
-//!                   does not: it has the block in a slot. Until the record is durable, a power loss restores that
-//!                   slot, which is not reused before (J4).
+//! Why moving back to the base place is safe   no version sees the base place, and no recovery finds one that does: a
+//!                   snapshot that saw it is gone from the catalog durably before the engine drops it. The live map has
+//!                   the block in a slot. Until the record is durable, a power loss restores that slot, which is not
+//!                   reused before (J4).
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::geometry::origin::resolve;
 use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Frees, Job, NewPlace, Old, Step, Target, write_base, write_slots};
 use crate::processor::part::Part;
-use crate::processor::share::{Context, Local, Share, count};
+use crate::processor::share::{Context, Local, Share};
 use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// A pool thread writes longer parts: the processor has other requests to serve.
@@ -52,11 +53,7 @@ pub(super) struct NoSpace {
 
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
-        if !bug(Bug::NoFreeze) {
-            self.locals[part.local.index()]
-                .versions
-                .freeze_before(self.epoch, self.history.retained_epochs());
-        }
+        self.prepare_change(&part);
         let placement = self.placement(&part);
         let small = self.is_small(&part);
         if small && placement == Placement::InPlace {
@@ -85,6 +82,18 @@ impl Share {
                 self.finish(part, job, self.epoch, result, context);
             }
             Ok(Progress::Planned(job)) => self.hand_over(part, job, context),
+        }
+    }
+
+    /// Freezes what a snapshot sees before a part changes it, and finds out which base places are free for it.
+    pub(super) fn prepare_change(&mut self, part: &Part) {
+        let versions = &mut self.locals[part.local.index()].versions;
+        if !bug(Bug::NoFreeze) {
+            versions.freeze_before(self.epoch, self.history.retained_epochs());
+        }
+        let (first, last) = part.blocks();
+        if self.origin.is_none() && !versions.live.is_base(first, last - first + 1) {
+            versions.learn_taken(first, last - first + 1);
         }
     }
 
@@ -200,7 +209,7 @@ impl Share {
     fn redirect_now(&mut self, part: &Part) -> Result<Progress, NoSpace> {
         self.claim(part.local, self.slots_for_moves(part))?;
         let (first, blocks) = complete_blocks(part);
-        let (place, count) = self.choose_place(part.local, blocks);
+        let (place, count) = self.choose_place(part.local, first, blocks);
         let mut sums = std::mem::take(&mut self.sums);
         sums.clear();
         let mut change = NewPlace { first, count, place, sums };
@@ -237,19 +246,20 @@ impl Share {
 
     /// How many slots a write of complete blocks needs that are all redirected.
     fn slots_for_moves(&self, part: &Part) -> u64 {
-        if self.goes_to_base(part.local) { 0 } else { u64::from(complete_blocks(part).1) }
+        let (first, blocks) = complete_blocks(part);
+        self.slots_for_blocks(part.local, first, blocks)
     }
 
     /// How many slots a write of the bytes `from..to` of a partition needs.
     pub(super) fn slots_for(&self, local: LocalIndex, from: u64, to: u64) -> u64 {
-        if from == to || self.goes_to_base(local) {
+        if from == to {
             return 0;
         }
         let (mut block, last) = ((from / BLOCK_SIZE) as u32, ((to - 1) / BLOCK_SIZE) as u32);
         let mut slots = 0;
         while block <= last {
             let (count, in_place) = self.overwritable(local, block, last - block + 1);
-            slots += if in_place { 0 } else { u64::from(count) };
+            slots += if in_place { 0 } else { self.slots_for_blocks(local, block, count) };
             block += count;
         }
         slots
@@ -315,9 +325,46 @@ impl Share {
         count
     }
 
-    /// Whether all writes may go to the base place, because neither a snapshot nor an origin has data there.
-    fn goes_to_base(&self, local: LocalIndex) -> bool {
-        self.origin.is_none() && self.locals[local.index()].versions.frozen().is_empty()
+    /// How many slots are needed for blocks that must be redirected: those without a free base place.
+    fn slots_for_blocks(&self, local: LocalIndex, first: BlockIndex, count: u32) -> u64 {
+        let (mut done, mut slots) = (0, 0);
+        while done < count {
+            let (here, goes_home) = self.goes_home(local, first + done, count - done);
+            slots += if goes_home { 0 } else { u64::from(here) };
+            done += here;
+        }
+        slots
+    }
+
+    /// The length of the run from `block` (at most `limit`) for which the answer is the same, and the answer, for
+    /// blocks that must be redirected: can they go to their base places, because no version sees these?
+    fn goes_home(&self, local: LocalIndex, block: BlockIndex, limit: u32) -> (u32, bool) {
+        let versions = &self.locals[local.index()].versions;
+        if self.origin.is_some() {
+            return (limit, false); // OR3
+        }
+        if versions.frozen().is_empty() {
+            return (limit, true);
+        }
+        let one = |block: BlockIndex, limit: u32| {
+            let live = versions.live.find(block, limit);
+            match live.place {
+                Place::BASE => (live.count, false), // a snapshot sees it too
+                _ => {
+                    let (count, taken) = versions.base_is_taken(block, live.count);
+                    (count, !taken || bug(Bug::TakenBase))
+                }
+            }
+        };
+        let (mut count, answer) = one(block, limit);
+        while count < limit {
+            let (more, other) = one(block + count, limit - count);
+            if other != answer {
+                break;
+            }
+            count += more;
+        }
+        (count, answer)
     }
 
     /// Plans a new place for up to `want` blocks from `block` on; returns the index of the job's change, the number of
@@ -329,18 +376,19 @@ impl Share {
         block: BlockIndex,
         want: u32,
     ) -> (usize, u32, Target) {
-        let (place, count) = self.choose_place(local, want);
+        let (place, count) = self.choose_place(local, block, want);
         job.changes.push(NewPlace { first: block, count, place, sums: Vec::new() });
         (job.changes.len() - 1, count, self.target(place))
     }
 
-    /// A new place for up to `want` blocks, and for how many.
-    fn choose_place(&mut self, local: LocalIndex, want: u32) -> (Place, u32) {
-        if self.goes_to_base(local) {
-            return (Place::BASE, want);
+    /// A new place for up to `want` blocks from `block` on, and for how many.
+    fn choose_place(&mut self, local: LocalIndex, block: BlockIndex, want: u32) -> (Place, u32) {
+        let (count, goes_home) = self.goes_home(local, block, want);
+        if goes_home {
+            return (Place::BASE, count);
         }
-        let (place, taken) = self.allocate_slots(local, want.min(RECORD_SUMS_MAX));
-        count(&self.stats.redirected_blocks, u64::from(taken));
+        let (place, taken) = self.allocate_slots(local, count.min(RECORD_SUMS_MAX));
+        super::count(&self.stats.redirected_blocks, u64::from(taken));
         (place, taken)
     }
 

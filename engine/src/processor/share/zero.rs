@@ -43,9 +43,7 @@ impl Share {
             Verb::Zero { no_hole, .. } => ClearMode { trim: false, keep_allocated: no_hole },
             _ => ClearMode { trim: true, keep_allocated: false },
         };
-        self.locals[part.local.index()]
-            .versions
-            .freeze_before(self.epoch, self.history.retained_epochs());
+        self.prepare_change(&part);
         let mut job = self.new_job(&part, true);
         // The last block of a volume ends with the volume, so complete blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
