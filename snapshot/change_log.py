@@ -46,8 +46,8 @@ class ChangeLog:
     and can get those of a log after it whose snapshot is deleted.
 
     `identity` refers to its partition and to its partition snapshot. `processor` maintains it. `blocks` are
-    in slots; `zeroes` became zero, and need none. `runs`: how many runs of consecutive slots the blocks are
-    in. `areas`: how many of the blocks are in each log area, by its number. `writes` and `written` (bytes)
+    in slots; `zeroes` became zero, `bases` went back to their base places: they need none. `runs`: how many
+    runs of consecutive slots the blocks are in. `areas`: how many of the blocks are in each log area, by its number. `writes` and `written` (bytes)
     count what hosts wrote from its beginning to its end, in place too (None: it is unknown). `ended`: the
     epoch of the snapshot that ended it (None: it is the current one, or a rollback ended it)."""
 
@@ -55,6 +55,7 @@ class ChangeLog:
     processor: int
     blocks: int
     zeroes: int
+    bases: int
     runs: int
     areas: tuple[tuple[int, int], ...]
     writes: int | None
@@ -69,6 +70,7 @@ def change_log(volume: VolumeId, state: "ChangeLogState") -> ChangeLog:
         processor=state["processor"],
         blocks=state["blocks"],
         zeroes=state["zeroes"],
+        bases=state["bases"],
         runs=state["runs"],
         areas=tuple(state["areas"]),
         writes=state["writes"],

@@ -38,10 +38,12 @@ class Writes(NamedTuple):
 
 
 class LogSize(NamedTuple):
-    """What a change log holds: blocks in slots, and blocks that became zero, which need none."""
+    """What a change log holds: blocks in slots, and blocks that need none: that became zero, and that went back
+    to their base places."""
 
     blocks: int
     zeroes: int
+    bases: int
 
 
 class PartitionSnapshot(NamedTuple):
@@ -94,5 +96,5 @@ def partition_snapshot(volume: VolumeId, state: "PartitionSnapshotState") -> Par
         state["last_write_ns"],
         None if since is None else Writes(since["writes"], since["written_bytes"]),
         state["write_seq"],
-        None if log is None else LogSize(log["blocks"], log["zeroes"]),
+        None if log is None else LogSize(log["blocks"], log["zeroes"], log["bases"]),
     )

@@ -60,6 +60,7 @@ class Naming:
             blocks=log.blocks,
             size=log.blocks * BLOCK_SIZE,
             zeroes=log.zeroes,
+            bases=log.bases,
             runs=log.runs,
             writes=log.writes,
             written=log.written,

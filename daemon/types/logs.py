@@ -20,7 +20,7 @@ class ChangeLogView:
     snapshot that it begins with, null for the volume, 'epoch:N' for a deleted one that is kept; `epoch` is
     its epoch (0: the volume's). `processor` maintains it. `rule_devices`: the devices that its log rule
     names, in order; `rule_any`: after these, any other one. `placed`: where its blocks are. `blocks` are in
-    slots, `size` bytes; `zeroes` became zero, and need none. `runs` of consecutive slots have the blocks.
+    slots, `size` bytes; `zeroes` became zero, `bases` went back to their base places: they need none. `runs` of consecutive slots have the blocks.
     `writes` and `written` count what hosts wrote from its beginning to its end, in place too; null: unknown.
     `ended`: the snapshot that ended it; null: it is the current one, or a rollback ended it."""
 
@@ -36,6 +36,7 @@ class ChangeLogView:
     blocks: int
     size: int
     zeroes: int
+    bases: int
     runs: int
     writes: int | None
     written: int | None

@@ -72,11 +72,13 @@ class WritesView:
 
 @dataclass(kw_only=True, slots=True)
 class LogSizeView:
-    """What a change log, named by its `id`, holds: blocks in slots, and blocks that became zero."""
+    """What a change log, named by its `id`, holds: `blocks` in slots, `zeroes`, and `bases` that went back to
+    their base places."""
 
     id: str
     blocks: int
     zeroes: int
+    bases: int
 
 
 @dataclass(kw_only=True, slots=True)

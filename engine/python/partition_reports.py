@@ -14,10 +14,12 @@ class WriteCounts(TypedDict):
 
 
 class ChangeLogSize(TypedDict):
-    """What a change log holds: blocks in slots, and blocks that became zero, which need none."""
+    """What a change log holds: blocks in slots, and blocks that need none: that became zero, and that went back
+    to their base places."""
 
     blocks: int
     zeroes: int
+    bases: int
 
 
 class PartitionSnapshotState(TypedDict):
@@ -67,8 +69,8 @@ class PartitionState(TypedDict):
 
 class ChangeLogState(TypedDict):
     """One change log: that of a partition, which begins with the snapshot of epoch `begin` (0: with the
-    volume). `blocks` in slots and `zeroes`, which need none; `runs` of consecutive slots; `areas`: number of
-    each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
+    volume). `blocks` in slots; `zeroes`, and `bases`, which went back to their base places, need none. `runs`
+    of consecutive slots; `areas`: number of each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
     its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are added)."""
 
     partition: int
@@ -76,6 +78,7 @@ class ChangeLogState(TypedDict):
     begin: int
     blocks: int
     zeroes: int
+    bases: int
     runs: int
     areas: list[tuple[int, int]]
     writes: int | None

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from tests.support import nbd
 from tests.support.daemon import Daemon
-from tests.support.parts_model import BLOCK, Version, Volume
+from tests.support.parts_model import BLOCK, Version, Volume, is_base
 
 PARTITION = 1 << 20
 SIZE = 3 * PARTITION
@@ -198,9 +198,9 @@ class Parts(RuleBasedStateMachine):
             assert (view["total"]["writes"], view["total"]["written"]) == counts, where
             since = view["since"]["writes"], view["since"]["written"]
             assert since == (counts[0] - old[0], counts[1] - old[1]), where
-            blocks, zeroes = volume.log(snapshot, number)
-            log = view["log"] and (view["log"]["blocks"], view["log"]["zeroes"])
-            assert log == ((blocks.total(), zeroes) if blocks or zeroes else None), where
+            blocks, *others = volume.log(snapshot, number)
+            log = view["log"] and [view["log"][kind] for kind in ("blocks", "zeroes", "bases")]
+            assert log == ([blocks.total(), *others] if blocks or any(others) else None), where
             if volume.live.parent == snapshot and number in volume.written:
                 assert view["frozen"], where
 
@@ -214,8 +214,10 @@ class Parts(RuleBasedStateMachine):
         views = self.daemon.api.get("volumes", name, "change-logs")["logs"]
         assert {(view["begin"], view["partition"]) for view in views} == expected.keys(), name
         for view in views:
-            blocks, zeroes = expected[view["begin"], view["partition"]]
-            assert (view["blocks"], view["zeroes"]) == (blocks.total(), zeroes), view["id"]
+            blocks, *others = expected[view["begin"], view["partition"]]
+            assert [view[kind] for kind in ("blocks", "zeroes", "bases")] == [blocks.total(), *others], view[
+                "id"
+            ]
             assert view["ended"] == volume.ended(view["begin"]), view["id"]
             assert sum(each["blocks"] for each in view["placed"]) == view["blocks"]
             shown = self.daemon.api.get("change-logs", view["id"])
@@ -240,7 +242,7 @@ class Parts(RuleBasedStateMachine):
                     "volumes", name, "place", offset=str(block * BLOCK), snapshot=snapshot
                 )
                 token = version.tokens.get(block)
-                kind = "log" if token else "zero" if token is not None else "base"
+                kind = "base" if is_base(token) else "log" if token else "zero"
                 assert found["kind"] == ("source" if kind == "base" and volume.clone else kind)
                 if kind == "log":
                     begin = volume.begin_of(version, block)

@@ -110,7 +110,7 @@ class Counted:
         older = [other for other in self._snapshots if other < epoch]
         for state in states:
             log = logs.get(state["partition"])
-            assert state["log"] == (log and {"blocks": log["blocks"], "zeroes": log["zeroes"]})
+            assert state["log"] == (log and {kind: log[kind] for kind in ("blocks", "zeroes", "bases")})
             assert state["since"] is not None
             if older:
                 before = self._snapshots[max(older)][state["partition"]]["writes"]

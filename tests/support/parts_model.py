@@ -1,9 +1,10 @@
 """parts_model: what partitions, partition snapshots and change logs must be, in memory, for any order of
 verbs.
 
-How it works      A map has a token for each block that is not at its base place; versions share tokens as the
-                  engine's maps share slots. A write gets a new token if a snapshot sees the block's place,
-                  and is in place if none does. So the log that begins with a snapshot is what the versions
+How it works      A map has a token for each block that was redirected; versions share tokens as the engine's
+                  maps share slots. A write gets a new token if a snapshot sees the block's place, or the block
+                  is in a slot, and is in place if neither. The token is negative if the block goes back to its
+                  base place, because no version sees that. So the log that begins with a snapshot is what the versions
                   that come from it have, and it does not have. Blocks are counted as they are written: in
                   whole blocks, and each write for itself.
 """
@@ -15,6 +16,11 @@ from dataclasses import dataclass, field, replace
 BLOCK = 4096
 ZERO = 0
 """The token of a block that a rollback to a smaller snapshot has made zero."""
+
+
+def is_base(token: int | None) -> bool:
+    """Whether it is the token of a block at its base place."""
+    return token is None or token < 0
 
 
 @dataclass
@@ -57,9 +63,13 @@ class Volume:
         """Write whole blocks."""
         for block in range(first, first + count):
             place = self.live.tokens.get(block)
-            if (place is None and self.clone) or place == ZERO or self._is_seen(block, place):
+            if (
+                (place is None and self.clone)
+                or self._is_seen(block, place)
+                or (place is not None and place >= 0)
+            ):
                 self.last += 1
-                self.live.tokens[block] = self.last
+                self.live.tokens[block] = -self.last if self._goes_home(block, place) else self.last
         each = self.partition_size // BLOCK
         for part in range(first // each, (first + count - 1) // each + 1):
             blocks = min(first + count, (part + 1) * each) - max(first, part * each)
@@ -71,6 +81,11 @@ class Volume:
         return any(
             block * BLOCK < each.size and each.tokens.get(block) == place for each in self.snapshots.values()
         )
+
+    def _goes_home(self, block: int, place: int | None) -> bool:
+        """Whether a block that is redirected goes to its base place: no version sees that."""
+        versions = (each for each in self.snapshots.values() if block * BLOCK < each.size)
+        return not (self.clone or is_base(place) or any(is_base(each.tokens.get(block)) for each in versions))
 
     def cut(self, name: str, epoch: int) -> None:
         """Take a snapshot."""
@@ -103,18 +118,21 @@ class Volume:
         yield from self.snapshots.items()
         yield None, self.live
 
-    def log(self, begin: str | None, part: int) -> tuple[Counter[int], int]:
-        """The blocks of a change log (of its partition), and how many became zero."""
+    def log(self, begin: str | None, part: int) -> tuple[Counter[int], int, int]:
+        """The blocks of a change log (of its partition) in slots, how many became zero, and how many went back
+        to their base places."""
         blocks: Counter[int] = Counter()
-        zeroes = 0
+        zeroes = bases = 0
         parent = {} if begin is None else self.snapshots[begin].tokens
         for _, version in self.versions():
             if version.parent == begin:
                 for block, token in self._within(version, part):
                     if parent.get(block) != token:
-                        blocks.update([block - part * (self.partition_size // BLOCK)] if token else [])
+                        blocks.update([block - part * (self.partition_size // BLOCK)] if token > 0 else [])
                         zeroes += not token
-        return blocks, zeroes
+                        # Without a snapshot before, what was always there is not told from what went back.
+                        bases += token < 0 and begin is not None
+        return blocks, zeroes, bases
 
     def ended(self, begin: str | None) -> str | None:
         """The snapshot that ended a log; None for one that still grows."""
@@ -125,7 +143,7 @@ class Volume:
 
     def places(self, version: Version, part: int) -> tuple[int, int, int]:
         """How many blocks of a version's partition are in slots, are zero, and are at their base place."""
-        tokens = [token for _, token in self._within(version, part)]
+        tokens = [token for _, token in self._within(version, part) if not is_base(token)]
         size = min(self.partition_size, version.size - part * self.partition_size) // BLOCK
         zeroes = tokens.count(ZERO)
         return len(tokens) - zeroes, zeroes, size - len(tokens)

@@ -161,7 +161,7 @@ class SimPartitions:
                     "write_seq": 0,
                     "checksummed": slots,
                     "since": since if counts.known and before.known else None,  # type: ignore[typeddict-item]
-                    "log": {key: logs[0][key] for key in ("blocks", "zeroes")} if logs else None,  # type: ignore[typeddict-item]
+                    "log": {key: logs[0][key] for key in ("blocks", "zeroes", "bases")} if logs else None,  # type: ignore[typeddict-item]
                 }
             )
         return found
@@ -210,6 +210,7 @@ class SimPartitions:
                         "begin": epoch,
                         "blocks": slots,
                         "zeroes": zeroes,
+                        "bases": 0,
                         "runs": len(self._runs(volume, number, epoch)),
                         "areas": [(min(target.logs), slots)] if slots else [],
                         "writes": None,

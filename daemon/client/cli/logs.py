@@ -67,7 +67,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("processor", shown["processor"]),
             ("devices by rule", _rule(shown)),
             ("placed on", _placed(shown)),
-            ("blocks", f"{shown['blocks']} in slots ({format_size(shown['size'])}), {shown['zeroes']} zero"),
+            ("blocks", _blocks(shown)),
             ("runs", shown["runs"]),
             ("written since the cut", _written(shown)),
         ]
@@ -82,11 +82,16 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
     )
 
 
+def _blocks(shown: Json) -> str:
+    slots = f"{shown['blocks']} in slots ({format_size(shown['size'])})"
+    return f"{slots}, {shown['zeroes']} zero, {shown['bases']} at their base place"
+
+
 def print_logs(logs: Sequence[Json]) -> None:
     """The table of change logs."""
     print_table(
         (
-            *("CHANGE LOG", "PROCESSOR", "DEVICES BY RULE", "PLACED ON", "BLOCKS", "SIZE", "ZEROES"),
+            *("CHANGE LOG", "PROCESSOR", "DEVICES BY RULE", "PLACED ON", "BLOCKS", "SIZE", "ZEROES", "BASES"),
             *("RUNS", "WRITES SINCE", "WRITTEN", "ENDED BY"),
         ),
         [
@@ -98,6 +103,7 @@ def print_logs(logs: Sequence[Json]) -> None:
                 each["blocks"],
                 format_size(each["size"]),
                 each["zeroes"],
+                each["bases"],
                 each["runs"],
                 known(each["writes"]),
                 known_size(each["written"]),

@@ -173,7 +173,8 @@ def _log_text(log: Json | None, *, own_map: bool) -> str:
     if log is None:
         return _NO_LOG_YET if own_map else _NO_LOG
     zeroes = f", {log['zeroes']} zero" if log["zeroes"] else ""
-    return f"{log['id']}: {counted(log['blocks'], 'block')}{zeroes}"
+    bases = f", {log['bases']} at their base place" if log["bases"] else ""
+    return f"{log['id']}: {counted(log['blocks'], 'block')}{zeroes}{bases}"
 
 
 def _map_text(shown: Json) -> str:

@@ -47,8 +47,8 @@ pub struct PartitionSnapshot {
     pub write_seq: u64,
     /// Writes and bytes since the snapshot before it; `None`: they were not counted.
     pub since: Option<(u64, u64)>,
-    /// Blocks and zeroes of the change log that begins with it, if it exists.
-    pub log: Option<(u64, u64)>,
+    /// What is in the change log that begins with it, if that exists: blocks in slots, zero, and at their base places.
+    pub log: Option<[u64; 3]>,
 }
 
 /// A partition now.
@@ -85,6 +85,8 @@ pub struct LogOfPartition {
     pub blocks: u64,
     /// Blocks that became zero.
     pub zeroes: u64,
+    /// Blocks that went back to their base places.
+    pub bases: u64,
     /// Runs of consecutive slots on one device.
     pub runs: usize,
     /// Blocks by log area, in order of the areas' numbers.
@@ -244,7 +246,7 @@ impl Engine {
                     last_write_ns,
                     write_seq: map.recorded_seq(),
                     since,
-                    log: log.map(|log| (log.blocks(), log.zeroes)),
+                    log: log.map(|log| [log.blocks(), log.zeroes, log.bases]),
                 });
             }
             Ok(())
@@ -473,6 +475,7 @@ fn describe(
         begin: log.begin,
         blocks: log.blocks(),
         zeroes: log.zeroes,
+        bases: log.bases,
         runs: runs.len(),
         areas: areas.into_iter().collect(),
         written,

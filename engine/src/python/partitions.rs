@@ -27,15 +27,16 @@ fn set_map(
 }
 
 /// A dictionary with two numbers, if there are any.
-fn pair<'py>(
+fn counts<'py, const N: usize>(
     py: Python<'py>,
-    names: [&str; 2],
-    values: Option<(u64, u64)>,
+    names: [&str; N],
+    values: Option<[u64; N]>,
 ) -> PyResult<Option<Bound<'py, PyDict>>> {
-    let Some((one, other)) = values else { return Ok(None) };
+    let Some(values) = values else { return Ok(None) };
     let dict = PyDict::new(py);
-    dict.set_item(names[0], one)?;
-    dict.set_item(names[1], other)?;
+    for (name, value) in names.into_iter().zip(values) {
+        dict.set_item(name, value)?;
+    }
     Ok(Some(dict))
 }
 
@@ -56,8 +57,15 @@ pub fn snapshots<'py>(
         set_map(&dict, one.places, one.counters, one.last_write_ns)?;
         dict.set_item("write_seq", one.write_seq)?;
         dict.set_item("checksummed", one.places.slots)?;
-        dict.set_item("since", pair(py, ["writes", "written_bytes"], one.since)?)?;
-        dict.set_item("log", pair(py, ["blocks", "zeroes"], one.log)?)?;
+        dict.set_item(
+            "since",
+            counts(
+                py,
+                ["writes", "written_bytes"],
+                one.since.map(|(writes, bytes)| [writes, bytes]),
+            )?,
+        )?;
+        dict.set_item("log", counts(py, ["blocks", "zeroes", "bases"], one.log)?)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -89,6 +97,7 @@ pub fn change_logs<'py>(py: Python<'py>, found: &[LogOfPartition]) -> PyResult<B
         dict.set_item("begin", one.begin)?;
         dict.set_item("blocks", one.blocks)?;
         dict.set_item("zeroes", one.zeroes)?;
+        dict.set_item("bases", one.bases)?;
         dict.set_item("runs", one.runs)?;
         dict.set_item("areas", &one.areas)?;
         dict.set_item("writes", one.written.map(|written| written.0))?;

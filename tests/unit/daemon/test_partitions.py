@@ -55,7 +55,7 @@ def test_a_snapshot_has_each_partition_as_it_was(written: Daemon) -> None:
     assert [part["frozen"] for part in parts] == [True, True, False, False]
     assert [part["log"] for part in parts] == [
         None,
-        {"id": "v@a#1", "blocks": 3, "zeroes": 0},
+        {"id": "v@a#1", "blocks": 3, "zeroes": 0, "bases": 0},
         None,
         None,
     ]
