@@ -299,8 +299,7 @@ class _Check:
             if snapshot.epoch in report["deleted_snapshots"]:
                 deleted = SnapshotWasDeleted(name=f"{volume.name}@{snapshot.name}")
                 self._problems.append(f"volume {volume.name}: {deleted}")
-        shares = catalog.snapshots.processors(volume.id)
-        for problem in record_problems(snapshots, shares, report["processors"]):
+        for problem in record_problems(snapshots, report["processors"]):
             self._problems.append(f"volume {volume.name}: {problem}")
         for path in report["leftovers"]:
             self._notes.append(f"{os.fspath(path)} is left of a crash: the next start removes it")

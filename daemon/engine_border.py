@@ -27,12 +27,12 @@ if TYPE_CHECKING:
         HandOverReport,
         Location,
         LogLine,
-        LogRule,
         LogSpec,
         PartitionSnapshotState,
         PartitionState,
         ScrubReport,
         SpaceStats,
+        VolumeRules,
         VolumeSpec,
         VolumeStats,
         VolumeUse,
@@ -120,10 +120,10 @@ class EngineLike(CutEngine, Protocol):
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably."""
 
-    def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
+    def add_log(self, volume: int, log: "LogSpec", rules: "VolumeRules") -> None:
         """Give a volume one more log area, and these log rules."""
 
-    def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
+    def set_log_rules(self, volume: int, rules: "VolumeRules") -> None:
         """Give a volume these log rules."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:

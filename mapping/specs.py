@@ -15,7 +15,7 @@ from polyvol.mapping.records.log_rules import LogRule, from_turn
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
-    from polyvol.engine import ExtentSpec, LogSpec, VolumeSpec
+    from polyvol.engine import ExtentSpec, LogSpec, VolumeRules, VolumeSpec
     from polyvol.engine import LogRule as LogRuleSpec
 
 
@@ -69,6 +69,21 @@ def volume_spec(catalog: Catalog, volume: Volume, state_dir: Path) -> "VolumeSpe
         if volume.source is None
         else {"volume": volume.source.volume, "epoch": volume.source.epoch},
         "next_epoch": volume.next_epoch,
+    }
+
+
+def volume_rules(
+    catalog: Catalog, volume: Volume, rules: Sequence[LogRule], areas: Iterable[LogArea]
+) -> "VolumeRules":
+    """Rules of a volume that has these areas, and those of its snapshots that have their own, as the engine's
+    specification."""
+    areas, processors = list(areas), catalog.volumes.processors(volume.id)
+    return {
+        "log_rules": rule_specs(rules, areas, processors),
+        "snapshots": [
+            {"epoch": epoch, "log_rules": rule_specs(each, areas, processors)}
+            for epoch, each in catalog.snapshots.rules_by_epoch(volume.id).items()
+        ],
     }
 
 

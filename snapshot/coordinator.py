@@ -299,9 +299,14 @@ def _record(
         instant_ns=in_range(report["instant_ns"]),
         stall_ns=report["stall_ns"],
         durable_ns=durable_ns,
-        stalls=tuple((stall["processor"], stall["stall_ns"]) for stall in report["processors"]),
+        stalls=tuple((part["processor"], part["stall_ns"]) for part in report["processors"]),
         size=volume.size,
         log_rules=rules.get(volume.id, ()),
+        shares=tuple(
+            (part["processor"], part["partitions"][volume.id])
+            for part in report["processors"]
+            if volume.id in part["partitions"]
+        ),
     )
 
 

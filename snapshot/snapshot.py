@@ -10,7 +10,6 @@ from polyvol.mapping.partition import partition_count
 from polyvol.snapshot.partition_snapshot import PartitionSnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
 
     from polyvol.mapping.records.snapshots import SnapshotRecord
@@ -32,14 +31,18 @@ class Snapshot:
     """The overall snapshot of a volume: one partition snapshot of each partition that it had at the cut.
 
     `record` has its identity (its UUID; within its volume, its epoch and its name), its cut, and what is
-    known of that. `shares`: how many of the partition snapshots each processor held (None: unknown, because
-    it was taken by a version that did not record it). Nothing of it changes after the cut but its name, its
+    known of that. Nothing of it changes after the cut but its name, its
     holds, and whether it is kept for clones. What it refers to is found by numbers, so it costs nothing for
     partitions that nobody asks for."""
 
     volume: "Volume"
     record: "SnapshotRecord"
-    shares: tuple[SnapshotShare, ...] | None
+
+    @property
+    def shares(self) -> tuple[SnapshotShare, ...] | None:
+        """How many of the partition snapshots each processor has (None: unknown, because it was taken by a
+        version that did not record it)."""
+        return tuple(SnapshotShare(*each) for each in self.record.shares) or None
 
     @property
     def export(self) -> str:
@@ -55,12 +58,6 @@ class Snapshot:
         """The identity of the partition snapshot of this partition."""
         assert 0 <= partition < self.partition_count
         return PartitionSnapshotId(self.volume.id, self.record.epoch, partition)
-
-
-def overall(volume: "Volume", record: "SnapshotRecord", held: "Mapping[int, int] | None") -> Snapshot:
-    """The overall snapshot; `held`: how many partition snapshots each processor has, by processor."""
-    shares = None if held is None else tuple(SnapshotShare(*each) for each in sorted(held.items()))
-    return Snapshot(volume, record, shares)
 
 
 def export_name(volume: str, snapshot: str | None = None) -> str:

@@ -11,10 +11,10 @@ from typing import Literal
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.types.partitions import SnapshotPartsView, SnapshotShareView
-from polyvol.mapping.ids import Epoch, VolumeId
+from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
-from polyvol.snapshot.snapshot import overall
+from polyvol.snapshot.snapshot import Snapshot
 
 
 def count_logs(context: Context, volume: Volume, by: Literal["begin", "processor"]) -> Counter[int] | None:
@@ -34,15 +34,12 @@ def parts_of(
 ) -> list[SnapshotPartsView]:
     """The partition snapshots of these snapshots, counted; `volumes`: by id."""
     written: dict[int, Counter[int] | None] = {}
-    held: dict[int, dict[Epoch, dict[int, int]]] = {}
     views = []
     for record in records:
         volume = volumes[record.volume]
         if volume.id not in written:
             written[volume.id] = count_logs(context, volume, by="begin")
-            held[volume.id] = context.catalog.snapshots.processors(volume.id)
-        counts, shares = written[volume.id], held[volume.id].get(record.epoch)
-        snapshot = overall(volume, record, shares)
+        counts, snapshot = written[volume.id], Snapshot(volume, record)
         views.append(
             SnapshotPartsView(
                 partitions=snapshot.partition_count,

@@ -5,10 +5,9 @@ How it works      Each processor records each cut with how many partitions of th
                   compared.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.sizes import counted
 
@@ -16,21 +15,16 @@ if TYPE_CHECKING:
     from polyvol.engine import RecordedCuts
 
 
-def record_problems(
-    snapshots: Iterable[SnapshotRecord],
-    shares: Mapping[Epoch, Mapping[int, int]],
-    recorded: Iterable["RecordedCuts"],
-) -> Iterator[str]:
-    """What differs, a clause each. `shares`: how many partitions each processor had, by epoch and processor,
-    as the catalog says; `recorded`: what processors say that could be read back."""
+def record_problems(snapshots: Iterable[SnapshotRecord], recorded: Iterable["RecordedCuts"]) -> Iterator[str]:
+    """What differs, a clause each. `recorded`: what processors say that could be read back."""
     cuts = {
         each["processor"]: (each["recorded_from"], {cut["epoch"]: cut["partitions"] for cut in each["cuts"]})
         for each in recorded
     }
     for snapshot in snapshots:
-        known = shares.get(snapshot.epoch)
-        if known is None:
+        if not snapshot.shares:
             continue
+        known = dict(snapshot.shares)
         for processor, (recorded_from, by_epoch) in sorted(cuts.items()):
             expected, found = known.get(processor, 0), by_epoch.get(snapshot.epoch)
             if found is None and expected and snapshot.epoch >= recorded_from:

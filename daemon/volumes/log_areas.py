@@ -13,6 +13,7 @@ Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was beg
 import contextlib
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from polyvol.daemon.context import Context, devices_of
@@ -39,7 +40,10 @@ from polyvol.mapping.records.log_areas import LogArea
 from polyvol.mapping.records.log_rules import ANY, LogRule
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import exact_size
-from polyvol.mapping.specs import log_spec, rule_specs
+from polyvol.mapping.specs import log_spec, volume_rules
+
+if TYPE_CHECKING:
+    from polyvol.engine import VolumeRules
 
 
 class LogAreas:
@@ -220,18 +224,21 @@ class LogAreas:
         """Have the engine use areas that are recorded, and follow the volume's rules, which were others
         `before`; areas that it refuses are forgotten, and the rules are what they were."""
         context = self._context
-        processors = context.catalog.volumes.processors(volume.id)
         known = context.catalog.log_areas.of(volume.id)
         done = 0
+
+        def specs(wanted: Sequence[LogRule], without: Sequence[LogArea]) -> "VolumeRules":
+            there = [each for each in known if each not in without]
+            return volume_rules(context.catalog, volume, wanted, there)
+
         try:
             with context.engine_errors(f"setting the log areas and log rules of volume {volume.name}"):
                 for area in areas:
-                    there = [each for each in known if each not in areas[done + 1 :]]
-                    specs = rule_specs(rules if area == areas[-1] else before, there, processors)
-                    context.engine.add_log(volume.id, log_spec(area), specs)
+                    given = specs(rules if area == areas[-1] else before, areas[done + 1 :])
+                    context.engine.add_log(volume.id, log_spec(area), given)
                     done += 1
                 if not areas:
-                    context.engine.set_log_rules(volume.id, rule_specs(rules, known, processors))
+                    context.engine.set_log_rules(volume.id, specs(rules, ()))
         except BaseException:
             with context.catalog_lock:
                 context.catalog.log_areas.forget(volume.id, areas[done:], before)

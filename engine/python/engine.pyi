@@ -66,9 +66,6 @@ from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
 )
 from polyvol.engine_reports import (
-    ProcessorStall as ProcessorStall,
-)
-from polyvol.engine_reports import (
     ProcessorStats as ProcessorStats,
 )
 from polyvol.engine_reports import (
@@ -168,12 +165,21 @@ class LogRule(TypedDict):
     any: bool
     """After those: any other area, by number, beginning with a different one on each processor."""
 
-class SnapshotSpec(TypedDict):
-    """A snapshot that exists: its epoch within the volume, the log rules for what is written after it
-    (none: the volume's count), and its size in bytes: the volume's at its cut."""
+class SnapshotRules(TypedDict):
+    """The log rules for what is written after the snapshot of this epoch (none: the volume's count)."""
 
     epoch: int
     log_rules: list[LogRule]
+
+class VolumeRules(TypedDict):
+    """The log rules of a volume, and of its snapshots; those that are not named keep theirs."""
+
+    log_rules: list[LogRule]
+    snapshots: list[SnapshotRules]
+
+class SnapshotSpec(SnapshotRules):
+    """A snapshot that exists, and its size in bytes: the volume's at its cut."""
+
     size: int
 
 class RollbackSpec(TypedDict):
@@ -279,11 +285,11 @@ class Engine:
     def remove_volume(self, volume: int) -> None:
         """Close a volume, durably; it must have no exports left (else 'busy')."""
 
-    def add_log(self, volume: int, log: LogSpec, rules: list[LogRule]) -> None:
+    def add_log(self, volume: int, log: LogSpec, rules: VolumeRules) -> None:
         """Give a volume one more log area, and these rules, at once, while it is in use. 'exists': it has an
         area of this number; 'not-found': a rule names an area that it does not have."""
 
-    def set_log_rules(self, volume: int, rules: list[LogRule]) -> None:
+    def set_log_rules(self, volume: int, rules: VolumeRules) -> None:
         """Give a volume these rules for what is redirected from now on, in place of those that it has.
         'not-found': a rule names an area that it does not have, or allows none."""
 

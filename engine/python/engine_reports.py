@@ -9,11 +9,13 @@ from typing import Literal, TypedDict
 from polyvol.partition_reports import RecordedCuts
 
 
-class ProcessorStall(TypedDict):
-    """How long one processor kept writes waiting for a cut, in nanoseconds."""
+class CutPart(TypedDict):
+    """One processor's part in a cut: how long it kept writes waiting, nanoseconds, and how many partitions it
+    has cut, by volume."""
 
     processor: int
     stall_ns: int
+    partitions: dict[int, int]
 
 
 class CutReport(TypedDict):
@@ -23,7 +25,7 @@ class CutReport(TypedDict):
     instant_ns: int
     stall_ns: int
     """The longest of the processors'."""
-    processors: list[ProcessorStall]
+    processors: list[CutPart]
 
 
 class LogStats(TypedDict):

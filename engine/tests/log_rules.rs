@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use polyvol_engine::change_log::log_rules::{LogRule, LogRules};
+use polyvol_engine::change_log::log_rules::{LogRule, LogRules, VolumeRules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::{Errno, ErrorKind};
@@ -118,7 +118,7 @@ impl Served {
 
     fn set_rules(&mut self, rules: Vec<LogRule>) {
         self.rules = LogRules::from(rules);
-        self.engine.set_log_rules(1, &self.rules).unwrap();
+        self.engine.set_log_rules(1, &self.rules.clone().into()).unwrap();
     }
 
     /// Writes blocks of a partition, one by one; returns how many found a slot.
@@ -257,9 +257,9 @@ fn a_write_waits_for_its_own_areas_and_other_areas_neither_end_nor_prolong_that(
 fn an_area_that_is_added_is_used_as_its_rules_say() {
     let mut served = Served::new(vec![only(None, &[1])].into());
     let rules = LogRules::from(vec![only(Some((0, 0)), &[4]), only(None, &[1])]);
-    served.engine.add_log(1, 4, &area(4), &rules).unwrap();
+    served.engine.add_log(1, 4, &area(4), &rules.clone().into()).unwrap();
     (served.rules, served.areas) = (rules.clone(), 4);
-    let exists = served.engine.add_log(1, 4, &area(4), &rules).unwrap_err();
+    let exists = served.engine.add_log(1, 4, &area(4), &rules.clone().into()).unwrap_err();
     assert_eq!(exists.kind, ErrorKind::Exists);
     served.cut(LogRules::default());
     served.write(0, 0..10);
@@ -270,16 +270,52 @@ fn an_area_that_is_added_is_used_as_its_rules_say() {
 }
 
 #[test]
+fn rules_of_snapshots_have_a_new_area_at_once() {
+    let mut served = Served::new(vec![only(None, &[1])].into());
+    let first = served.cut(vec![only(None, &[2])].into());
+    let second = served.cut(vec![only(None, &[3])].into());
+    served.write(0, 0..10);
+    let snapshots = vec![
+        (first, LogRules::from(vec![only(None, &[2, 4])])),
+        (second, vec![only(None, &[4])].into()),
+        (second + 1, vec![only(None, &[1])].into()), // it does not exist
+    ];
+    let rules = VolumeRules { volume: served.rules.clone(), snapshots };
+    served.engine.add_log(1, 4, &area(4), &rules).unwrap();
+    (served.areas, served.snapshots) = (4, rules.snapshots[..2].to_vec());
+    served.write(1, 0..20);
+    assert_eq!(served.used(), [0, 0, 10, 20]);
+    // Without the newest one those of the one before it are in force.
+    served.engine.drop_snapshot(1, second).unwrap();
+    served.snapshots.pop();
+    served.write(2, 0..30);
+    assert_eq!(served.used(), [0, 30, 10, 20]);
+    // The empty list: those of the volume are.
+    let none = VolumeRules { snapshots: vec![(first, LogRules::default())], ..rules };
+    served.engine.set_log_rules(1, &none).unwrap();
+    served.snapshots[0].1 = LogRules::default();
+    served.write(3, 0..5);
+    assert_eq!(served.used(), [5, 30, 10, 20]);
+    assert_eq!(served.restart().used(), [5, 30, 10, 20]);
+}
+
+#[test]
 fn wrong_rules_are_refused_and_change_nothing() {
     let mut served = Served::new(vec![only(None, &[1])].into());
     let wrong = [only(None, &[9]), only(None, &[]), only(None, &[2, 2]), only(Some((3, 2)), &[2])];
     for rule in wrong {
         let rules = LogRules::from(vec![rule]);
-        assert_eq!(served.engine.set_log_rules(1, &rules).unwrap_err().kind, ErrorKind::NotFound);
+        assert_eq!(
+            served.engine.set_log_rules(1, &rules.clone().into()).unwrap_err().kind,
+            ErrorKind::NotFound
+        );
+        let of_snapshot = VolumeRules { snapshots: vec![(1, rules.clone())], ..Default::default() };
+        let refused = served.engine.set_log_rules(1, &of_snapshot).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::NotFound);
         let cut = served.engine.cut(&[(1, rules.clone())]).unwrap_err();
         assert_eq!(cut.kind, ErrorKind::NotFound);
         assert!(cut.what.starts_with("volume v: "), "{}", cut.what);
-        let added = served.engine.add_log(1, 5, &area(5), &rules).unwrap_err();
+        let added = served.engine.add_log(1, 5, &area(5), &rules.clone().into()).unwrap_err();
         assert_eq!(added.kind, ErrorKind::NotFound);
     }
     let epoch = served.cut(LogRules::default());

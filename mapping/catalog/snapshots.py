@@ -75,19 +75,6 @@ class Snapshots:
         """All snapshots, by volume and epoch."""
         return self._read("WHERE NOT kept ORDER BY volume, epoch")
 
-    def processors(self, volume: VolumeId) -> dict[Epoch, dict[int, int]]:
-        """How many partitions of a volume each processor had at each snapshot, those among them that are kept
-        for clones, by epoch and processor; nothing of snapshots by versions that did not record it."""
-        found: dict[Epoch, dict[int, int]] = {}
-        for row in self._database.rows(
-            "SELECT epoch, processor, partitions"
-            " FROM snapshot_processor JOIN snapshot ON snapshot.id = snapshot"
-            " WHERE volume = ? ORDER BY epoch, processor",
-            volume,
-        ):
-            found.setdefault(row["epoch"], {})[row["processor"]] = row["partitions"]
-        return found
-
     def commit(
         self,
         snapshots: Iterable[SnapshotRecord],
@@ -137,10 +124,9 @@ class Snapshots:
                     "INSERT INTO snapshot_stall (snapshot, processor, stall_ns) VALUES (?, ?, ?)",
                     [(identity, processor, stall) for processor, stall in snapshot.stalls],
                 )
-                connection.execute(
-                    "INSERT INTO snapshot_processor (snapshot, processor, partitions)"
-                    " SELECT ?, processor, count(*) FROM partition WHERE volume = ? GROUP BY processor",
-                    (identity, snapshot.volume),
+                connection.executemany(
+                    "INSERT INTO snapshot_processor (snapshot, processor, partitions) VALUES (?, ?, ?)",
+                    [(identity, processor, partitions) for processor, partitions in snapshot.shares],
                 )
                 insert_rules(connection, snapshot.volume, snapshot.epoch, snapshot.log_rules)
                 connection.execute(
@@ -217,35 +203,35 @@ class Snapshots:
         return [DroppedSnapshot(**dict(row)) for row in rows]
 
     def _read(self, condition: str, *values: object) -> list[SnapshotRecord]:
-        stalls: dict[int, list[tuple[int, int]]] = {}
-        query = f"SELECT * FROM snapshot_stall WHERE snapshot IN (SELECT id FROM snapshot {condition})"
-        for row in self._database.rows(f"{query} ORDER BY snapshot, processor", *values):
-            stalls.setdefault(row["snapshot"], []).append((row["processor"], row["stall_ns"]))
-        holds: dict[int, list[str]] = {}
-        query = f"SELECT * FROM snapshot_hold WHERE snapshot IN (SELECT id FROM snapshot {condition})"
-        for row in self._database.rows(f"{query} ORDER BY snapshot, tag", *values):
-            holds.setdefault(row["snapshot"], []).append(row["tag"])
-        query = f"SELECT * FROM snapshot_copy WHERE snapshot IN (SELECT id FROM snapshot {condition})"
-        copies = {row["snapshot"]: UUID(row["uuid"]) for row in self._database.rows(query, *values)}
+        def rows(table: str, order: str) -> dict[int, list[sqlite3.Row]]:
+            query = f"SELECT * FROM {table} WHERE snapshot IN (SELECT id FROM snapshot {condition})"
+            found: dict[int, list[sqlite3.Row]] = {}
+            for row in self._database.rows(f"{query} ORDER BY snapshot, {order}", *values):
+                found.setdefault(row["snapshot"], []).append(row)
+            return found
+
+        stalls, shares = rows("snapshot_stall", "processor"), rows("snapshot_processor", "processor")
+        holds, copies = rows("snapshot_hold", "tag"), rows("snapshot_copy", "uuid")
         query = f"(volume, epoch) IN (SELECT volume, epoch FROM snapshot {condition})"
         rules = read_rules(self._database, query, *values)
-        rows = self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
         return [
             replace(
-                _snapshot(row, tuple(stalls.get(row["id"], ())), tuple(holds.get(row["id"], ()))),
-                copy_of=copies.get(row["id"]),
+                _snapshot(row),
+                stalls=tuple((each["processor"], each["stall_ns"]) for each in stalls.get(row["id"], ())),
+                shares=tuple((each["processor"], each["partitions"]) for each in shares.get(row["id"], ())),
+                holds=tuple(each["tag"] for each in holds.get(row["id"], ())),
+                copy_of=next((UUID(each["uuid"]) for each in copies.get(row["id"], ())), None),
                 log_rules=rules.get((row["volume"], row["epoch"]), ()),
             )
-            for row in rows
+            for row in self._database.rows(f"SELECT * FROM snapshot {condition}", *values)
         ]
 
 
-def _snapshot(
-    row: sqlite3.Row, stalls: tuple[tuple[int, int], ...], holds: tuple[str, ...]
-) -> SnapshotRecord:
+def _snapshot(row: sqlite3.Row) -> SnapshotRecord:
+    """The snapshot of a row of the table `snapshot`, without what is in others."""
     values = dict(row)
     del values["id"]
     values["uuid"] = UUID(values["uuid"])
     values["cut"] = UUID(values["cut"])
     values["kept"] = bool(values["kept"])
-    return SnapshotRecord(**values, stalls=stalls, holds=holds)
+    return SnapshotRecord(**values, stalls=())

@@ -21,7 +21,9 @@ class SnapshotRecord:
     `schedule`: the name of the schedule that made it, if polyvold's own did; `holds`: tags that keep it.
     `size`: the volume's at the cut, bytes; `hook_trouble`: why it is crash-consistent although there were
     hooks; `copy_of`: it was restored from a backup of the snapshot with this UUID; `kept`: it is deleted, and
-    kept for its clones. `log_rules`: those of the change logs that begin with it; none: the volume's."""
+    kept for its clones. `log_rules`: those of the change logs that begin with it; none: the volume's.
+    `shares`: how many partitions of the volume each processor had at the cut, as (processor, partitions);
+    none: it was taken by a version that did not record it."""
 
     uuid: UUID
     cut: UUID
@@ -41,6 +43,7 @@ class SnapshotRecord:
     copy_of: UUID | None = None
     kept: bool = False
     log_rules: tuple[LogRule, ...] = ()
+    shares: tuple[tuple[int, int], ...] = ()
 
     @property
     def shown_name(self) -> str:

@@ -219,7 +219,7 @@ class EngineSystem:
         extent: ExtentSpec = {"device": 4, "offset": count * GROWN_BYTES, "length": GROWN_BYTES}
         log: LogSpec = {"number": 3 + count, "extents": [extent]}
         self._grown.append(log)
-        self.engine.add_log(VOLUME, log, self._rules())
+        self.engine.add_log(VOLUME, log, {"log_rules": self._rules(), "snapshots": []})
 
     def _rules(self) -> "list[LogRule]":
         return first(1, *(log["number"] for log in self._grown))

@@ -59,7 +59,9 @@ def use(catalog: Catalog) -> None:
     area = catalog.log_areas.of(volume.id)[0]
     rules = (LogRule((area.device,), (0, 1)), LogRule((), processor=1, others=True), LogRule((area.device,)))
     catalog.log_areas.add(volume, [], rules)
-    held = replace(snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4(), log_rules=rules)
+    held = replace(
+        snapshot(volume.id, "s", 1), holds=("a", "b"), copy_of=uuid4(), log_rules=rules, shares=((0, 1),)
+    )
     catalog.groups.create("g", [volume.id])
     group = catalog.groups.all()[0]
     catalog.groups.change(group, [volume.id], [])

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyvol.engine import ErrorKind, LogRule, VolumeSpec
+    from polyvol.engine import ErrorKind, LogRule, VolumeRules, VolumeSpec
 
 BLOCK = 4096
 CHUNK = 4 << 20
@@ -61,6 +61,12 @@ def check_rules(rules: "list[LogRule]", numbers: Collection[int], kind: "ErrorKi
         first, last = rule["partitions"] or (0, 0)
         check(0 <= first <= last, kind, "a log rule's partitions")
         check(rule["processors"] is None or bool(rule["processors"]), kind, "a log rule's processors")
+
+
+def check_volume_rules(rules: "VolumeRules", numbers: Collection[int]) -> None:
+    """Log rules of a volume with log areas of these numbers, and of its snapshots."""
+    for each in (rules["log_rules"], *(snapshot["log_rules"] for snapshot in rules["snapshots"])):
+        check_rules(each, numbers)
 
 
 def devices_of(spec: "VolumeSpec") -> set[int]:

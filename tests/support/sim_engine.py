@@ -265,9 +265,18 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "instant_ns": self.world.clock(),
             "stall_ns": 2000,
             "processors": [
-                {"processor": number, "stall_ns": 2000 - number} for number in range(self.processors)
+                {"processor": number, "stall_ns": 2000 - number, "partitions": self._cut(number, volumes)}
+                for number in range(self.processors)
             ],
         }
+
+    def _cut(self, processor: int, volumes: "list[CutVolume]") -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for number in (each["volume"] for each in volumes):
+            parts = self._volume(number).spec["partitions"]
+            if count := sum(part["processor"] == processor for part in parts):
+                counts[number] = count
+        return counts
 
     def settle(self, volume: int, epoch: int) -> None:
         self._begin("settle", volume, epoch)

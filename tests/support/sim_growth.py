@@ -3,10 +3,17 @@ snapshot."""
 
 from typing import TYPE_CHECKING, Any
 
-from tests.support.sim_checks import check, check_rules, check_spec
+from tests.support.sim_checks import check, check_spec, check_volume_rules
 
 if TYPE_CHECKING:
-    from polyvol.engine import LogRule, LogSpec, VolumeSpec
+    from polyvol.engine import LogSpec, VolumeRules, VolumeSpec
+
+
+def _set_rules(spec: "VolumeSpec", rules: "VolumeRules") -> None:
+    spec["log_rules"] = rules["log_rules"]
+    wanted = {each["epoch"]: each["log_rules"] for each in rules["snapshots"]}
+    for snapshot in spec["snapshots"]:
+        snapshot["log_rules"] = wanted.get(snapshot["epoch"], snapshot["log_rules"])
 
 
 class SimGrowth:
@@ -36,22 +43,22 @@ class SimGrowth:
         spec["log_rules"] = old["log_rules"]  # these are set by themselves
         self.volumes[spec["id"]].spec = spec
 
-    def add_log(self, volume: int, log: "LogSpec", rules: "list[LogRule]") -> None:
+    def add_log(self, volume: int, log: "LogSpec", rules: "VolumeRules") -> None:
         self._begin("add_log", volume, log["number"], rules)
         target = self._volume(volume)
         check(log["number"] not in target.logs, "exists", "the log is there")
         for extent in log["extents"]:
             check(extent["device"] in self.devices, "not-found", "the log's device is not open")
-        check_rules(rules, {*target.logs, log["number"]})
+        check_volume_rules(rules, {*target.logs, log["number"]})
         target.logs[log["number"]] = sum(extent["length"] for extent in log["extents"])
         target.spec["logs"].append(log)
-        target.spec["log_rules"] = rules
+        _set_rules(target.spec, rules)
 
-    def set_log_rules(self, volume: int, rules: "list[LogRule]") -> None:
+    def set_log_rules(self, volume: int, rules: "VolumeRules") -> None:
         self._begin("set_log_rules", volume, rules)
         target = self._volume(volume)
-        check_rules(rules, target.logs)
-        target.spec["log_rules"] = rules
+        check_volume_rules(rules, target.logs)
+        _set_rules(target.spec, rules)
 
     def roll_back(self, volume: int, at: int, to: int) -> None:
         self._begin("roll_back", volume, at, to)

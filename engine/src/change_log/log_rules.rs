@@ -98,10 +98,30 @@ pub struct VolumeRules {
 }
 
 impl VolumeRules {
+    /// Sets the rules of a snapshot; the empty list: it has none.
+    pub fn set(&mut self, snapshot: Epoch, rules: LogRules) {
+        self.snapshots.retain(|(epoch, _)| *epoch != snapshot);
+        if !rules.is_empty() {
+            self.snapshots.push((snapshot, rules));
+        }
+    }
+
+    /// Why they cannot be used by a volume with these areas, if they cannot.
+    pub fn wrong(&self, known: impl Fn(u16) -> bool + Copy) -> Option<String> {
+        let snapshots = self.snapshots.iter().map(|(_, rules)| rules);
+        std::iter::once(&self.volume).chain(snapshots).find_map(|rules| rules.wrong(known))
+    }
+
     /// The rules in force: of the newest snapshot, if it has any, else of the volume.
     pub fn in_force(&self, newest: Option<Epoch>) -> &LogRules {
         let its = self.snapshots.iter().find(|(epoch, _)| Some(*epoch) == newest);
         its.map_or(&self.volume, |(_, rules)| rules)
+    }
+}
+
+impl From<LogRules> for VolumeRules {
+    fn from(volume: LogRules) -> VolumeRules {
+        VolumeRules { volume, snapshots: Vec::new() }
     }
 }
 

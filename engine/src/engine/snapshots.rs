@@ -17,7 +17,7 @@ use std::sync::mpsc::{Receiver, channel};
 use crate::change_log::log_rules::LogRules;
 use crate::engine::{Engine, watch};
 use crate::error::{Errno, Error, ErrorKind, Result};
-use crate::processor::cut::{Cut, Report, Stall};
+use crate::processor::cut::{Cut, CutPart, Report};
 use crate::processor::messages::{Control, CutShare, Event};
 use crate::processor::queue::ask;
 use crate::processor::runner::Mailbox;
@@ -32,8 +32,10 @@ pub struct CutReport {
     pub epochs: Vec<(VolumeId, Epoch)>,
     /// Nanoseconds since 1970.
     pub instant_ns: u64,
-    /// Each processor's write stall.
-    pub stalls: Vec<Stall>,
+    /// What each processor has done.
+    pub parts: Vec<CutPart>,
+    /// The volumes that were cut, by the number of their shares.
+    pub volumes: BTreeMap<u32, VolumeId>,
 }
 
 impl Engine {
@@ -51,7 +53,7 @@ impl Engine {
             }
             self.refuse_half_rolled_back(&volume)?;
             self.refuse_given_up(&volume, "cannot be cut now")?;
-            refuse_wrong_rules(&volume, rules, |number| volume.space.log(number).is_some())?;
+            refuse_wrong(&volume, rules.wrong(|number| volume.space.log(number).is_some()))?;
             for share in &volume.shares {
                 let entry = taking_part.entry(share.processor);
                 let runner = Arc::clone(&share.runner) as Arc<dyn Mailbox>;
@@ -73,10 +75,11 @@ impl Engine {
         });
         drop(cut); // if a processor has stopped for good, no thread has the cut now, and no answer will come
         let stopped = |_| Error::io("the processors have stopped", Errno::ESHUTDOWN);
-        let Report { instant_ns, stalls } = wait(&*self.system, &receiver).map_err(stopped)?;
+        let Report { instant_ns, parts } = wait(&*self.system, &receiver).map_err(stopped)?;
         let ended = |volume: &Arc<Volume>| (volume.id, volume.epoch.fetch_add(1, Ordering::AcqRel));
         let epochs = chosen.iter().map(ended).collect();
-        Ok(CutReport { epochs, instant_ns, stalls })
+        let volumes = chosen.iter().map(|volume| (volume.share, volume.id)).collect();
+        Ok(CutReport { epochs, instant_ns, parts, volumes })
     }
 
     /// Waits until every write of `epoch`, which a cut has ended, is complete, and the journals have the cut.
@@ -151,13 +154,8 @@ impl Engine {
     }
 }
 
-/// Refuses log rules that the volume's log areas do not allow.
-pub(super) fn refuse_wrong_rules(
-    volume: &Volume,
-    rules: &LogRules,
-    known: impl Fn(u16) -> bool,
-) -> Result<()> {
-    rules.wrong(known).map_or(Ok(()), |what| {
-        Err(Error::new(ErrorKind::NotFound, format!("volume {}: {what}", volume.name)))
-    })
+/// Refuses log rules that a volume cannot use: `wrong` says why.
+pub(super) fn refuse_wrong(volume: &Volume, wrong: Option<String>) -> Result<()> {
+    let refused = |what| Error::new(ErrorKind::NotFound, format!("volume {}: {what}", volume.name));
+    wrong.map_or(Ok(()), |what| Err(refused(what)))
 }

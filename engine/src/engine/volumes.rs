@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
 
 use crate::change_log::journal::{Entry, Journal};
-use crate::change_log::log_rules::LogRules;
+use crate::change_log::log_rules::VolumeRules;
 use crate::change_log::past::{EpochRanges, RecordedCut, Stale};
 use crate::change_log::recover::Recovered;
 use crate::change_log::slots::Slots;
@@ -21,7 +21,7 @@ use crate::change_log::space::{LogArea, Space};
 use crate::engine::Engine;
 use crate::engine::recovered_sync::devices_to_sync;
 use crate::engine::recovery::{SharePlan, recover_all};
-use crate::engine::snapshots::refuse_wrong_rules;
+use crate::engine::snapshots::refuse_wrong;
 use crate::engine::spec::{ExtentSpec, VolumeSpec, check};
 use crate::error::{Errno, Error, ErrorKind, Result};
 use crate::geometry::bad_blocks::BadBlocks;
@@ -241,17 +241,17 @@ impl Engine {
         Ok(volume)
     }
 
-    /// Adds a log area to a volume, which has these log rules from now on.
+    /// Adds a log area to a volume, which has these log rules from now on, as [`Engine::set_log_rules`] has them.
     pub fn add_log(
         &self,
         volume: VolumeId,
         number: u16,
         extents: &[ExtentSpec],
-        rules: &LogRules,
+        rules: &VolumeRules,
     ) -> Result<()> {
         let volume = self.volume(volume)?;
         let known = |other| other == number || volume.space.log(other).is_some();
-        refuse_wrong_rules(&volume, rules, known)?;
+        refuse_wrong(&volume, rules.wrong(known))?;
         let log = self.log(number, extents)?;
         self.refuse_stuck(&log.devices().cloned().collect::<Vec<_>>())?;
         log.devices().for_each(|device| volume.durable.add_device(device));
@@ -262,16 +262,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Sets a volume's log rules, for blocks that are redirected from now on.
-    pub fn set_log_rules(&self, volume: VolumeId, rules: &LogRules) -> Result<()> {
+    /// Sets the log rules of a volume and of its snapshots, for blocks that are redirected from now on. A snapshot that
+    /// is not named keeps its rules.
+    pub fn set_log_rules(&self, volume: VolumeId, rules: &VolumeRules) -> Result<()> {
         let volume = self.volume(volume)?;
-        refuse_wrong_rules(&volume, rules, |number| volume.space.log(number).is_some())?;
+        refuse_wrong(&volume, rules.wrong(|number| volume.space.log(number).is_some()))?;
         self.send_log_rules(&volume, rules);
         volume.space_waiters.wake_all();
         Ok(())
     }
 
-    fn send_log_rules(&self, volume: &Volume, rules: &LogRules) {
+    fn send_log_rules(&self, volume: &Volume, rules: &VolumeRules) {
         for share in &volume.shares {
             let set = |answer| Control::LogRules(volume.share, rules.clone(), answer);
             // A share that is being closed needs no more logs.

@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use loom::thread;
 
 use super::check_within;
-use crate::processor::cut::{Cut, Stall};
+use crate::processor::cut::{Cut, CutPart};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::Queue;
 use crate::processor::runner::{Handler, Mailbox, Runner};
@@ -73,7 +73,7 @@ impl Handler for Half {
                     if let Some(number) = self.held.take() {
                         self.write(number);
                     }
-                    cut.resumed(Stall { processor: 0, nanoseconds: 0 });
+                    cut.resumed(CutPart { processor: 0, stall_ns: 0, partitions: Vec::new() });
                 }
                 Control::Stop => {} // wakes its thread, which sees that it has stopped
                 _ => unreachable!(),

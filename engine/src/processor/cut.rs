@@ -28,21 +28,23 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::system::System;
 use crate::units::ProcessorIndex;
 
-/// How long one processor held writes.
-#[derive(Clone, Copy, Debug)]
-pub struct Stall {
+/// One processor's part in a cut.
+#[derive(Clone, Debug)]
+pub struct CutPart {
     /// The processor.
     pub processor: ProcessorIndex,
-    /// Nanoseconds from its stop to its start.
-    pub nanoseconds: u64,
+    /// How long it held writes: nanoseconds from its stop to its start.
+    pub stall_ns: u64,
+    /// How many partitions it has cut, by the number of its volumes' shares.
+    pub partitions: Vec<(u32, u32)>,
 }
 
 /// The result of a cut.
 pub struct Report {
     /// The instant, nanoseconds since 1970.
     pub instant_ns: u64,
-    /// The stall of each processor.
-    pub stalls: Vec<Stall>,
+    /// What each processor has done.
+    pub parts: Vec<CutPart>,
 }
 
 /// The state that the processors of one cut share.
@@ -52,7 +54,7 @@ pub struct Cut {
     runners: Vec<Arc<dyn Mailbox>>,
     /// When the last one arrived, nanoseconds since 1970.
     instant_ns: AtomicU64,
-    report: Mutex<Vec<Stall>>,
+    report: Mutex<Vec<CutPart>>,
     done: Sender<Report>,
 }
 
@@ -103,14 +105,14 @@ impl Cut {
     }
 
     /// Notes that the caller has advanced and starts writes again.
-    pub fn resumed(&self, stall: Stall) {
+    pub fn resumed(&self, part: CutPart) {
         assert_eq!(self.out.load(Ordering::Acquire), 0, "C1");
         let mut report = self.report.lock().expect("no holder panics");
-        report.push(stall);
+        report.push(part);
         if report.len() == self.runners.len() {
             // The caller may not wait any more; the cut was still made.
-            let stalls = std::mem::take(&mut *report);
-            let _ = self.done.send(Report { instant_ns: self.instant_ns(), stalls });
+            let parts = std::mem::take(&mut *report);
+            let _ = self.done.send(Report { instant_ns: self.instant_ns(), parts });
         }
     }
 }

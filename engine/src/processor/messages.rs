@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::history::{History, Rollback};
-use crate::change_log::log_rules::LogRules;
+use crate::change_log::log_rules::{LogRules, VolumeRules};
 use crate::change_log::segment::Prepared;
 use crate::error::Errno;
 use crate::processor::cut::Cut;
@@ -73,7 +73,7 @@ pub enum Control {
     /// There may be slots for the parts that wait for them.
     TryAgain(u32),
     /// The volume has these log rules, and perhaps one more log area. Answer when that is done.
-    LogRules(u32, LogRules, Sender<()>),
+    LogRules(u32, VolumeRules, Sender<()>),
     /// A share's volume has grown. Answer when the share serves the new blocks.
     Grow(u32, Box<Growth>),
     /// A share's journal could not be synced: make the lost records unnecessary.

@@ -19,7 +19,7 @@ use crate::error::{Errno, Error, Result};
 use crate::mutants::{Bug, bug};
 use crate::processor::cold::{Cold, DirectReader, Readers};
 use crate::processor::connection_lanes::{ConnectionLanes, QUANTUM, lane_of};
-use crate::processor::cut::{Cut, Stall};
+use crate::processor::cut::{Cut, CutPart};
 use crate::processor::inspect::{Doing, Published};
 use crate::processor::messages::{Control, CutShare, Ended, Event};
 use crate::processor::part::Part;
@@ -465,21 +465,22 @@ impl Processor {
     }
 
     fn advance(&mut self, cut: &Arc<Cut>) {
-        let longest = self.advance_shares(cut);
-        cut.resumed(Stall { processor: self.index, nanoseconds: longest });
+        let part = self.advance_shares(cut);
+        cut.resumed(part);
     }
 
-    /// Makes the shares of the cut start writes again; returns the longest stall, nanoseconds.
-    fn advance_shares(&mut self, cut: &Arc<Cut>) -> u64 {
+    /// Makes the shares of the cut start writes again; the stall of the processor is their longest one.
+    fn advance_shares(&mut self, cut: &Arc<Cut>) -> CutPart {
         let instant_ns = cut.instant_ns();
-        let mut longest = 0;
+        let mut made = CutPart { processor: self.index, stall_ns: 0, partitions: Vec::new() };
         for part in std::mem::take(&mut self.cutting) {
-            let stall = self.with_share(part.share, |share, context| {
-                share.advance(part.rules, instant_ns, context)
+            self.with_share(part.share, |share, context| {
+                made.partitions.push((part.share, share.partitions() as u32));
+                let stall_ns = share.advance(part.rules, instant_ns, context);
+                made.stall_ns = made.stall_ns.max(stall_ns);
             });
-            longest = longest.max(stall.unwrap_or(0));
         }
-        longest
+        made
     }
 
     fn release_more(&mut self, number: u32) {

@@ -132,10 +132,10 @@ impl Engine {
         py: Python<'_>,
         volume: u64,
         log: &Bound<'_, PyDict>,
-        rules: Vec<Bound<'_, PyDict>>,
+        rules: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
         let (number, extents) = (spec::entry(log, "number")?, spec::extents(log)?);
-        let rules = spec::rules(rules)?;
+        let rules = spec::volume_rules(rules)?;
         self.call(py, |this| this.inner.add_log(volume, number, &extents, &rules))
     }
 
@@ -143,9 +143,9 @@ impl Engine {
         &self,
         py: Python<'_>,
         volume: u64,
-        rules: Vec<Bound<'_, PyDict>>,
+        rules: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
-        let rules = spec::rules(rules)?;
+        let rules = spec::volume_rules(rules)?;
         self.call(py, |this| this.inner.set_log_rules(volume, &rules))
     }
 
@@ -234,16 +234,21 @@ impl Engine {
             epochs.set_item(volume, epoch)?;
         }
         let processors = PyList::empty(py);
-        for stall in &report.stalls {
+        for part in &report.parts {
+            let partitions = PyDict::new(py);
+            for (share, count) in &part.partitions {
+                partitions.set_item(report.volumes[share], count)?;
+            }
             let dict = PyDict::new(py);
-            dict.set_item("processor", stall.processor)?;
-            dict.set_item("stall_ns", stall.nanoseconds)?;
+            dict.set_item("processor", part.processor)?;
+            dict.set_item("stall_ns", part.stall_ns)?;
+            dict.set_item("partitions", partitions)?;
             processors.append(dict)?;
         }
         let dict = PyDict::new(py);
         dict.set_item("epochs", epochs)?;
         dict.set_item("instant_ns", report.instant_ns)?;
-        let longest = report.stalls.iter().map(|stall| stall.nanoseconds).max().unwrap_or(0);
+        let longest = report.parts.iter().map(|part| part.stall_ns).max().unwrap_or(0);
         dict.set_item("stall_ns", longest)?;
         dict.set_item("processors", processors)?;
         Ok(dict)

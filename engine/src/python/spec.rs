@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
-use crate::change_log::log_rules::{LogRule, LogRules};
+use crate::change_log::log_rules::{LogRule, LogRules, VolumeRules};
 use crate::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use crate::units::Epoch;
 
@@ -38,13 +38,23 @@ pub fn extents(dict: &Bound<'_, PyDict>) -> PyResult<Vec<ExtentSpec>> {
     dicts(dict, "extents")?.into_iter().map(extent).collect()
 }
 
-/// The `log_rules` of a `VolumeSpec`, `SnapshotSpec` or `CutVolume`.
-pub fn log_rules(dict: &Bound<'_, PyDict>) -> PyResult<LogRules> {
-    rules(dicts(dict, "log_rules")?)
+/// A `VolumeRules`.
+pub fn volume_rules(dict: &Bound<'_, PyDict>) -> PyResult<VolumeRules> {
+    Ok(VolumeRules { volume: log_rules(dict)?, snapshots: snapshot_rules(dict)? })
 }
 
-/// A list of `LogRule`.
-pub fn rules(list: Vec<Bound<'_, PyDict>>) -> PyResult<LogRules> {
+/// The rules of the `snapshots` of a `VolumeRules` or `VolumeSpec`, in order.
+fn snapshot_rules(dict: &Bound<'_, PyDict>) -> PyResult<Vec<(Epoch, LogRules)>> {
+    let one = |snapshot| Ok((entry(&snapshot, "epoch")?, log_rules(&snapshot)?));
+    let found: PyResult<Vec<(Epoch, LogRules)>> =
+        dicts(dict, "snapshots")?.into_iter().map(one).collect();
+    let mut rules = found?;
+    rules.sort_unstable_by_key(|(epoch, _)| *epoch);
+    Ok(rules)
+}
+
+/// The `log_rules` of a `VolumeSpec`, `SnapshotSpec` or `CutVolume`.
+pub fn log_rules(dict: &Bound<'_, PyDict>) -> PyResult<LogRules> {
     let rule = |dict: Bound<'_, PyDict>| {
         Ok(LogRule {
             partitions: entry(&dict, "partitions")?,
@@ -53,7 +63,8 @@ pub fn rules(list: Vec<Bound<'_, PyDict>>) -> PyResult<LogRules> {
             any: entry(&dict, "any")?,
         })
     };
-    list.into_iter().map(rule).collect::<PyResult<Vec<LogRule>>>().map(LogRules::from)
+    let rules: PyResult<Vec<LogRule>> = dicts(dict, "log_rules")?.into_iter().map(rule).collect();
+    rules.map(LogRules::from)
 }
 
 fn uuid(text: &str) -> PyResult<[u8; 16]> {
@@ -73,11 +84,7 @@ pub fn volume(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
     for log in dicts(dict, "logs")? {
         logs.push((entry(&log, "number")?, extents(&log)?));
     }
-    let mut snapshots: Vec<(Epoch, LogRules)> = Vec::new();
-    for snapshot in dicts(dict, "snapshots")? {
-        snapshots.push((entry(&snapshot, "epoch")?, log_rules(&snapshot)?));
-    }
-    snapshots.sort_unstable_by_key(|(epoch, _)| *epoch);
+    let snapshots = snapshot_rules(dict)?;
     let size: u64 = entry(dict, "size")?;
     let mut smaller: BTreeMap<u64, Epoch> = BTreeMap::new();
     let mut sizes: Vec<(Epoch, u64)> = Vec::new();

@@ -1,10 +1,10 @@
 """What `polyvol check` says where processors' records of cuts differ from the catalog."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from polyvol.daemon.partitions.records import record_problems
-from polyvol.mapping.ids import Epoch
 from tests.support.catalogs import snapshot
 
 if TYPE_CHECKING:
@@ -22,7 +22,10 @@ def recorded(processor: int, cuts: Mapping[int, int], since: int = 0) -> "Record
 
 
 def problems(shares: Mapping[int, Mapping[int, int]], *found: "RecordedCuts") -> Sequence[str]:
-    return list(record_problems(SNAPSHOTS, {Epoch(epoch): of for epoch, of in shares.items()}, found))
+    snapshots = [
+        replace(each, shares=tuple(sorted(shares.get(each.epoch, {}).items()))) for each in SNAPSHOTS
+    ]
+    return list(record_problems(snapshots, found))
 
 
 def test_records_that_agree_are_no_problem() -> None:

@@ -328,6 +328,16 @@ def test_an_added_area_is_used_by_the_rest(devices: Daemon) -> None:
     assert rules(devices) == ["0=a", "b", "c", "v.log"]
 
 
+def test_a_snapshots_rules_have_an_area_that_is_added_on_their_device(devices: Daemon) -> None:
+    create(devices, "--log-device", "a")
+    devices.ok("snapshot", "create", "v", "--name", "s", "--log-device", "b,c")
+    devices.ok("volume", "add-log", "v", "--device", "b")
+    (added,) = [call for call in devices.world.calls if call[0] == "add_log" and call[2] == 4]
+    (snapshot,) = added[3]["snapshots"]
+    assert [rule["logs"] for rule in snapshot["log_rules"]] == [[3, 2, 4], [2, 4, 3]]
+    assert snapshot["epoch"] == 1
+
+
 def test_an_added_area_that_no_rule_would_use_is_refused(devices: Daemon) -> None:
     create(devices, "--log-device", "0=a,1=b")
     before = as_it_was(devices)
@@ -388,7 +398,6 @@ def test_what_each_processor_held_is_recorded(devices: Daemon) -> None:
     devices.ok("volume", "grow", "v", "--size", "6M")
     devices.ok("snapshot", "create", "v", "--name", "t")
     catalog = devices.service._context.catalog
-    (volume,) = catalog.volumes.all()
-    first, second = catalog.snapshots.processors(volume.id).values()
+    first, second = (dict(record.shares) for record in catalog.snapshots.all())
     assert first == {0: 1, 3: 3}
     assert sum(second.values()) == 6

@@ -16,9 +16,7 @@ from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.errors import CatalogConflict, CatalogVersion
 from polyvol.mapping.extent import Extent
 from polyvol.mapping.ids import Epoch, VolumeId
-from polyvol.mapping.partition import Partition
 from polyvol.mapping.records.log_rules import LogRule
-from polyvol.mapping.records.rollbacks import Rollback
 from polyvol.mapping.records.volumes import CloneSource, Volume
 from tests.support.catalogs import MIB, PLAN, device, snapshot
 
@@ -63,8 +61,9 @@ def test_rules_are_read_back_in_their_order(catalog: Catalog, volume: Volume) ->
 
 def test_rules_go_with_their_snapshot_and_with_their_volume(catalog: Catalog, volume: Volume) -> None:
     catalog.log_areas.add(volume, [], MANY[:2])
-    record = replace(snapshot(volume.id, "s", 1), log_rules=MANY)
+    record = replace(snapshot(volume.id, "s", 1), log_rules=MANY, shares=((0, 2), (1, 1)))
     catalog.snapshots.commit([record])
+    assert count(catalog, "snapshot_processor") == 2
     catalog.snapshots.forget([record.uuid])
     assert (count(catalog, "log_rule"), count(catalog, "log_rule_device")) == (2, 3)
     assert count(catalog, "snapshot_processor") == 0
@@ -102,16 +101,14 @@ def test_areas_and_the_rules_that_name_them_are_recorded_together(catalog: Catal
 
 
 def test_what_each_processor_has_is_recorded_with_the_snapshot(catalog: Catalog, volume: Volume) -> None:
-    catalog.snapshots.commit([snapshot(volume.id, "s", 1)])
-    grown = (Partition(2, 1, ()), Partition(3, 4, ()))
-    catalog.volumes.record_growth(volume, 4 * MIB, grown, {})
-    rollback = {volume.id: Rollback(Epoch(4), Epoch(1), 4 * MIB, 2 * MIB)}
-    catalog.snapshots.commit([snapshot(volume.id, "t", 3)], None, rollback)
-    assert catalog.snapshots.processors(volume.id) == {1: {0: 1, 1: 1}, 3: {0: 1, 1: 2, 4: 1}}
+    first = replace(snapshot(volume.id, "s", 1), shares=((0, 1), (1, 1)))
+    second = replace(snapshot(volume.id, "t", 3), shares=((0, 1), (1, 2), (4, 1)))
+    catalog.snapshots.commit([first])
+    catalog.snapshots.commit([second])
     with pytest.raises(CatalogConflict):
-        catalog.snapshots.commit([snapshot(volume.id, "u", 5), snapshot(volume.id, "t", 6)])
-    assert catalog.snapshots.processors(volume.id).keys() == {1, 3}
-    assert catalog.snapshots.processors(VolumeId(99)) == {}
+        catalog.snapshots.commit([replace(first, uuid=uuid4(), name="u", epoch=Epoch(5)), second])
+    assert catalog.snapshots.of(volume.id) == [first, second]
+    assert count(catalog, "snapshot_processor") == 5
 
 
 def old_catalog(path: Path, version: int) -> None:
@@ -191,7 +188,7 @@ def test_named_and_default_logs_of_an_older_catalog_become_rules(tmp_path: Path,
     # What refers to snapshots is still there, and ids are not used again.
     assert [each.holds for each in catalog.snapshots.all()] == [("tag1",), ("tag2",), ("tag3",), ("tag4",)]
     assert all(each.stalls == ((0, 5),) for each in catalog.snapshots.all())
-    assert catalog.snapshots.processors(one.id) == {}, "nobody knows"
+    assert all(each.shares == () for each in catalog.snapshots.all()), "nobody knows"
     catalog.snapshots.commit([snapshot(two.id, "new", 10)])
     with catalog._database.transaction() as connection:
         assert list(reference_problems(connection)) == []

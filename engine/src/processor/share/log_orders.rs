@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::change_log::log_rules::{ANY, LogRule, LogRules};
+use crate::change_log::log_rules::{ANY, LogRule, LogRules, VolumeRules};
 use crate::change_log::space::{AreaBits, LogArea};
 use crate::mutants::{Bug, bug};
 use crate::processor::share::Share;
@@ -103,17 +103,20 @@ impl Share {
         self.rules.in_force(self.history.snapshots().last().copied()).clone()
     }
 
-    /// Sets the volume's rules.
-    pub fn set_log_rules(&mut self, rules: LogRules) {
-        self.rules.volume = rules;
+    /// Sets the rules of the volume, and of these snapshots, as far as they exist.
+    pub fn set_log_rules(&mut self, rules: VolumeRules) {
+        self.rules.volume = rules.volume;
+        for (epoch, rules) in rules.snapshots {
+            if self.history.has(epoch) {
+                self.rules.set(epoch, rules);
+            }
+        }
         self.order_logs();
     }
 
     /// Notes the rules of a new snapshot.
     pub(super) fn add_snapshot_rules(&mut self, epoch: Epoch, rules: LogRules) {
-        if !rules.is_empty() {
-            self.rules.snapshots.push((epoch, rules));
-        }
+        self.rules.set(epoch, rules);
         self.follow_rules();
     }
 

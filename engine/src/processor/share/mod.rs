@@ -336,7 +336,7 @@ impl Share {
     }
 
     /// Notes that the volume has one more log area, and these rules from now on.
-    pub fn log_added(&mut self, rules: LogRules) {
+    pub fn log_added(&mut self, rules: VolumeRules) {
         self.set_log_rules(rules);
         self.refresh_devices();
     }
