@@ -35,7 +35,7 @@ class Version:
 
 @dataclass
 class Volume:
-    """A volume with its snapshots by name; `kept` are deleted, and kept for a clone or for a rollback."""
+    """A volume with its snapshots by name; `kept` are deleted, and kept for a clone."""
 
     partition_size: int
     live: Version

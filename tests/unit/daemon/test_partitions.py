@@ -241,7 +241,7 @@ def test_processors_are_listed_and_shown(written: Daemon) -> None:
         ),
         (
             "log show v@a#3",
-            "there is no change log v@a#3: partition 3 was not written since;"
+            "there is no change log v@a#3: partition 3 was not written from this snapshot until the next one;"
             " `polyvol log list v` shows those that exist",
         ),
         (
