@@ -294,7 +294,7 @@ class Engine:
         'not-found': a rule names an area that it does not have, or allows none."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
-        """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail
+        """Whether writes that find no room in their log areas wait, and raise a 'log-full' event, or fail
         with ENOSPC.
         A volume that was just taken over does not ask. With False, the writes that wait fail."""
 
@@ -308,7 +308,7 @@ class Engine:
         """There are no more events: `next_event` gives None at once, and writes that find no room fail."""
 
     def space(self, volume: int) -> SpaceStats:
-        """Use of a volume's change logs; cheap, asks no processor."""
+        """Use of a volume's log areas; cheap, asks no processor."""
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         """Export a volume (epoch None) or its snapshot; it can be connected to at once. 'not-found' if there
@@ -386,7 +386,7 @@ class Engine:
         only those that exist, and only those that begin with this epoch (0: with the volume; None: all)."""
 
     def change_log_counts(self, volume: int) -> list[ChangeLogCount]:
-        """How many change logs begin with each epoch, by processor: those that `change_logs` would tell. Its
+        """How many change logs begin with each epoch, by processor: those that `change_logs` would list. Its
         cost follows the partitions that were written and their frozen maps, not their blocks."""
 
     def change_log_runs(
@@ -488,7 +488,7 @@ class RaisesReturned:
     def __call__(self, *args: object) -> object: ...
 
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
-    """Check a volume that is not served: its journals, checkpoints and change logs; with `data` the contents
+    """Check a volume that is not served: its journals, checkpoints and log areas; with `data` the contents
     of all slots on `devices` (id to path). Changes nothing."""
 
 def next_log_lines(timeout_s: float) -> tuple[list[LogLine], int]:
