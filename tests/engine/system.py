@@ -28,7 +28,7 @@ MIB = 1 << 20
 PARTITION = MIB
 SIZE = 5 * MIB + 3 * BLOCK
 LOG_BYTES = 16 * MIB
-NAMED_AREA_BYTES = 12 * MIB
+NAMED_BYTES = 12 * MIB
 PROCESSORS = 3
 VOLUME = 7
 NAMED_AREA = 2
@@ -76,7 +76,7 @@ class EngineSystem:
         for name, size in (
             ("a", 4 * MIB),
             ("b", 4 * MIB),
-            ("log", log_bytes + NAMED_AREA_BYTES),
+            ("log", log_bytes + NAMED_BYTES),
             ("more", GROWN_MAX * GROWN_BYTES),
         ):
             with (directory / name).open("wb") as file:
@@ -106,7 +106,7 @@ class EngineSystem:
         named_at = self._log_bytes
         logs: list[LogSpec] = [
             {"number": 1, "extents": [{"device": 3, "offset": 0, "length": self._log_bytes}]},
-            {"number": NAMED_AREA, "extents": [{"device": 3, "offset": named_at, "length": NAMED_AREA_BYTES}]},
+            {"number": NAMED_AREA, "extents": [{"device": 3, "offset": named_at, "length": NAMED_BYTES}]},
         ]
         snapshots: list[SnapshotSpec] = [
             {"epoch": epoch, "log_rules": first(log), "size": SIZE} for epoch, log in self._snapshots.items()
