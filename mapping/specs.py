@@ -15,8 +15,7 @@ from polyvol.mapping.records.log_rules import LogRule, from_turn
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
-    from polyvol.engine import ExtentSpec, LogSpec, VolumeRules, VolumeSpec
-    from polyvol.engine import LogRule as LogRuleSpec
+    from polyvol.engine import ExtentSpec, LogRule as LogRuleSpec, LogSpec, VolumeRules, VolumeSpec
 
 
 def volume_directory(state_dir: Path, volume: Volume) -> Path:

@@ -10,113 +10,43 @@ from typing import Literal, Self, TypedDict, final
 
 from polyvol.engine_reports import (
     BadBlock as BadBlock,
-)
-from polyvol.engine_reports import (
     BadBlocksStats as BadBlocksStats,
-)
-from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
-)
-from polyvol.engine_reports import (
     CheckReport as CheckReport,
-)
-from polyvol.engine_reports import (
     ClientInfo as ClientInfo,
-)
-from polyvol.engine_reports import (
     ConnectionState as ConnectionState,
-)
-from polyvol.engine_reports import (
     CutReport as CutReport,
-)
-from polyvol.engine_reports import (
     DeviceEvent as DeviceEvent,
-)
-from polyvol.engine_reports import (
     DeviceFaultStats as DeviceFaultStats,
-)
-from polyvol.engine_reports import (
     DeviceStats as DeviceStats,
-)
-from polyvol.engine_reports import (
     EngineEvent as EngineEvent,
-)
-from polyvol.engine_reports import (
     EngineInspection as EngineInspection,
-)
-from polyvol.engine_reports import (
     EngineStats as EngineStats,
-)
-from polyvol.engine_reports import (
     ExportInfo as ExportInfo,
-)
-from polyvol.engine_reports import (
     Group as Group,
-)
-from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
-)
-from polyvol.engine_reports import (
     LogLine as LogLine,
-)
-from polyvol.engine_reports import (
     LogStats as LogStats,
-)
-from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
-)
-from polyvol.engine_reports import (
     ProcessorStats as ProcessorStats,
-)
-from polyvol.engine_reports import (
     ScrubBad as ScrubBad,
-)
-from polyvol.engine_reports import (
     ScrubReport as ScrubReport,
-)
-from polyvol.engine_reports import (
     ShareLook as ShareLook,
-)
-from polyvol.engine_reports import (
     SnapshotUse as SnapshotUse,
-)
-from polyvol.engine_reports import (
     SpaceStats as SpaceStats,
-)
-from polyvol.engine_reports import (
     VolumeStats as VolumeStats,
-)
-from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
 )
 from polyvol.partition_reports import (
     ChangeLogCount as ChangeLogCount,
-)
-from polyvol.partition_reports import (
     ChangeLogRun as ChangeLogRun,
-)
-from polyvol.partition_reports import (
     ChangeLogSize as ChangeLogSize,
-)
-from polyvol.partition_reports import (
     ChangeLogState as ChangeLogState,
-)
-from polyvol.partition_reports import (
     Location as Location,
-)
-from polyvol.partition_reports import (
     PartitionSnapshotState as PartitionSnapshotState,
-)
-from polyvol.partition_reports import (
     PartitionState as PartitionState,
-)
-from polyvol.partition_reports import (
     RecordedCut as RecordedCut,
-)
-from polyvol.partition_reports import (
     RecordedCuts as RecordedCuts,
-)
-from polyvol.partition_reports import (
     WriteCounts as WriteCounts,
 )
 
