@@ -1,4 +1,4 @@
-"""Check: examines a stopped state directory: catalog, journals, change logs and devices, compared with each
+"""Check: examines a stopped state directory: catalog, journals, log areas and devices, compared with each
 other.
 
 How it works      The lock is held, and not written to. The catalog is copied and the copy is opened, because
@@ -241,7 +241,7 @@ class _Check:
                     users.setdefault(extent.device, []).append((extent, owner))
             for log in self._catalog.log_areas.of(volume.id):
                 for extent in log.extents:
-                    owner = f"change log {log.number} of volume {volume.name}"
+                    owner = f"log area {log.number} of volume {volume.name}"
                     users.setdefault(extent.device, []).append((extent, owner))
         for identity, extents in users.items():
             self._check_extents_of(self._devices[identity], sorted(extents, key=lambda one: one[0].offset))
@@ -273,7 +273,7 @@ class _Check:
                 self._problems.append(f"volume {volume.name}: {what}")
         for log in logs:
             if log.number >= volume.next_log or any(extent.length % _CHUNK for extent in log.extents):
-                self._problems.append(f"volume {volume.name}: change log {log.number} cannot be")
+                self._problems.append(f"volume {volume.name}: log area {log.number} cannot be")
         directory = volume_directory(self._state_dir, volume)
         if not directory.is_dir():
             self._problems.append(f"volume {volume.name}: its directory {directory} is not there")

@@ -139,7 +139,7 @@ class EngineLike(CutEngine, Protocol):
         """End the events; threads that wait for one return."""
 
     def space(self, volume: int) -> "SpaceStats":
-        """Use of a volume's change logs."""
+        """Use of a volume's log areas."""
 
     def drop_snapshots(self, volume: int, epochs: list[int]) -> int:
         """Forget several epochs; bytes freed."""

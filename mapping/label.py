@@ -27,7 +27,7 @@ LABEL_SIZE_1 = 4096
 MAGIC = b"POLYVOL\x01"
 FORMAT_VERSION = 2
 ROLE_STORAGE = 1
-"""The only role so far: extents of partitions and of change logs."""
+"""The only role so far: extents of partitions and of log areas."""
 DATA_OFFSET = 1 << 20
 """Where the data area of a labelled device starts, bytes."""
 NO_RUN = UUID(int=0)

@@ -1,5 +1,5 @@
-"""Specifications: volumes, log areas and log rules as the engine is told of them, and where it keeps its
-files.
+"""Specifications: volumes, log areas and log rules as they are passed to the engine, and where its files
+are.
 
 Owner and locks   The caller holds the volume's lock, or is the only one who has the catalog.
 """
@@ -15,17 +15,16 @@ from polyvol.mapping.records.log_rules import LogRule, from_turn
 from polyvol.mapping.records.volumes import Volume
 
 if TYPE_CHECKING:
-    from polyvol.engine import ExtentSpec, LogSpec, VolumeRules, VolumeSpec
-    from polyvol.engine import LogRule as LogRuleSpec
+    from polyvol.engine import ExtentSpec, LogRule as LogRuleSpec, LogSpec, VolumeRules, VolumeSpec
 
 
 def volume_directory(state_dir: Path, volume: Volume) -> Path:
-    """Where the engine keeps a volume's journals and checkpoints."""
+    """The directory of a volume's journals and checkpoints."""
     return state_dir / "volumes" / str(volume.uuid)
 
 
 def manifest_directory(state_dir: Path, volume: Volume) -> Path:
-    """Where the engine keeps the manifests of a volume's journals."""
+    """The directory of the manifests of a volume's journals."""
     return state_dir / "manifests" / str(volume.uuid)
 
 
@@ -95,9 +94,9 @@ def log_spec(area: LogArea) -> "LogSpec":
 def rule_specs(
     rules: Sequence[LogRule], areas: Iterable[LogArea], processors: Iterable[int]
 ) -> "list[LogRuleSpec]":
-    """Log rules of a volume that has these areas and these processors as the engine's specification. Those
-    for the rest become one rule for each turn: each processor begins the list at another place. The last rule
-    is for processors that come with growth, too."""
+    """The log rules of a volume, which has these areas and these processors, as the engine's specification.
+    The rules for the rest become one rule for each turn: each processor begins the list at another place. The
+    last one is for all processors, so also for those that get partitions by growth."""
     on: dict[int, list[int]] = {}
     for area in areas:
         on.setdefault(area.device, []).append(area.number)

@@ -1,12 +1,12 @@
 """Change logs: what a partition's hosts have changed since one of its partition snapshots, until the next.
 
 How it works      A change log belongs to one partition, and begins with one partition snapshot, or with the
-                  volume. Nothing stores it: the engine derives it from the block maps. So a log without
-                  blocks does not exist, and when the snapshot that it begins with is deleted, what others
-                  still need of it belongs to the log before it.
+                  volume. It is not stored: the engine derives it from the block maps. So a log without
+                  blocks does not exist. When the snapshot that it begins with is deleted, the blocks of it
+                  that other snapshots or the volume still need belong to the log before it.
                   Its name is VOLUME@SNAPSHOT#PARTITION, as that of the partition snapshot that it begins
                   with; VOLUME#PARTITION if it begins with the volume; VOLUME@epoch:N#PARTITION if its
-                  snapshot is deleted, and kept for clones or for a rollback.
+                  snapshot is deleted, and kept for clones.
 Errors            BadLogName.
 """
 
@@ -42,14 +42,15 @@ class ChangeLogId:
 
 @dataclass(frozen=True, slots=True)
 class ChangeLog:
-    """What is in a change log now. Only the newest one of a partition grows; an older one keeps its blocks,
-    and can get those of a log after it whose snapshot is deleted.
+    """What is in a change log now. Only the newest one of a partition grows. An older one loses the blocks
+    that nothing needs any more, and gets those of the log after it when the snapshot of that is deleted.
 
-    `identity` refers to its partition and to its partition snapshot. `processor` maintains it. `blocks` are
-    in slots; `zeroes` became zero, `bases` went back to their base places: they need none. `runs`: how many
-    runs of consecutive slots the blocks are in. `areas`: how many of the blocks are in each log area, by its number. `writes` and `written` (bytes)
-    count what hosts wrote from its beginning to its end, in place too (None: it is unknown). `ended`: the
-    epoch of the snapshot that ended it (None: it is the current one, or a rollback ended it)."""
+    `identity` refers to its partition and to its partition snapshot. `processor` maintains it. `blocks`
+    are in slots; `zeroes` became zero, `bases` went back to their base places: they need none. `runs`:
+    how many runs of consecutive slots the blocks are in. `areas`: how many of the blocks are in each log
+    area, by its number. `writes` and `written` (bytes) count what hosts wrote from its beginning to its
+    end, in place too (None: it is unknown). `ended`: the epoch of the snapshot that ended it (None: it is
+    the current one, or a rollback ended it)."""
 
     identity: ChangeLogId
     processor: int

@@ -42,8 +42,7 @@ from polyvol.snapshot.errors.hooks import HooksFailed
 from polyvol.snapshot.snapshot import export_description, export_name
 
 if TYPE_CHECKING:
-    from polyvol.engine import CutReport, CutVolume
-    from polyvol.engine import LogRule as LogRuleSpec
+    from polyvol.engine import CutReport, CutVolume, LogRule as LogRuleSpec
 
 
 class CutEngine(Protocol):

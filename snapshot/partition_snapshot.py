@@ -2,10 +2,11 @@
 
 How it works      Each exists from the cut on, at no cost as long as its partition is not written. It refers
                   to its partition, to its block map and to the change log that begins with it. The engine
-                  has the maps and the counters; these records are made when somebody asks. They are named
+                  has the maps and the counters; these records are made for each request. They are named
                   tuples, because there may be a million of them.
-Invariants        PS1 nothing in a record changes after the cut but `frozen` and `log_size`: that the
-                  partition got another map for its writes, and what they have put into its change log.
+Invariants        PS1 of a record only these change after the cut: `frozen`, when the partition is written for
+                  the first time; `log_size`, as its change log grows, shrinks or is joined; `since`, when
+                  the snapshot before it is deleted.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,8 +39,8 @@ class Writes(NamedTuple):
 
 
 class LogSize(NamedTuple):
-    """What a change log holds: blocks in slots, and blocks that need none: that became zero, and that went back
-    to their base places."""
+    """What a change log holds: `blocks` in slots, and blocks that need none: `zeroes`, and `bases`, which
+    went back to their base places."""
 
     blocks: int
     zeroes: int
@@ -58,7 +59,8 @@ class PartitionSnapshot(NamedTuple):
     1970; 0: never; None: unknown). `since`: what they had written since the snapshot before it on its line
     (None: unknown). `write_seq`: the number of its
     latest mapping change in its processor's journal (0: none). `log_size`: what the change log that begins
-    with it holds now (None: there is none, because the partition was not written since)."""
+    with it holds now (None: there is none, because the partition was not written until the next
+    snapshot)."""
 
     identity: PartitionSnapshotId
     processor: int

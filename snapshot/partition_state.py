@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
-    """One partition now: its number and the processor that owns it. The counters are those of
-    `PartitionSnapshot`, but always known as far as they were counted; `frozen_maps`: how many block maps of
-    snapshots it keeps; `newest_snapshot`: the epoch of the newest snapshot that shows it (0: none does)."""
+    """One partition now: its number and the processor that owns it. The counters are as in
+    `PartitionSnapshot`, but never unknown: what was not counted is missing in them. `frozen_maps`: how many
+    block maps of snapshots it has; `newest_snapshot`: the epoch of the newest snapshot that shows it (0: none
+    does)."""
 
     number: int
     processor: int

@@ -20,7 +20,7 @@ _DESCRIBED = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)")
 
 @dataclass(frozen=True, slots=True)
 class SnapshotShare:
-    """How many of a volume's partitions one processor held at a cut."""
+    """How many of a volume's partitions one processor had at a cut."""
 
     processor: int
     partitions: int
@@ -30,18 +30,17 @@ class SnapshotShare:
 class Snapshot:
     """The overall snapshot of a volume: one partition snapshot of each partition that it had at the cut.
 
-    `record` has its identity (its UUID; within its volume, its epoch and its name), its cut, and what is
-    known of that. Nothing of it changes after the cut but its name, its
-    holds, and whether it is kept for clones. What it refers to is found by numbers, so it costs nothing for
-    partitions that nobody asks for."""
+    `record` has its identity (its UUID; within its volume, its epoch and its name) and the figures of its
+    cut. After the cut only its name, its holds, and whether it is kept for clones change. Its partition
+    snapshots are found by their numbers, so they cost nothing before they are asked for."""
 
     volume: "Volume"
     record: "SnapshotRecord"
 
     @property
     def shares(self) -> tuple[SnapshotShare, ...] | None:
-        """How many of the partition snapshots each processor has (None: unknown, because it was taken by a
-        version that did not record it)."""
+        """How many of the partition snapshots each processor made (None: unknown, because the version that
+        took it did not record it)."""
         return tuple(SnapshotShare(*each) for each in self.record.shares) or None
 
     @property

@@ -32,13 +32,10 @@ from polyvol.daemon.ranges import NUMBER_MAX
 from polyvol.daemon.renames import routes as rename
 from polyvol.daemon.restores import routes as restore
 from polyvol.daemon.schedules import routes as schedule
-from polyvol.daemon.snapshots import deletion_routes as deletions
-from polyvol.daemon.snapshots import diff_routes as diff
-from polyvol.daemon.snapshots import routes as snapshot
+from polyvol.daemon.snapshots import deletion_routes as deletions, diff_routes as diff, routes as snapshot
 from polyvol.daemon.types.status import StatusView
 from polyvol.daemon.version import version
-from polyvol.daemon.volumes import routes as volume
-from polyvol.daemon.volumes import scrub_routes as scrub
+from polyvol.daemon.volumes import routes as volume, scrub_routes as scrub
 from polyvol.mapping.errors import PolyvolError, StateFull
 from polyvol.mapping.no_space import NEEDED, is_no_space
 from polyvol.mapping.os_errors import as_clause

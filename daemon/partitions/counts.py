@@ -1,7 +1,8 @@
 """The partition snapshots of snapshots, counted: by processor, and how many were written since.
 
-How it works      One question to the engine for each volume that is served, whose cost follows the partitions
-                  that were written; processors' shares are in the catalog.
+How it works      The engine counts the change logs of each volume that is served, by one call: it looks at
+                  all partitions, and longest at those that were written. How many partitions each processor
+                  had at the cut is in the catalog.
 """
 
 import contextlib

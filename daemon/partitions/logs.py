@@ -75,7 +75,7 @@ class PartitionLogs:
             states = context.engine.change_logs(volume.id, partition, 1, begin)
             runs, total = context.engine.change_log_runs(volume.id, partition, begin, first, count)
         if not states:
-            refuse_unknown(volume, partition, record)  # else a later part of the volume has become zero since
+            refuse_unknown(volume, partition, record)  # not before: the volume may have grown since
             raise UnknownChangeLog(name=name, volume=volume.name, why=_why_none(partition, snapshot))
         read_names(context, naming)
         return ChangeLogDetailView(
@@ -121,4 +121,4 @@ class PartitionLogs:
 def _why_none(partition: int, snapshot: str | None) -> str:
     if snapshot is None:
         return f"what was written to partition {partition} before its first snapshot is at its base places"
-    return f"partition {partition} was not written since"
+    return f"partition {partition} was not written from this snapshot until the next one"

@@ -2,7 +2,7 @@
 
 How it works      The catalog is read before the engine is asked and again afterwards, so that a snapshot that
                   was made or deleted in between has its name. An epoch without a name is of a snapshot that
-                  is deleted and kept: for clones, or for a rollback.
+                  is deleted and kept for clones.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,9 @@
 """The verbs of partitions and partition snapshots: list and show.
 
-How it works      The engine has block maps and counters, the catalog extents and names; each is asked for the
-                  partitions of the page alone, so a page costs the same in a volume of any size. The engine
-                  computes its part outside of the processors, which do not wait for it.
+How it works      The engine has block maps and counters, the catalog has extents and names. Both are asked
+                  for the partitions of the page only, so a page costs the same in a volume of any size. The
+                  processors only clone the versions of these partitions; the rest is computed on the thread
+                  of the request.
 Errors            UnknownVolume, UnknownSnapshot, UnknownPartition, VolumeNotServed, BadRequest.
 """
 

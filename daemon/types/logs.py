@@ -17,12 +17,13 @@ class PlacedView:
 class ChangeLogView:
     """A change log: what a partition's hosts have changed since one of its partition snapshots, until the
     next. `id`: VOLUME@SNAPSHOT#PARTITION, or VOLUME#PARTITION if it begins with the volume. `begin`: the
-    snapshot that it begins with, null for the volume, 'epoch:N' for a deleted one that is kept; `epoch` is
-    its epoch (0: the volume's). `processor` maintains it. `rule_devices`: the devices that its log rule
-    names, in order; `rule_any`: after these, any other one. `placed`: where its blocks are. `blocks` are in
-    slots, `size` bytes; `zeroes` became zero, `bases` went back to their base places: they need none. `runs` of consecutive slots have the blocks.
-    `writes` and `written` count what hosts wrote from its beginning to its end, in place too; null: unknown.
-    `ended`: the snapshot that ended it; null: it is the current one, or a rollback ended it."""
+    snapshot that it begins with, null for the volume, 'epoch:N' for a deleted one that is kept; `epoch`
+    is its epoch (0: the volume's). `processor` maintains it. `rule_devices`: the devices that its log
+    rule names, in order; `rule_any`: after these, any other one. `placed`: where its blocks are. `blocks`
+    are in slots, `size` bytes; `zeroes` became zero, `bases` went back to their base places: they need
+    none. `runs` of consecutive slots have the blocks. `writes` and `written` count what hosts wrote from
+    its beginning to its end, in place too; null: unknown. `ended`: the snapshot that ended it; null: it
+    is the current one, or a rollback ended it."""
 
     id: str
     volume: str

@@ -19,7 +19,7 @@ class PartitionStateView:
     since it exists or was first served by a version that counts. `last_write`: the time of the last one;
     null: there was none, or it is not known (`last_write_known`). `write_seq`: the number of its latest
     mapping change in its processor's journal (0: none). `frozen_maps`: how many block maps of snapshots it
-    keeps. `newest_snapshot`: the name of the newest one that shows it."""
+    has. `newest_snapshot`: the name of the newest one that shows it."""
 
     number: int
     processor: int
@@ -92,7 +92,7 @@ class PartitionSnapshotView:
     did last; null: they had not, or it is not known (`last_write_known`). `since`: what they had written
     since the snapshot before; null: it is not known. `write_seq`: the number of its latest mapping change in
     its processor's journal (0: none). `log`: the change log that begins with it; null: there is none, because
-    the partition was not written since."""
+    the partition was not written until the next snapshot."""
 
     id: str
     snapshot: str
@@ -128,7 +128,7 @@ class PartitionSnapshotListView:
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotShareView:
-    """How many partition snapshots of a snapshot one processor held at the cut."""
+    """How many partition snapshots of a snapshot one processor made."""
 
     processor: int
     partitions: int

@@ -11,7 +11,7 @@ from polyvol.daemon.types.base import STRICT
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceSpec:
-    """Where the partitions from `first` to `last` shall be: on this processor, on these devices in this
+    """Where the partitions from `first` to `last` are wanted: on this processor, on these devices in this
     order, or both. A device may be followed by ':' and how much of each partition it has."""
 
     __pydantic_config__: ClassVar = STRICT

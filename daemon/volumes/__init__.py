@@ -1,1 +1,1 @@
-"""Volumes: their verbs, change logs, growth, scrubs, and removal."""
+"""Volumes: their verbs, log areas and log rules, growth, scrubs, and removal."""

@@ -1,7 +1,7 @@
 """The verbs of log areas and log rules: add, set, and queries of their use.
 
 How it works      add: plan (pure); make the sparse file if no device was named, recorded as 'adding'; record
-                  the areas in the catalog; hand them to the engine, which uses them at once. Rules are
+                  the areas in the catalog; pass them to the engine, which uses them at once. Rules are
                   recorded, in one transaction with the areas that they need, and are then set in the engine.
 Owner and locks   The caller holds the volume's lock. An area is planned and recorded under one hold of
                   `catalog_lock`, unless a file is made for it alone.
@@ -86,7 +86,7 @@ class LogAreas:
                     self.unmake_file(device)
 
     def add(self, volume: Volume, request: LogAdd) -> None:
-        """Give a volume that is served more room, while it is in use. The caller holds its lock."""
+        """Give a volume that is served more log areas, while it is in use. The caller holds its lock."""
         context, name = self._context, volume.name
         self.settle(volume)
         table = context.catalog.log_areas
@@ -115,7 +115,7 @@ class LogAreas:
             raise
         self.done_with([] if made is None else [made])
         more = exact_size(sum(total(area.extents) for area in areas))
-        context.events.add("info", f"volume {name} has {more} more room in its change logs", volume=name)
+        context.events.add("info", f"volume {name} has {more} more space for change logs", volume=name)
 
     def _record(
         self,
@@ -124,8 +124,8 @@ class LogAreas:
         rules: tuple[LogRule, ...],
         made: Device | None = None,
     ) -> tuple[list[LogArea], tuple[LogRule, ...]]:
-        """Record areas of these extents, in the file that was made for them if one was, and use them where
-        the volume's rules name devices for the rest; these areas, and the rules. Under `catalog_lock`."""
+        """Record areas of these extents, in the file that was made for them, if one was, and the rules that
+        name their devices for the rest, if there are such rules; returns both. Under `catalog_lock`."""
         extents = list(planned)
         if made is not None:
             extents = [tuple(Extent(made.id, each.offset, each.length) for each in area) for area in extents]
@@ -139,8 +139,8 @@ class LogAreas:
         self._plan_rules(volumes, texts)
 
     def set_rules(self, volume: Volume, texts: Sequence[str]) -> None:
-        """Have a volume that is served have these log rules, with an area on each device that they name. The
-        caller holds its lock."""
+        """Give a volume that is served these log rules, and an area on each device that they name. The caller
+        holds its lock."""
         table = self._context.catalog.log_areas
         with self._context.catalog_lock:
             ((rules, missing),) = self._plan_rules([volume], texts)
@@ -157,8 +157,8 @@ class LogAreas:
     def rules_of_snapshot(
         self, volumes: Sequence[Volume], texts: Sequence[str]
     ) -> dict[VolumeId, tuple[LogRule, ...]]:
-        """The log rules of a snapshot of these volumes, by volume. They get an area on each device that the
-        rules name; by their own rules they use what they had before. The caller holds their locks."""
+        """The log rules of a snapshot of these volumes, by volume. Each volume gets an area on each device
+        that the rules name; its own rules then name the areas that it had. The caller holds the locks."""
         table = self._context.catalog.log_areas
         recorded: list[tuple[Volume, list[LogArea], tuple[LogRule, ...], tuple[LogRule, ...]]] = []
         planned: list[tuple[tuple[LogRule, ...], list[tuple[Extent, ...]]]] = []
@@ -221,8 +221,8 @@ class LogAreas:
         before: Sequence[LogRule],
         rules: Sequence[LogRule],
     ) -> None:
-        """Have the engine use areas that are recorded, and follow the volume's rules, which were others
-        `before`; areas that it refuses are forgotten, and the rules are what they were."""
+        """Have the engine use areas that are recorded, and follow the volume's new rules; `before`: its old
+        ones. Areas that the engine refuses are forgotten, and the volume has its old rules again."""
         context = self._context
         known = context.catalog.log_areas.of(volume.id)
         done = 0
@@ -259,7 +259,7 @@ class LogAreas:
         device_files.make(self._context, device, self._context.path(device))
 
     def done_with(self, devices: Iterable[Device]) -> None:
-        """These are made no more: what is not recorded of them can be settled."""
+        """These are no longer being made: those that are not recorded can be settled."""
         with self._context.catalog_lock:
             self._underway -= {device.id for device in devices}
 

@@ -59,7 +59,7 @@ ROUTES = [
     Route(
         "POST",
         "/v1/volumes/{volume}/logs",
-        "Give a volume more change logs, while it is in use",
+        "Give a volume more log areas, while it is in use",
         lambda service, call: service.volumes.add_log(call.path["volume"], call.body),
         VolumeView,
         body=LogAdd,

@@ -1,7 +1,7 @@
 """The verb that changes a volume's settings: its policy for full change logs, its hooks, its log rules.
 
-How it works      What cannot be is refused first. Then each setting is recorded, and set in the engine where
-                  that has it. If one fails, those before it are set back.
+How it works      Impossible values are refused before anything changes. Then each setting is recorded, and
+                  set in the engine if that has it. If one fails, those before it are set back.
 Owner and locks   The caller holds the volume's lock.
 Durability        When it returns, the change survives power loss.
 Errors            BadHooks, BadLogRule and others of log rules, VolumeNotServed (log rules may need log areas,

@@ -281,7 +281,7 @@ class Volumes:
         return self.show(name, partitions=False)
 
     def add_log(self, name: str, request: LogAdd) -> VolumeView:
-        """Give a volume one more change log, or several."""
+        """Give a volume one more log area, or several."""
         with self._context.holding_served(name, "volume add-log", restoring=True) as volume:
             self.log_areas.add(volume, request)
         return self.show(name, partitions=False)

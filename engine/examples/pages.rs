@@ -7,7 +7,7 @@
 //!                   snapshots at once, milliseconds, each the median of nine; how long a cut with 16,384 written
 //!                   partitions takes to settle; how long a write of 4 KiB in place takes on a thread of this process,
 //!                   without a protocol, and how much of it is counting, nanoseconds. The files are removed at the end.
-//! What is not real  the data: the change log is hollow, as in `recovery`.
+//! What is not real  the data: the log area is hollow, as in `recovery`.
 
 use std::fs;
 use std::hint::black_box;

@@ -6,7 +6,7 @@
 //!                   a process of its own, which it then kills. It starts the volume again twice, each time in a new
 //!                   process: after the kill, and after a clean stop. Each prints its times. The files are removed at
 //!                   the end.
-//! What is not real  the data: the blocks written to the change log are zeroes, and are not written; a sparse file
+//! What is not real  the data: the blocks written to slots are zeroes, and are not written; a sparse file
 //!                   reads as zeroes, so all reads are right. Everything else is the same as for a host's writes.
 
 use std::fs;

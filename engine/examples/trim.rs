@@ -6,7 +6,7 @@
 //!                   of it, 1 GiB per request, while another reads single blocks of it. Prints one line of JSON: the
 //!                   duration of the TRIM, how many reads were answered during it, and the longest of them. The files
 //!                   are removed at the end.
-//! What is not real  the data: the change log is hollow, as in `recovery`. Everything else is the same as for a host's
+//! What is not real  the data: the log area is hollow, as in `recovery`. Everything else is the same as for a host's
 //!                   requests, from the export on.
 
 use std::fs;

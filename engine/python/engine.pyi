@@ -10,113 +10,43 @@ from typing import Literal, Self, TypedDict, final
 
 from polyvol.engine_reports import (
     BadBlock as BadBlock,
-)
-from polyvol.engine_reports import (
     BadBlocksStats as BadBlocksStats,
-)
-from polyvol.engine_reports import (
     BlockStatus as BlockStatus,
-)
-from polyvol.engine_reports import (
     CheckReport as CheckReport,
-)
-from polyvol.engine_reports import (
     ClientInfo as ClientInfo,
-)
-from polyvol.engine_reports import (
     ConnectionState as ConnectionState,
-)
-from polyvol.engine_reports import (
     CutReport as CutReport,
-)
-from polyvol.engine_reports import (
     DeviceEvent as DeviceEvent,
-)
-from polyvol.engine_reports import (
     DeviceFaultStats as DeviceFaultStats,
-)
-from polyvol.engine_reports import (
     DeviceStats as DeviceStats,
-)
-from polyvol.engine_reports import (
     EngineEvent as EngineEvent,
-)
-from polyvol.engine_reports import (
     EngineInspection as EngineInspection,
-)
-from polyvol.engine_reports import (
     EngineStats as EngineStats,
-)
-from polyvol.engine_reports import (
     ExportInfo as ExportInfo,
-)
-from polyvol.engine_reports import (
     Group as Group,
-)
-from polyvol.engine_reports import (
     HandOverReport as HandOverReport,
-)
-from polyvol.engine_reports import (
     LogLine as LogLine,
-)
-from polyvol.engine_reports import (
     LogStats as LogStats,
-)
-from polyvol.engine_reports import (
     ProcessorLook as ProcessorLook,
-)
-from polyvol.engine_reports import (
     ProcessorStats as ProcessorStats,
-)
-from polyvol.engine_reports import (
     ScrubBad as ScrubBad,
-)
-from polyvol.engine_reports import (
     ScrubReport as ScrubReport,
-)
-from polyvol.engine_reports import (
     ShareLook as ShareLook,
-)
-from polyvol.engine_reports import (
     SnapshotUse as SnapshotUse,
-)
-from polyvol.engine_reports import (
     SpaceStats as SpaceStats,
-)
-from polyvol.engine_reports import (
     VolumeStats as VolumeStats,
-)
-from polyvol.engine_reports import (
     VolumeUse as VolumeUse,
 )
 from polyvol.partition_reports import (
     ChangeLogCount as ChangeLogCount,
-)
-from polyvol.partition_reports import (
     ChangeLogRun as ChangeLogRun,
-)
-from polyvol.partition_reports import (
     ChangeLogSize as ChangeLogSize,
-)
-from polyvol.partition_reports import (
     ChangeLogState as ChangeLogState,
-)
-from polyvol.partition_reports import (
     Location as Location,
-)
-from polyvol.partition_reports import (
     PartitionSnapshotState as PartitionSnapshotState,
-)
-from polyvol.partition_reports import (
     PartitionState as PartitionState,
-)
-from polyvol.partition_reports import (
     RecordedCut as RecordedCut,
-)
-from polyvol.partition_reports import (
     RecordedCuts as RecordedCuts,
-)
-from polyvol.partition_reports import (
     WriteCounts as WriteCounts,
 )
 
@@ -294,7 +224,7 @@ class Engine:
         'not-found': a rule names an area that it does not have, or allows none."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
-        """Whether writes that find no room in the change logs wait, and raise a 'log-full' event, or fail
+        """Whether writes that find no room in their log areas wait, and raise a 'log-full' event, or fail
         with ENOSPC.
         A volume that was just taken over does not ask. With False, the writes that wait fail."""
 
@@ -308,7 +238,7 @@ class Engine:
         """There are no more events: `next_event` gives None at once, and writes that find no room fail."""
 
     def space(self, volume: int) -> SpaceStats:
-        """Use of a volume's change logs; cheap, asks no processor."""
+        """Use of a volume's log areas; cheap, asks no processor."""
 
     def export(self, name: str, description: str, volume: int, epoch: int | None) -> None:
         """Export a volume (epoch None) or its snapshot; it can be connected to at once. 'not-found' if there
@@ -386,7 +316,7 @@ class Engine:
         only those that exist, and only those that begin with this epoch (0: with the volume; None: all)."""
 
     def change_log_counts(self, volume: int) -> list[ChangeLogCount]:
-        """How many change logs begin with each epoch, by processor: those that `change_logs` would tell. Its
+        """How many change logs begin with each epoch, by processor: those that `change_logs` would list. Its
         cost follows the partitions that were written and their frozen maps, not their blocks."""
 
     def change_log_runs(
@@ -488,7 +418,7 @@ class RaisesReturned:
     def __call__(self, *args: object) -> object: ...
 
 def check(spec: VolumeSpec, devices: dict[int, str], *, data: bool = False) -> CheckReport:
-    """Check a volume that is not served: its journals, checkpoints and change logs; with `data` the contents
+    """Check a volume that is not served: its journals, checkpoints and log areas; with `data` the contents
     of all slots on `devices` (id to path). Changes nothing."""
 
 def next_log_lines(timeout_s: float) -> tuple[list[LogLine], int]:

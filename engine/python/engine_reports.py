@@ -29,7 +29,7 @@ class CutReport(TypedDict):
 
 
 class LogStats(TypedDict):
-    """Use of one change log, bytes: `used_bytes` is what maps refer to, `claimed_bytes` what chunks hold."""
+    """Use of one log area, bytes: `used_bytes` is what maps refer to, `claimed_bytes` what chunks hold."""
 
     number: int
     size_bytes: int
@@ -96,7 +96,7 @@ class VolumeUse(TypedDict):
 
 
 class SpaceStats(TypedDict):
-    """Use of all change logs of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
+    """Use of all log areas of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
     refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room.
     `checkpoint_errno`: why the last checkpoint of one of its processors failed; 0: none has."""
 

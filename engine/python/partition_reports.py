@@ -14,8 +14,8 @@ class WriteCounts(TypedDict):
 
 
 class ChangeLogSize(TypedDict):
-    """What a change log holds: blocks in slots, and blocks that need none: that became zero, and that went back
-    to their base places."""
+    """What a change log holds: `blocks` in slots, and blocks that need none: `zeroes`, and `bases`, which
+    went back to their base places."""
 
     blocks: int
     zeroes: int
@@ -69,9 +69,10 @@ class PartitionState(TypedDict):
 
 class ChangeLogState(TypedDict):
     """One change log: that of a partition, which begins with the snapshot of epoch `begin` (0: with the
-    volume). `blocks` in slots; `zeroes`, and `bases`, which went back to their base places, need none. `runs`
-    of consecutive slots; `areas`: number of each log area with how many of the blocks are there. `writes` and `written_bytes`: from its beginning to
-    its end (None: it is not known). `ended`: the epoch of the next snapshot (None: blocks are added)."""
+    volume). `blocks` in slots; `zeroes`, and `bases`, which went back to their base places, need none.
+    `runs` of consecutive slots; `areas`: number of each log area with how many of the blocks are there.
+    `writes` and `written_bytes`: from its beginning to its end (None: it is not known). `ended`: the
+    epoch of the next snapshot (None: blocks are added)."""
 
     partition: int
     processor: int

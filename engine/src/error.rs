@@ -12,7 +12,7 @@ pub struct Errno(i32);
 impl Errno {
     /// Input/output error: the device failed, or a checksum did not match.
     pub const EIO: Errno = Errno(libc::EIO);
-    /// No space left, in a change log or under a sparse device.
+    /// No space left, in log areas or under a sparse device.
     pub const ENOSPC: Errno = Errno(libc::ENOSPC);
     /// A request that cannot be served as it was made.
     pub const EINVAL: Errno = Errno(libc::EINVAL);

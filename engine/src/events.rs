@@ -16,7 +16,7 @@ const EVENTS_MAX: usize = 4096;
 /// A notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Writes of this volume wait for space in its change logs: none becomes free unless Python frees some.
+    /// Writes of this volume wait for space in its log areas: none becomes free unless Python frees some.
     LogFull(VolumeId),
     /// A journal of this volume will soon need its next segment, and there is no space for it.
     JournalFull(VolumeId),

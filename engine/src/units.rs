@@ -25,7 +25,7 @@ impl LocalIndex {
     }
 }
 
-/// A slot's number within its change log.
+/// A slot's number within its log area.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct SlotIndex(pub u64);

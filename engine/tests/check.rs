@@ -37,7 +37,7 @@ impl World {
         World { path, system: Arc::new(Linux) }
     }
 
-    /// Two partitions of 1 MiB on two processors, one change log of 1024 slots.
+    /// Two partitions of 1 MiB on two processors, one log area of 1024 slots.
     fn spec(&self) -> VolumeSpec {
         let extent = |offset, length| vec![ExtentSpec { device: 1, offset, length }];
         VolumeSpec {
@@ -111,7 +111,7 @@ fn a_slot_that_two_processors_use_is_detected() {
     world.checkpoint(0, &[(0, Place::slot(1, SlotIndex(7))), (9, Place::slot(1, SlotIndex(8)))]);
     world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(8)))]);
     let report = world.check(true);
-    assert_eq!(report.problems, ["partition 1 block 3 is in slot 8 of change log 1, used twice"]);
+    assert_eq!(report.problems, ["partition 1 block 3 is in slot 8 of log area 1, used twice"]);
     assert_eq!((report.slots, report.checked_bytes), (3, 3 * 4096));
 }
 
@@ -122,8 +122,8 @@ fn nonexistent_slots_are_detected_and_not_read() {
     world.checkpoint(1, &[(3, Place::slot(1, SlotIndex(1024)))]);
     let report = world.check(true);
     let expected = [
-        "partition 0 block 1 is in change log 2, which does not exist",
-        "partition 1 block 3 is in slot 1024, beyond change log 1",
+        "partition 0 block 1 is in log area 2, which does not exist",
+        "partition 1 block 3 is in slot 1024, beyond log area 1",
     ];
     assert_eq!(report.problems, expected);
     assert_eq!(report.checked_bytes, 4096);
@@ -136,7 +136,7 @@ fn contents_are_checked_when_asked_for_and_a_missing_device_is_left_out() {
     std::fs::write(world.path.join("log"), vec![1; 4 * MIB as usize]).unwrap();
     assert!(world.check(false).problems.is_empty());
     let report = world.check(true);
-    let expected = "partition 0 block 5, slot 2 of change log 1: its checksum does not match";
+    let expected = "partition 0 block 5, slot 2 of log area 1: its checksum does not match";
     assert_eq!(report.problems, [expected]);
     // A caller that omits the path has reported why; a device that cannot be opened is reported here.
     let report = check_volume(&world.system, &world.spec(), &BTreeMap::new(), true).unwrap();

@@ -1,6 +1,6 @@
 //! Devices that fail, are missing, or are reopened: what fails with them, and what does not.
 //!
-//! Strategy          Volumes over three devices, two of them change logs, on a system whose files fail on demand.
+//! Strategy          Volumes over three devices, two of them with log areas, on a system whose files fail on demand.
 
 mod copied;
 mod faulty;
@@ -63,7 +63,7 @@ fn start(scratch: &Scratch, missing: &[u64], clean: bool) -> Engine {
     engine
 }
 
-/// Two partitions of 1 MiB, each on a device and a processor of its own, and these change logs.
+/// Two partitions of 1 MiB, each on a device and a processor of its own, and these log areas.
 fn spec(scratch: &Scratch, logs: &[u64], epochs: &[u64]) -> VolumeSpec {
     let extent = |device, length| vec![ExtentSpec { device, offset: 0, length }];
     VolumeSpec {

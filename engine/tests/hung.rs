@@ -1,6 +1,6 @@
 //! Devices that hang: which requests wait, for how long, and the fate of writes that were given up.
 //!
-//! Strategy          Two volumes on the same two processors, each on a device and a change log of its own, on a system
+//! Strategy          Two volumes on the same two processors, each on a device and a log area of its own, on a system
 //!                   whose files hang on demand. All time limits are generous.
 
 mod faulty;

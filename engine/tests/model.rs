@@ -1,7 +1,7 @@
 //! The model test: random operations on a volume of several partitions and processors, compared with arrays.
 //!
 //! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops and restarts, with two devices and a
-//!                   small change log, so that slots are reused and run out. Rollbacks are forgotten as in the daemon:
+//!                   small log area, so that slots are reused and run out. Rollbacks are forgotten as in the daemon:
 //!                   checkpoints are written at one time, and rollbacks that they cover are forgotten at another, with
 //!                   any operations in between. With `POLYVOL_BUG=EarlyForget` (and the feature `simulator`) this is
 //!                   done wrongly, which the test must detect.

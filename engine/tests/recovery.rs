@@ -1,6 +1,6 @@
 //! Recovery of many redirected blocks: how long it takes, and that the journal stays small.
 //!
-//! Strategy          A volume over sparse files, its change log hollow; hosts' writes in order and at random. A kill is
+//! Strategy          A volume over sparse files, its log area hollow; hosts' writes in order and at random. A kill is
 //!                   an engine that is leaked (`mem::forget`): what it has stored is in the page cache, as after
 //!                   SIGKILL. The same with 25 million blocks: `cargo run --release --no-default-features --example
 //!                   recovery -- DIRECTORY`.

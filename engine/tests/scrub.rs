@@ -1,6 +1,6 @@
 //! Checksums that do not match: the errors for hosts, the reports, and the result of a scrub.
 //!
-//! Strategy          One volume whose change log is a file that the tests change without the engine. Its slots are
+//! Strategy          One volume whose log area is a file that the tests change without the engine. Its slots are
 //!                   allocated in order, so that a test knows the slot of a block.
 
 use std::os::unix::fs::FileExt;

@@ -45,7 +45,7 @@ fn modes() -> [Mode; 2] {
 }
 
 impl World {
-    /// A volume of four partitions on one device that is full of data, with two change logs.
+    /// A volume of four partitions on one device that is full of data, with two log areas.
     fn new(mode: Mode) -> World {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

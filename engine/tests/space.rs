@@ -1,4 +1,4 @@
-//! Full change logs: which writes wait, which are refused, and that nothing else is affected.
+//! Full log areas: which writes wait, which are refused, and that nothing else is affected.
 //!
 //! Strategy          A volume on 3 processors whose log has fewer slots than the volume has blocks. Writers that wait
 //!                   are threads; each test is bounded in time and states what would be lost or hang.

@@ -2,7 +2,7 @@
 
 How it works      A device is 'adding' while it is made and 'removing' while it is removed; the daemon
                   undoes or finishes that at its next start or before. The contents of a device are the
-                  extents of partitions and change logs on it. Its generation and runs: generations.py.
+                  extents of partitions and log areas on it. Its generation and runs: generations.py.
 Owner and locks   As in store.py.
 Durability        When a verb returns, its change survives power loss.
 """
@@ -60,7 +60,7 @@ class Devices:
             connection.execute("DELETE FROM device WHERE id = ?", (device,))
 
     def used_extents(self, device: int) -> list[Extent]:
-        """The extents of partitions and change logs on a device, by offset."""
+        """The extents of partitions and log areas on a device, by offset."""
         rows = self._database.rows(
             "SELECT offset, length FROM partition_extent WHERE device = ?1"
             " UNION ALL SELECT offset, length FROM change_log_extent WHERE device = ?1 ORDER BY offset",

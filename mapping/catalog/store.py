@@ -5,7 +5,7 @@ How it works      Each noun has a file of its own with its tables: devices.py, v
                   scrubs.py, generations.py, settings.py. Each of their verbs is one query or one
                   transaction, and takes and returns the records of mapping/records/. A verb that changes
                   tables of other nouns calls their functions for a transaction that is under way.
-Invariants        ST1 ids of devices and volumes, and numbers of change logs, are never used again; ST2 a
+Invariants        ST1 ids of devices and volumes, and numbers of log areas, are never used again; ST2 a
                   partly made or deleted object has that in its `state`, and the daemon settles it at its next
                   start or before.
 Owner and locks   Any thread may call. A verb that changes an object is called under the daemon's locks of

@@ -1,1 +1,1 @@
-"""Plans: what a volume, a clone or a change log to be made would be. Pure."""
+"""Plans: what a volume, a clone or a log area to be made would be. Pure."""

@@ -53,7 +53,7 @@ class WantedRule:
 
     @property
     def rest(self) -> bool:
-        """Whether it is for what the others are not for."""
+        """Whether it is for the partitions that no other rule is for."""
         return self.partitions is None and self.processor is None
 
 
@@ -73,7 +73,8 @@ def bind_rules(
     name: str, wanted: Sequence[WantedRule], partitions: int, owners: Iterable[int], inventory: Inventory
 ) -> tuple[LogRule, ...]:
     """The rules for the volume of this name, which has so many partitions, owned by these processors: those
-    with a range first, then those with a processor, then the rest. A lone 'any' for the rest is no rule."""
+    with a range first, then those with a processor, then those for the rest. If 'any' is all that there is
+    for the rest, that is no rule."""
     owners = sorted(set(owners))
     bound = []
     for rule in wanted:
@@ -113,7 +114,8 @@ def rule_of(
 
 
 def with_device(rules: Sequence[LogRule], device: int) -> tuple[LogRule, ...]:
-    """The rules after a log area was added on a device: named for the rest if there are devices for it."""
+    """The rules after a log area was added on a device. If there are rules for the rest, and none of them
+    names this device, one more does."""
     rest = [rule for rule in rules if rule.rest]
     if not rest or any(device in rule.devices for rule in rest):
         return tuple(rules)
@@ -125,8 +127,8 @@ def with_device(rules: Sequence[LogRule], device: int) -> tuple[LogRule, ...]:
 
 
 def keeping_to(rules: Sequence[LogRule], devices: Sequence[int]) -> tuple[LogRule, ...]:
-    """The rules of a volume that has areas on these devices, before it gets others for a snapshot alone: the
-    rest prefers what it had."""
+    """The rules of a volume that has areas on these devices, and gets others for a snapshot. If it has no
+    rules for the rest, it gets some: these devices in turns, and then any."""
     if any(rule.rest for rule in rules):
         return tuple(rules)
     own = list(dict.fromkeys(devices))
@@ -139,8 +141,8 @@ def refuse_unused(
     partitions: Callable[[], Iterable[Partition]],
     devices: Iterable[int],
 ) -> None:
-    """AreaUnused if no rule of a volume would use areas on one of these devices. The partitions are asked for
-    if it depends on them."""
+    """AreaUnused if no rule of a volume would use an area on one of these devices. `partitions` is called
+    only if the answer depends on it."""
     if not rules or any(rule.others or rule.rest for rule in rules):
         return
     named = {device for rule in rules for device in rule.devices}
@@ -198,7 +200,8 @@ def _refuse_overlap(rules: Sequence[WantedRule]) -> None:
 
 
 def _refuse_foreign(name: str, rule: WantedRule, count: int, owners: Sequence[int]) -> None:
-    """BadLogRule if a rule is for what a volume with so many partitions, on these processors, lacks."""
+    """BadLogRule if a rule names partitions or a processor that a volume with so many partitions, on these
+    processors, does not have."""
     if rule.partitions is not None and rule.partitions[1] >= count:
         why = f"the last partition of volume {name} is {count - 1}"
         raise BadLogRule(rule=rule.text, why=why, todo="give a range within the volume")

@@ -1,4 +1,4 @@
-"""Places: on which processor and on which devices named partitions of a new volume shall be. Pure.
+"""Places: on which processor and on which devices the user wants partitions of a new volume. Pure.
 
 How it works      A text of --place is A-B:processor=P,device=DEVICE[:SIZE][+DEVICE[:SIZE]]..., with either or
                   both of processor and device. Each partition of the range gets its extents from the devices
@@ -42,8 +42,8 @@ class PlaceDevice:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the partitions of a range shall be; `processor` None or no `devices`: as by default. `text`: as
-    it was written."""
+    """Where the partitions of a range are wanted. `processor` None, or no `devices`: as without a place.
+    `text`: as it was written."""
 
     text: str
     partitions: Range

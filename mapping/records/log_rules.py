@@ -1,15 +1,15 @@
 """Log rules as the catalog knows them: which log areas the change logs of which partitions may use, in which
 order.
 
-How it works      A rule names devices: the volume's log areas on these, in this order, and by number on one
-                  device. It is for a range of partitions, for those of one processor, or for the rest: the
-                  rules of a volume or snapshot are tried in this order, and the first that is for a partition
-                  decides. The rules for the rest are one list, which each processor begins at another place,
-                  so that they take turns (mapping/specs.py). A partition that no rule is for may use any
-                  area.
-Invariants        LR1 the volume has an area on each device that a rule of it names; LR2 at most one rule is
-                  for a partition by ranges, and at most one by processors; LR3 of the rules for the rest,
-                  only the last one may end in all others.
+How it works      A rule names devices: it allows the volume's log areas on these devices, in this order;
+                  areas on one device in the order of their numbers. It is for a range of partitions, for
+                  those of one processor, or for the rest. The rules of a volume or snapshot are tried in
+                  their order, and the first that matches a partition decides. The rules for the rest are one
+                  list, which each processor begins at another place, so that they take turns
+                  (mapping/specs.py). A partition that no rule matches may use any area.
+Invariants        LR1 the volume has an area on each device that a rule of it names; LR2 a partition is in at
+                  most one range, and a processor in at most one rule; LR3 of the rules for the rest, only
+                  the last one may end in all others.
 """
 
 from collections.abc import Sequence

@@ -130,9 +130,9 @@ class NbdSystem:
         finally:
             handle.shutdown()
 
-    def cut(self, *, named_log: bool = False) -> str:
+    def cut(self, *, own_rule: bool = False) -> str:
         name = f"s{next(self._numbers)}"
-        body = {"volumes": [self.name], "name": name, "log_device": self._logs[1] if named_log else None}
+        body = {"volumes": [self.name], "name": name, "log_device": self._logs[1] if own_rule else None}
         self.daemon.api.post("snapshots", body=body)
         return name
 

@@ -21,8 +21,7 @@ from tests.clients.system import unguarded
 from tests.support import nbd
 from tests.support.daemon import Daemon
 from tests.support.proc import wait_until
-from tests.support.raw_nbd import READ, Peer
-from tests.support.raw_nbd import request as raw_request
+from tests.support.raw_nbd import READ, Peer, request as raw_request
 
 MIB = 1 << 20
 SIZE = 8 * MIB

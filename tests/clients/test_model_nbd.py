@@ -70,7 +70,7 @@ def test_a_kill_loses_nothing_acknowledged(daemon: Daemon) -> None:
             length = draw.choice([1, 512, 4096, 5000, 65536, 300_000])
             offset = draw.randrange(SIZE - length)
             model.step(Write(offset, length, draw.randrange(1 << 30)))
-        model.step(Cut(named_log=turn == 1))
+        model.step(Cut(own_rule=turn == 1))
         model.step(Burst(tuple(Write(at * 600_000, 400_000, at + turn) for at in range(6)), cut=False))
         model.step(Restart(kill=True))
     model.step(Restart(kill=False))

@@ -229,7 +229,7 @@ def test_slots_of_a_log_that_the_catalog_lacks_are_refused(used: Daemon) -> None
     put_back(used, copy)
     state, reason = state_of(used)
     assert state == "not-served"
-    assert "outside its change log" in reason
+    assert "outside its log area" in reason
 
 
 def wait_for_rollbacks(daemon: Daemon) -> None:

@@ -1,9 +1,9 @@
 """counted: what the engine says of partitions, partition snapshots and change logs, against a reference.
 
-How it works      The reference counts requests as they begin and as they end; what the engine has counted is
-                  never less than what has ended, nor more than what has begun. What it says of a partition
-                  snapshot is noted at the cut, and must stay so. The change logs hold each slot in use once,
-                  and what `locate` says of a block is in one of their runs.
+How it works      The reference counts requests when they begin and when they end. The engine never counts
+                  less than has ended, nor more than has begun. What it says of a partition snapshot is noted
+                  at the cut, and must not change. The change logs have each slot in use once, and what
+                  `locate` says of a block is in one of their runs.
 Owner and locks   A lock over the counts: requests come from several threads.
 """
 
@@ -99,7 +99,7 @@ class Counted:
             assert live["writes"] >= frozen["writes"]  # type: ignore[operator]
 
     def check_snapshot(self, engine: "Engine", epoch: int) -> None:
-        """Nothing of a snapshot has changed, and it is told page by page as at once."""
+        """Nothing of a snapshot has changed, and its pages together are what one call returns."""
         states = engine.partition_snapshots(self._volume, epoch, 0, ALL)
         assert [_frozen(state) for state in states] == self._snapshots[epoch]
         pages = [

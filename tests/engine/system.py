@@ -1,7 +1,8 @@
 """system: a volume on an engine in this process, for the model and for tests of what the engine promises.
 
 How it works      Two devices hold 1 MiB partitions on three processors, one partition lying on both; two
-                  change logs are on a third device: the volume's own, which is small, and one to name. A
+                  log areas are on a third device: the volume's own, which is small, and one for rules of
+                  snapshots. A
                   restart stops the engine and starts another on the same files; a killed one gets its
                   journals back as they were before the stop could write checkpoints. What the engine counts
                   of partitions, and says of their snapshots and change logs, is compared along the way.
@@ -27,10 +28,10 @@ MIB = 1 << 20
 PARTITION = MIB
 SIZE = 5 * MIB + 3 * BLOCK
 LOG_BYTES = 16 * MIB
-NAMED_LOG_BYTES = 12 * MIB
+NAMED_BYTES = 12 * MIB
 PROCESSORS = 3
 VOLUME = 7
-NAMED_LOG = 2
+NAMED_AREA = 2
 GROWN_BYTES = 4 * MIB
 GROWN_MAX = 8
 
@@ -75,7 +76,7 @@ class EngineSystem:
         for name, size in (
             ("a", 4 * MIB),
             ("b", 4 * MIB),
-            ("log", log_bytes + NAMED_LOG_BYTES),
+            ("log", log_bytes + NAMED_BYTES),
             ("more", GROWN_MAX * GROWN_BYTES),
         ):
             with (directory / name).open("wb") as file:
@@ -105,7 +106,7 @@ class EngineSystem:
         named_at = self._log_bytes
         logs: list[LogSpec] = [
             {"number": 1, "extents": [{"device": 3, "offset": 0, "length": self._log_bytes}]},
-            {"number": NAMED_LOG, "extents": [{"device": 3, "offset": named_at, "length": NAMED_LOG_BYTES}]},
+            {"number": NAMED_AREA, "extents": [{"device": 3, "offset": named_at, "length": NAMED_BYTES}]},
         ]
         snapshots: list[SnapshotSpec] = [
             {"epoch": epoch, "log_rules": first(log), "size": SIZE} for epoch, log in self._snapshots.items()
@@ -178,8 +179,8 @@ class EngineSystem:
         finally:
             handle.close()
 
-    def cut(self, *, named_log: bool = False) -> str:
-        log, ended = NAMED_LOG if named_log else None, self._counted.ended()
+    def cut(self, *, own_rule: bool = False) -> str:
+        log, ended = NAMED_AREA if own_rule else None, self._counted.ended()
         report = self.engine.cut([{"volume": VOLUME, "log_rules": first(log)}])
         epoch = report["epochs"][VOLUME]
         assert epoch >= self._next_epoch, "an epoch was used twice"

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from tests.engine.system import LOG_BYTES, MIB, PROCESSORS, SIZE, VOLUME, EngineSystem
 from tests.support.model import (

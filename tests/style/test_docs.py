@@ -141,6 +141,15 @@ def unknown_commands(page: str, text: str, group: click.Group) -> list[str]:
     return complaints
 
 
+def mutants_without_row(source: str, page: str) -> list[str]:
+    """The mutants of mutants.rs that have no row of their own in a page's table."""
+    return [
+        name
+        for name in re.findall(r"^    Bug::(\w+),$", source, re.MULTILINE)
+        if f"\n| `{name}` |" not in page
+    ]
+
+
 # The documentation passes them.
 
 
@@ -179,6 +188,12 @@ def test_every_path_of_the_api_is_documented() -> None:
     paths = {f"`{route.path}`" for route in ROUTES}
     assert len(paths) > 20
     assert [path for path in sorted(paths) if path not in pages()["docs/api.md"]] == []
+
+
+def test_every_mutant_is_documented() -> None:
+    source = (ROOT / "engine" / "src" / "mutants.rs").read_text()
+    assert mutants_without_row(source, "") != []
+    assert mutants_without_row(source, pages()["docs/decisions/0011-the-simulator.md"]) == []
 
 
 def test_links_lead_somewhere() -> None:
@@ -224,6 +239,11 @@ def test_broken_link_is_noticed() -> None:
 def test_missing_source_is_noticed() -> None:
     text = "`a/b.rs`, `b.rs`, `tests/a/b.rs`; `c.rs` and `x/b.rs` are gone"
     assert missing_sources("p.md", text, ["tests/a/b.rs"]) == ["p.md: c.rs", "p.md: x/b.rs"]
+
+
+def test_missing_mutant_is_noticed() -> None:
+    source = "pub const ALL: [Bug; 2] = [\n    Bug::NoSync,\n    Bug::NoSyncEver,\n];\n"
+    assert mutants_without_row(source, "\n| `NoSyncEver` | a sync |") == ["NoSync"]
 
 
 def test_missing_script_is_noticed() -> None:

@@ -4,7 +4,7 @@ How it works      Most of the time of a short `polyvol` goes into imports. So ea
                   one server, started at the first use, which imports everything and then waits. For each
                   program it forks; the new process gets its own session, arguments, environment, working
                   directory and standard streams, and runs the same function as the console script. A process
-                  between the two waits for its end and tells its exit code. Tests of the imports, the console
+                  between the two waits for its end and reports its exit code. Tests of imports, console
                   scripts and closed standard streams start the real programs (proc.py).
 Owner and locks   The server ends with the process that started it: it holds the other end of a pipe. What
                   it forked continues, and is ended by the test that asked for it, by process id.

@@ -56,7 +56,7 @@ class System(Protocol):
     def read_snapshot(self, name: str) -> bytes:
         """The whole of a snapshot; also asserts that it cannot be written."""
 
-    def cut(self, *, named_log: bool) -> str:
+    def cut(self, *, own_rule: bool) -> str:
         """Take a snapshot; its name."""
 
     def delete(self, name: str) -> None:
@@ -114,9 +114,9 @@ class Flush:
 
 @dataclass(frozen=True)
 class Cut:
-    """A snapshot; later writes go to the log named for it, or to the volume's own."""
+    """A snapshot, with a log rule of its own, or with those of the volume."""
 
-    named_log: bool = False
+    own_rule: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,8 @@ class Model:
                 self._check_range("a read", offset, offset + length)
             case Flush():
                 system.flush()
-            case Cut(named_log):
-                self._cut(named_log)
+            case Cut(own_rule):
+                self._cut(own_rule)
             case Delete(nth):
                 self._delete(nth)
             case Restart(kill):
@@ -339,10 +339,10 @@ class Model:
         start, end = max(0, start - MARGIN_BYTES), min(self.system.size, end + MARGIN_BYTES)
         same(f"after {what}", self.system.read(end - start, start), memoryview(self.live)[start:end], start)
 
-    def _cut(self, named_log: bool) -> None:
+    def _cut(self, own_rule: bool) -> None:
         if len(self.snapshots) >= SNAPSHOTS_MAX:
             self._delete(0)
-        self.snapshots[self.system.cut(named_log=named_log)] = bytes(self.live)
+        self.snapshots[self.system.cut(own_rule=own_rule)] = bytes(self.live)
         self.check()
 
     def _delete(self, nth: int) -> None:
@@ -361,7 +361,7 @@ class Model:
                 pool.submit(self.system.write, data, write.offset, fua=write.fua)
                 for write, (_, data) in zip(writes, changes, strict=True)
             ]
-            name = pool.submit(self.system.cut, named_log=False).result() if cut else None
+            name = pool.submit(self.system.cut, own_rule=False).result() if cut else None
             errors = [future.exception() for future in done]
         if name is not None:
             held = self.system.read_snapshot(name)

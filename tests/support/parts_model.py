@@ -1,12 +1,12 @@
 """parts_model: what partitions, partition snapshots and change logs must be, in memory, for any order of
 verbs.
 
-How it works      A map has a token for each block that was redirected; versions share tokens as the engine's
-                  maps share slots. A write gets a new token if a snapshot sees the block's place, or the block
-                  is in a slot, and is in place if neither. The token is negative if the block goes back to its
-                  base place, because no version sees that. So the log that begins with a snapshot is what the versions
-                  that come from it have, and it does not have. Blocks are counted as they are written: in
-                  whole blocks, and each write for itself.
+How it works      A map has a token for each block that was redirected; versions share tokens as the
+                  engine's maps share slots. A write gets a new token if a snapshot sees the block's place, or
+                  the block is in a slot, and is in place if neither. The token is negative if the block goes
+                  back to its base place, because no version sees that. So the log that begins with a snapshot
+                  is what the versions that come from it have, and it does not have. Blocks are counted as
+                  they are written: in whole blocks, and each write for itself.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class Version:
 
 @dataclass
 class Volume:
-    """A volume with its snapshots by name; `kept` are deleted, and kept for a clone or for a rollback."""
+    """A volume with its snapshots by name; `kept` are deleted, and kept for a clone."""
 
     partition_size: int
     live: Version
@@ -119,8 +119,8 @@ class Volume:
         yield None, self.live
 
     def log(self, begin: str | None, part: int) -> tuple[Counter[int], int, int]:
-        """The blocks of a change log (of its partition) in slots, how many became zero, and how many went back
-        to their base places."""
+        """The blocks of a change log (of its partition) in slots, how many became zero, and how many went
+        back to their base places."""
         blocks: Counter[int] = Counter()
         zeroes = bases = 0
         parent = {} if begin is None else self.snapshots[begin].tokens

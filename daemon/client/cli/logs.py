@@ -9,9 +9,9 @@ import click
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import NumberType, json_option, name_within, state_dir_option
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import entries, known, known_size, pages
+from polyvol.daemon.client.cli.pages import entries, known, known_size, pages, written_text
 from polyvol.daemon.client.cli.tree import Noun
-from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
+from polyvol.mapping.sizes import SIZE_MAX, exact_size, format_size
 
 
 @click.group(cls=Noun)
@@ -30,7 +30,7 @@ def list_logs(
 ) -> None:
     """List the change logs of a volume's partitions.
 
-    A log begins with a snapshot, and has what was written to its partition since, until the next snapshot.
+    A log begins with a snapshot, and has the blocks of its partition that were written until the next one.
     """
     logs = entries(
         Client(state_dir),
@@ -69,7 +69,7 @@ def show(name: str, as_json: bool, state_dir: Path) -> None:
             ("placed on", _placed(shown)),
             ("blocks", _blocks(shown)),
             ("runs", shown["runs"]),
-            ("written since the cut", _written(shown)),
+            ("written", written_text(shown["writes"], shown["written"])),
         ]
     )
     say("")
@@ -92,7 +92,7 @@ def print_logs(logs: Sequence[Json]) -> None:
     print_table(
         (
             *("CHANGE LOG", "PROCESSOR", "DEVICES BY RULE", "PLACED ON", "BLOCKS", "SIZE", "ZEROES", "BASES"),
-            *("RUNS", "WRITES SINCE", "WRITTEN", "ENDED BY"),
+            *("RUNS", "WRITES", "WRITTEN", "ENDED BY"),
         ),
         [
             (
@@ -128,9 +128,3 @@ def _ended(shown: Json) -> str:
     if shown["ended"] is None:
         return "nothing: it is the current one, or a rollback ended it"
     return f"snapshot {shown['volume']}@{shown['ended']}"
-
-
-def _written(shown: Json) -> str:
-    if shown["writes"] is None:
-        return "unknown"
-    return f"{counted(shown['writes'], 'write')}, {format_size(shown['written'])}"

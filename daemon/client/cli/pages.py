@@ -1,4 +1,4 @@
-"""Pages of the control API, asked for one by one until the last; and what several of its tables show.
+"""Pages of the control API, requested one by one until the last; and texts that several tables share.
 
 Errors            ReplacedBetweenPages.
 """
@@ -6,7 +6,7 @@ Errors            ReplacedBetweenPages.
 from collections.abc import Iterator
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.mapping.sizes import format_size
+from polyvol.mapping.sizes import counted, format_size
 from polyvol.snapshot.errors.partitions import ReplacedBetweenPages
 
 _COUNT = "10000"
@@ -38,3 +38,10 @@ def known(value: object) -> object:
 def known_size(size: int | None) -> str:
     """A size for people; 'unknown' for None."""
     return UNKNOWN if size is None else format_size(size)
+
+
+def written_text(writes: int | None, written: int | None) -> str:
+    """Writes and their bytes for people; 'unknown' for None."""
+    if writes is None or written is None:
+        return UNKNOWN
+    return f"{counted(writes, 'write')}, {format_size(written)}" if writes else "0 writes"

@@ -9,7 +9,7 @@ from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.common import NumberType, json_option, state_dir_option
 from polyvol.daemon.client.cli.logs import print_logs
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.pages import UNKNOWN, entries, known, pages
+from polyvol.daemon.client.cli.pages import UNKNOWN, entries, known, pages, written_text
 from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.mapping.sizes import SIZE_MAX, counted, exact_size, format_size
@@ -88,7 +88,7 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
             ("state", shown["state"]),
             ("reason", shown["reason"]),
             ("block map", _map_text(shown)),
-            ("written", _written_text(shown["writes"], shown["written"])),
+            ("written", written_text(shown["writes"], shown["written"])),
             ("last write", last),
             ("frozen maps", counted(shown["frozen_maps"], "block map")),
             ("newest snapshot", shown["newest_snapshot"] or "none"),
@@ -109,7 +109,7 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
 
 
 def add_partitions(client: Client, shown: Json) -> None:
-    """Add its partition snapshots to what the API has told of a snapshot; ReplacedBetweenPages."""
+    """Add its partition snapshots to a snapshot that the API has shown; ReplacedBetweenPages."""
     volume, snapshot, name = shown["volume"], shown["name"], f"snapshot {shown['export']}"
     shown["partitions"] = []
     for page in pages(client, name, "volumes", volume, "snapshots", snapshot, "partitions"):
@@ -135,7 +135,7 @@ def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bo
                 part["zeroes"],
                 UNKNOWN if part["total"] is None else part["total"]["writes"],
                 UNKNOWN if part["total"] is None else format_size(part["total"]["written"]),
-                UNKNOWN if part["since"] is None else _written_text(**part["since"]),
+                UNKNOWN if part["since"] is None else written_text(**part["since"]),
                 instant,
                 _OWN_MAP if part["frozen"] else _LIVE_MAP,
                 _log_text(part["log"], own_map=part["frozen"]),
@@ -148,7 +148,7 @@ def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bo
 def print_shares(snapshots: Sequence[Json]) -> None:
     """The table of `snapshot list --partitions`."""
     print_table(
-        ("SNAPSHOT", "EPOCH", "PARTITIONS", "WRITTEN SINCE", "HELD BY PROCESSORS"),
+        ("SNAPSHOT", "EPOCH", "PARTITIONS", "WRITTEN SINCE", "PROCESSORS"),
         [
             (
                 each["export"],
@@ -163,7 +163,7 @@ def print_shares(snapshots: Sequence[Json]) -> None:
 
 
 def shares_text(shares: Sequence[Json] | None) -> str:
-    """Which processors hold a snapshot: '0 (4 partitions), 1 (4 partitions)'."""
+    """Which processors made a snapshot: '0 (4 partitions), 1 (4 partitions)'."""
     if shares is None:
         return UNKNOWN
     return listed([f"{each['processor']} ({counted(each['partitions'], 'partition')})" for each in shares])
@@ -184,9 +184,4 @@ def _map_text(shown: Json) -> str:
 def _last_writes(parts: Sequence[Json]) -> list[str]:
     """A column of times."""
     times = moments([part["last_write"] for part in parts])
-    known = [part["last_write_known"] for part in parts]
-    return [each if sure else UNKNOWN for each, sure in zip(times, known, strict=True)]
-
-
-def _written_text(writes: int, written: int) -> str:
-    return f"{counted(writes, 'write')}, {format_size(written)}" if writes else "0 writes"
+    return [each if part["last_write_known"] else UNKNOWN for each, part in zip(times, parts, strict=True)]

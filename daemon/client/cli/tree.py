@@ -15,8 +15,7 @@ from typing import Any
 
 import click
 
-from polyvol.daemon.client.cli.common import PATH
-from polyvol.daemon.client.cli.common import Command as AnyCommand
+from polyvol.daemon.client.cli.common import PATH, Command as AnyCommand
 from polyvol.daemon.client.cli.ending import Command, Group
 from polyvol.daemon.client.cli.output import say
 from polyvol.daemon.version import version_text

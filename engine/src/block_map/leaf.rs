@@ -5,7 +5,7 @@
 //!                   large, and then only after enough blocks were set at once that the check is cheap. A block in
 //!                   neither is at its base place, and costs only its bit.
 //! Memory            runs: 16 bytes for each, and 4 for each block in a slot. Packed: 8 bytes for each block, 2 more if
-//!                   they are in several change logs; and about 140 bytes for the leaf.
+//!                   they are in several log areas; and about 140 bytes for the leaf.
 
 mod packed;
 mod pages;

@@ -3,8 +3,8 @@
 //! ```text
 //! bits 63..62   kind: 0 base, 1 zero, 2 slot (3 is never written)
 //! bits 61..52   zero
-//! bits 51..40   slot: the change log's number within the volume, 1..4095
-//! bits 39..0    slot: the slot's number within that change log
+//! bits 51..40   slot: the log area's number within the volume, 1..4095
+//! bits 39..0    slot: the slot's number within that log area
 //! ```
 //! The same eight bytes are in records and checkpoints (docs/formats.md).
 
@@ -17,7 +17,7 @@ const LOG_SHIFT: u32 = 40;
 const SLOT_MASK: u64 = (1 << LOG_SHIFT) - 1;
 const LOG_MASK: u64 = 0xfff;
 
-/// Largest number of a change log within a volume.
+/// Largest number of a log area within a volume.
 pub const LOG_NUMBER_MAX: u16 = 4095;
 
 /// A block's place.
@@ -30,7 +30,7 @@ impl Place {
     /// Nowhere: it reads as zeroes.
     pub const ZERO: Place = Place(1 << KIND_SHIFT);
 
-    /// In slot `slot` of change log `log`.
+    /// In slot `slot` of log area `log`.
     pub fn slot(log: u16, slot: SlotIndex) -> Place {
         assert!((1..=LOG_NUMBER_MAX).contains(&log), "a log's number is in 1..=4095");
         assert!(slot.0 <= SLOT_MASK, "a slot's number has 40 bits");
@@ -59,17 +59,17 @@ impl Place {
         self.0
     }
 
-    /// Whether it is a slot of a change log.
+    /// Whether it is a slot.
     pub fn is_slot(self) -> bool {
         self.0 >> KIND_SHIFT == 2
     }
 
-    /// The change log's number; meaningful only for slots.
+    /// The log area's number; meaningful only for slots.
     pub fn log(self) -> u16 {
         ((self.0 >> LOG_SHIFT) & LOG_MASK) as u16
     }
 
-    /// The slot's number within its change log; meaningful only for slots.
+    /// The slot's number within its log area; meaningful only for slots.
     pub fn slot_number(self) -> SlotIndex {
         SlotIndex(self.0 & SLOT_MASK)
     }

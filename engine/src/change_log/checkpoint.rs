@@ -45,12 +45,12 @@ pub struct Contents {
     pub past: Past,
     /// Partitions that are not simply all base and never frozen, with their versions.
     pub partitions: Vec<(PartitionIndex, Versions)>,
-    /// Partitions that are so, and that were written in place.
+    /// Partitions that are all base and never frozen, and that were written in place.
     pub in_place: Vec<(PartitionIndex, Counters)>,
 }
 
 impl Contents {
-    /// What a processor has that has none: nothing was ever recorded.
+    /// The contents for a processor without a checkpoint: nothing was recorded.
     pub fn first() -> Contents {
         Contents {
             first_seq: 1,

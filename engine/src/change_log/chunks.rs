@@ -169,7 +169,8 @@ impl Chunks {
         })
     }
 
-    /// Allocates slots from `first` on, at most `want`, as far as they are reserved for this processor; how many.
+    /// Allocates slots from `first` on, at most `want`, as far as they are reserved for this processor; returns how
+    /// many.
     pub fn take_reserved(
         &self,
         chunk: u64,
@@ -234,7 +235,7 @@ impl Chunks {
         })
     }
 
-    /// Makes an idle chunk of this processor that has open slots its active chunk, if it is one.
+    /// Makes a chunk active that belongs to this processor, if it is idle and has open slots; returns whether it did.
     pub fn activate(&self, chunk: u64, processor: ProcessorIndex) -> bool {
         self.change(chunk, |chunk| {
             let ours = chunk.owner == Some(processor) && chunk.role == Role::Idle;
@@ -266,7 +267,7 @@ impl Chunks {
         }
     }
 
-    /// Makes a chunk of this processor active in which another one has freed slots.
+    /// Makes a chunk of this processor active, of which another processor has freed slots.
     pub fn activate_returned(&self, processor: ProcessorIndex) -> Option<u64> {
         self.returned.from(0).find(|number| {
             let ours = || self.activate(*number, processor);

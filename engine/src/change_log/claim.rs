@@ -25,10 +25,10 @@ pub struct Claim {
     equal: usize,
 }
 
-/// A claim that failed.
+/// A claim that failed, because too few slots are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooFew {
-    /// Others may have failed because of slots that it claimed for a moment.
+    /// It had claimed some slots, and gave them back: other claims may have failed because of these.
     pub gave_back: bool,
 }
 
@@ -54,7 +54,7 @@ impl Claim {
     }
 
     fn make_of_several(&mut self, areas: &[Arc<LogArea>], wanted: u64) -> Result<(), TooFew> {
-        // Usually this is enough to fail without a trace.
+        // Usually this is enough to fail without claiming anything.
         if areas.iter().map(|area| area.free()).sum::<u64>() < wanted {
             return Err(TooFew { gave_back: false });
         }

@@ -37,7 +37,7 @@ impl LogRule {
     }
 }
 
-/// A list of rules. The empty list of a volume: its partitions may use any area; of a snapshot: those of its volume
+/// A list of rules. If it is empty: a volume's partitions may use any area; for a snapshot the rules of its volume
 /// count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogRules(Arc<[LogRule]>);
@@ -73,14 +73,14 @@ impl LogRules {
     pub fn wrong(&self, known: impl Fn(u16) -> bool) -> Option<String> {
         self.0.iter().find_map(|rule| {
             if let Some(number) = rule.logs.iter().find(|number| !known(**number)) {
-                return Some(format!("it has no change log {number}"));
+                return Some(format!("it has no log area {number}"));
             }
             if rule.logs.is_empty() && !rule.any {
-                return Some("a log rule allows no change log".to_owned());
+                return Some("a log rule allows no log area".to_owned());
             }
             let times = |one| rule.logs.iter().filter(|other| *other == one).count();
             if let Some(number) = rule.logs.iter().find(|number| times(*number) > 1) {
-                return Some(format!("a log rule has change log {number} twice"));
+                return Some(format!("a log rule has log area {number} twice"));
             }
             let backwards = rule.partitions.is_some_and(|(first, last)| first > last);
             backwards.then(|| "the partitions of a log rule are not in order".to_owned())

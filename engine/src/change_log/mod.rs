@@ -1,6 +1,6 @@
 //! Change logs: the slots of redirected blocks, and the records of where each block is.
 //!
-//! How it works      Two halves. The slots are on the change-log devices: [`space`] manages those of a volume, in
+//! How it works      Two halves. The slots are in log areas on devices: [`space`] manages those of a volume, in
 //!                   chunks of 1024 slots; [`slots`] are those of one processor. The records are in the state
 //!                   directory: each processor appends them to its [`journal`], and periodic [`checkpoint`]s make the
 //!                   older part of the journal unnecessary; [`recover`] reads both. A [`manifest`] in another directory

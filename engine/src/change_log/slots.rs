@@ -3,12 +3,13 @@
 //! How it works      Slots are allocated in runs, in the area in which they were claimed: those that are reserved in the
 //!                   partition's [window](super::windows), else from a new window in the processor's active chunk.
 //!                   Short windows fill the holes of the processor's chunks, long ones have an active chunk of their
-//!                   own, which was empty, as long as more than half of the area is. When the processor finds no
-//!                   chunk, it ends its reservations, those of older change logs first; then it claims slots in the
-//!                   next area of the same priority instead, if there is one; at last it takes the free slots of the
-//!                   area wherever they are. An area that a rule names before others is full before these are used.
-//!                   A freed slot is pending until its freeing is durable (J4), then it can be allocated again. A
-//!                   [young](super::young) one is free at once.
+//!                   own, which was empty, as long as more than half of the area is. A processor that has no chunk
+//!                   with free slots ends its reservations of older change logs. Then it takes an empty chunk. If
+//!                   there is none, it ends its other reservations; then it claims slots in the next area of the same
+//!                   priority instead, if there is one; at last it takes the free slots of the area wherever they are.
+//!                   So an area that a rule names is full before one that the rule names later is used. A freed slot is
+//!                   pending until its freeing is durable (J4), then it can be allocated again. A [young](super::young)
+//!                   one is free at once.
 //! Invariants        S1 a slot is free, used or pending, and never two of them;
 //!                   S2 no more slots are allocated than were [claimed](super::claim), and in the areas in which they
 //!                      were.
@@ -47,7 +48,7 @@ struct AreaSlots {
     /// Chunks with reserved slots, of the present change logs and of older ones.
     reserved: Vec<u64>,
     expired: Vec<u64>,
-    /// Where it last found a slot of the last ones.
+    /// The chunk in which [`AreaSlots::take_last_ones`] last found a slot.
     last_ones: u64,
 }
 
@@ -120,7 +121,7 @@ impl AreaSlots {
         }
     }
 
-    /// Takes the first free run, even if it is reserved or in a chunk of another processor.
+    /// Allocates the first free run, even if it is reserved or in a chunk of another processor.
     fn take_last_ones(
         &mut self,
         processor: ProcessorIndex,
@@ -207,7 +208,7 @@ impl AreaSlots {
     }
 }
 
-/// Whether a list of an area's chunks has so many that some are twice in it: they became empty, and were taken again.
+/// Whether a list of an area's chunks is so long that chunks are in it twice: they became empty, and were taken again.
 fn is_long(length: usize, log: &LogArea) -> bool {
     length as u64 > 2 * log.chunks + 64
 }
@@ -276,7 +277,7 @@ impl Slots {
         (slot(log, chunk, first), count)
     }
 
-    /// Allocates slots that were claimed in the first one of these areas in another one, where the processor has chunks.
+    /// Allocates slots, which were claimed in the first of these areas, in another one where the processor has chunks.
     fn allocate_elsewhere<'a>(
         &mut self,
         local: LocalIndex,

@@ -53,7 +53,7 @@ impl LogArea {
     /// An area over these extents, each a multiple of [`CHUNK_BYTES`].
     pub fn new(number: u16, extents: Vec<Extent>) -> Result<LogArea> {
         if extents.iter().any(|extent| !extent.length.is_multiple_of(CHUNK_BYTES)) {
-            let what = format!("change log {number}: an extent is not a multiple of 4 MiB");
+            let what = format!("log area {number}: an extent is not a multiple of 4 MiB");
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let chunks = extents.iter().map(|extent| extent.length / CHUNK_BYTES).sum();
@@ -210,7 +210,7 @@ impl Space {
         log.spanning = Arc::clone(&self.spanning);
         let mut logs = self.logs.write().expect("no holder panics");
         if logs.iter().any(|other| other.number == log.number) {
-            let what = format!("change log {} exists already", log.number);
+            let what = format!("log area {} exists already", log.number);
             return Err(Error::new(ErrorKind::Exists, what));
         }
         let log = Arc::new(log);
@@ -275,7 +275,7 @@ impl Space {
 /// A chunk that has become empty: its range can be punched while it is retired.
 #[derive(Clone, Debug)]
 pub struct EmptyChunk {
-    /// The log.
+    /// The log area.
     pub log: Arc<LogArea>,
     /// The chunk's number.
     pub chunk: u64,

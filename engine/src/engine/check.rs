@@ -1,4 +1,4 @@
-//! Check: recovers a volume that is not served, and compares its maps with its change logs; changes nothing.
+//! Check: recovers a volume that is not served, and compares its maps with its log areas; changes nothing.
 //!
 //! How it works      Recovery reads each processor's checkpoint and journal, as it would before serving. Every slot
 //!                   that a map refers to has to be inside its log, and be referred to once, however many versions see
@@ -110,7 +110,7 @@ fn recover_one(spec: &VolumeSpec, identity: &Identity) -> Result<Recovered> {
 }
 
 impl Check {
-    /// Opens the devices of change logs, read-only. One without a path is missing, which the caller has reported; one
+    /// Opens the devices of log areas, read-only. One without a path is missing, which the caller has reported; one
     /// that cannot be opened is a problem, and its slots are not checked.
     fn open_devices(
         &mut self,
@@ -185,12 +185,12 @@ impl Check {
             let at = format!("partition {partition} block {block}");
             self.report.slots += 1;
             let Some(LogCheck { log, used }) = self.logs.get_mut(&number) else {
-                self.problem(format!("{at} is in change log {number}, which does not exist"));
+                self.problem(format!("{at} is in log area {number}, which does not exist"));
                 inside = false;
                 continue;
             };
             if slot >= log.size() {
-                self.problem(format!("{at} is in slot {slot}, beyond change log {number}"));
+                self.problem(format!("{at} is in slot {slot}, beyond log area {number}"));
                 inside = false;
                 continue;
             }
@@ -198,7 +198,7 @@ impl Check {
             let taken = used[word] & bit != 0;
             used[word] |= bit;
             if taken {
-                self.problem(format!("{at} is in slot {slot} of change log {number}, used twice"));
+                self.problem(format!("{at} is in slot {slot} of log area {number}, used twice"));
             }
         }
         inside
@@ -228,7 +228,7 @@ impl Check {
                     let (slot, log) = (place.slot_number().0 + index as u64, place.log());
                     let block = run.block as usize + done + index;
                     wrong.push(format!(
-                        "partition {partition} block {block}, slot {slot} of change log {log}: {why}"
+                        "partition {partition} block {block}, slot {slot} of log area {log}: {why}"
                     ));
                 }
             }

@@ -3,7 +3,7 @@
 //! How it works      Each processor's maps are recovered on a thread of their own. If a journal says that a snapshot was
 //!                   deleted that the catalog has, all are recovered again without it: each processor has the same
 //!                   history, whichever journals say so. Then the slots that maps refer to are marked as used.
-//! Errors            those of [`recover`], and Corrupt for a slot that is outside its change log or in use twice.
+//! Errors            those of [`recover`], and Corrupt for a slot that is outside its log area or in use twice.
 
 use crate::block_map::history::History;
 use crate::block_map::place::Place;
@@ -109,7 +109,7 @@ fn mark_slots(
 ) -> Result<Slots> {
     let bad = |place: Place, of: String| {
         let what =
-            format!("volume {volume}: {place:?}{of} is outside its change log or in use twice");
+            format!("volume {volume}: {place:?}{of} is outside its log area or in use twice");
         Error::new(ErrorKind::Corrupt, what)
     };
     let mut used = UsedSlots::new(space);

@@ -6,7 +6,7 @@
 //!                   snapshots exist is decided by Python, in the catalog.
 //! Owner and locks   `cutting`: held for a whole cut. A volume's `dropping`, held for a whole drop, then `origins`,
 //!                   until the drop has begun: so no clone is made of a snapshot that is being dropped.
-//! Errors            NotFound if a volume is not served or has no such change log; Busy for a snapshot that is exported
+//! Errors            NotFound if a volume is not served or has no such log area; Busy for a snapshot that is exported
 //!                   or has clones; an I/O error if writes before a cut do not end.
 
 use std::collections::BTreeMap;

@@ -384,7 +384,7 @@ impl Processor {
                 self.with_share(number, |share, context| share.retry_without_space(context));
             }
             Control::LogRules(number, rules, answer) => {
-                self.with_share(number, |share, _| share.log_added(rules));
+                self.with_share(number, |share, _| share.set_log_rules(rules));
                 let _ = answer.send(());
             }
             Control::Grow(number, growth) => {

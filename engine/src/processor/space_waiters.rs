@@ -26,7 +26,7 @@ use crate::processor::queue::Queue;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, fence};
 use crate::units::VolumeId;
 
-/// Destination of the events of full change logs and full journals.
+/// Destination of the events of full log areas and full journals.
 #[derive(Clone, Debug)]
 pub struct Ask {
     /// The engine's events.

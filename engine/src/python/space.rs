@@ -1,4 +1,4 @@
-//! Space: the use of change logs, and events, as Python dictionaries.
+//! Space: the use of log areas, and events, as Python dictionaries.
 
 use std::sync::atomic::Ordering;
 

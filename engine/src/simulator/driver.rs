@@ -313,7 +313,7 @@ impl Simulation {
         self.expect_nothing_in_flight()
     }
 
-    /// Does what the daemon does when the change logs are full: deletes the oldest snapshot, adds a log, or makes
+    /// Does what the daemon does when the log areas are full: deletes the oldest snapshot, adds a log, or makes
     /// writes fail. `false` if there is no event for it.
     pub(super) fn free_space(&mut self, running: &Running) -> Result<bool> {
         let mut events = std::iter::from_fn(|| running.engine.events.next(Duration::ZERO));

@@ -2,8 +2,8 @@
 //! writes may fail for lack of slots.
 //!
 //! How it works      The rules in force change at a cut, and when the newest snapshot is deleted or turns out not to
-//!                   exist. They are noted before the engine is told. What was written since the newest snapshot is
-//!                   in slots of areas that one of the rules allows that were in force since then.
+//!                   exist. They are noted before they are passed to the engine. What was written since the newest
+//!                   snapshot is in slots of areas that one of the rules allows that were in force since then.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -46,8 +46,8 @@ impl Rules {
         self.since.push((time, its));
     }
 
-    /// The areas that each rule allows to a partition that was in force at `time` or later; one earlier one counts too,
-    /// because the engine is told a little later.
+    /// The areas that are allowed to a partition by each of the rules in force at `time` or later; one earlier rule
+    /// counts too, because the engine gets a new one a little later.
     fn allowed_since(&self, time: u64, partition: PartitionIndex) -> impl Iterator<Item = Areas> {
         let at = self.since.partition_point(|(since, _)| *since <= time).saturating_sub(2);
         self.since[at..].iter().map(move |(_, rules)| self.shape.allowed(rules, partition))

@@ -1,6 +1,6 @@
 //! Volumes: what a host sees, and how a request finds the processors that serve it.
 //!
-//! How it works      A [`Volume`] is a [`Geometry`], change logs, a [`Flusher`], and shares, one on each
+//! How it works      A [`Volume`] is a [`Geometry`], log areas, a [`Flusher`], and shares, one on each
 //!                   processor that owns partitions of it. A [`View`] of it, live or of a snapshot, is what an
 //!                   [`export`] shows; it splits each [`Request`] into parts.
 //!                   A volume that grows is a new [`Volume`] with the same shares and more; a holder of the older one
@@ -59,7 +59,7 @@ pub struct Volume {
     pub geometry: Arc<Geometry>,
     /// Its origin, if it is a clone.
     pub origin: Option<Arc<Origin>>,
-    /// Its change logs.
+    /// Its log areas.
     pub space: Arc<Space>,
     /// The queue of shares that wait for slots of these.
     pub space_waiters: Arc<SpaceWaiters>,

@@ -1,4 +1,4 @@
-//! Hollow: a system whose change logs take no space, for volumes with millions of redirected blocks.
+//! Hollow: a system whose log areas take no space, for volumes with millions of redirected blocks.
 //!
 //! How it works      A file called `log` is never written. Only zeroes may be written to it, and a sparse file reads as
 //!                   zeroes, so all reads are right.

@@ -7,8 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.daemon import hand_over
 from polyvol.daemon.hand_over import Entry, Unusable, pack, unpack

@@ -16,9 +16,7 @@ import pytest
 from polyvol.daemon import service
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.config import Config
-from polyvol.daemon.devices import files as device_files
-from polyvol.daemon.devices import udev
-from polyvol.daemon.devices import verbs as devices
+from polyvol.daemon.devices import files as device_files, udev, verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.errors import StopUnfinished
 from polyvol.daemon.locks import WAITING_MAX

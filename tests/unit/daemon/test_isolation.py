@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.config import Config
-from polyvol.daemon.devices import files as device_files
-from polyvol.daemon.devices import start as device_start
-from polyvol.daemon.devices import verbs as devices
+from polyvol.daemon.devices import files as device_files, start as device_start, verbs as devices
 from polyvol.daemon.devices.udev import DiskWatch
 from polyvol.daemon.host.signals import ENDING, RELOADING
 from polyvol.daemon.isolation import DEFECT, isolate

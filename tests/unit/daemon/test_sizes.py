@@ -1,8 +1,7 @@
 """Sizes: what people may write, and what they are shown."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.daemon.sizes import format_ns
 from polyvol.mapping.sizes import SIZE_MAX, argument_size, exact_size, format_size, parse_size

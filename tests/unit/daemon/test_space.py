@@ -193,7 +193,7 @@ def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
 def test_a_log_is_added_on_a_device_or_in_a_file(volume: Daemon, tmp_path: Path) -> None:
     volume.ok("device", "add", str(tmp_path / "d"), "--size", "65M")
     volume.ok("volume", "add-log", "v", "--device", "d")
-    assert volume.world.calls[-1] == ("add_log", VOLUME, 2, [])
+    assert volume.world.calls[-1] == ("add_log", VOLUME, 2, {"log_rules": [], "snapshots": []})
     before = json.loads(volume.ok("volume", "show", "v", "--json"))
     assert [(log["devices"], log["size"]) for log in before["logs"]][-1] == (["d"], 64 * MIB)
     volume.ok("volume", "add-log", "v")
@@ -205,7 +205,7 @@ def test_a_log_is_added_on_a_device_or_in_a_file(volume: Daemon, tmp_path: Path)
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"] == after["logs"]
     volume.ok("volume", "add-log", "v", "--size", "5M")
     assert json.loads(volume.ok("volume", "show", "v", "--json"))["logs"][-1]["size"] == 8 * MIB
-    assert "volume v has 8 MiB more room in its change logs" in events(volume)
+    assert "volume v has 8 MiB more space for change logs" in events(volume)
 
 
 def test_a_log_that_cannot_be_added_is_refused_and_leaves_nothing(volume: Daemon, tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from uuid import UUID
 
 import crcmod.predefined
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.mapping.label import DATA_OFFSET, LABEL_SIZE, NO_RUN, BadLabel, Label, NoLabel, pack, unpack
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.mapping.errors import DeviceAdopted, PolyvolError, RepeatedDevice, UnknownDevice
 from polyvol.mapping.extent import Extent

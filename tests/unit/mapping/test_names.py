@@ -1,8 +1,7 @@
 """Names: which are allowed, and how others are made of them."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.mapping.errors import BadName
 from polyvol.mapping.names import NAME_LENGTH_MAX, check_name, name_from, unique_name

@@ -3,8 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.mapping.errors import BadProcessors, DeviceTooSmall
 from polyvol.mapping.extent import BLOCK_SIZE, Extent, FreeSpace, free_runs, joined, total

@@ -4,8 +4,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.snapshots import SnapshotRecord

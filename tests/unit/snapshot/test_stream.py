@@ -9,8 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from crc32c import crc32c
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.snapshot import stream
 from polyvol.snapshot.errors.streams import StreamBroken

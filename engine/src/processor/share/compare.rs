@@ -5,6 +5,8 @@
 //!                   data now; it may report a block whose contents are equal. The caller gets clones of maps, so that
 //!                   it walks them on its own thread; for BLOCK_STATUS the processor compares the part itself, for a
 //!                   limited time: then the answer ends there.
+//! Versions          other calls get clones of all versions of some partitions ([`VersionsPage`]), and derive change logs,
+//!                   states and usage from these.
 //! Owner and locks   the share's processor; clones belong to the caller.
 
 use std::ops::Range;

@@ -58,7 +58,7 @@ impl LogOrders {
 
     /// The orders of these rules; `order` makes that of one rule.
     fn new(rules: &[&LogRule], mut order: impl FnMut(&LogRule) -> LogOrder) -> LogOrders {
-        // Where each rule begins and ends to match. The first one of those that match counts.
+        // The partitions at which a rule begins or ends to match. Of the rules that match, the first one counts.
         let mut borders: Vec<(PartitionIndex, bool, usize)> = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
             let (first, last) = rule.partitions.unwrap_or((0, PartitionIndex::MAX));
@@ -103,7 +103,7 @@ impl Share {
         self.rules.in_force(self.history.snapshots().last().copied()).clone()
     }
 
-    /// Sets the rules of the volume, and of these snapshots, as far as they exist.
+    /// Sets the rules of the volume, and of these snapshots, as far as they exist. There may be a new log area, too.
     pub fn set_log_rules(&mut self, rules: VolumeRules) {
         self.rules.volume = rules.volume;
         for (epoch, rules) in rules.snapshots {
@@ -112,6 +112,7 @@ impl Share {
             }
         }
         self.order_logs();
+        self.refresh_devices();
     }
 
     /// Notes the rules of a new snapshot.
@@ -133,8 +134,8 @@ impl Share {
         }
     }
 
-    /// Sorts the areas for each rule in force: those that it names, then the others, if it allows them, beginning with
-    /// a different one on each processor, because two processors that write to one file wait for each other.
+    /// Makes the order of each rule in force: the areas that it names, then the others, if it allows them. Each
+    /// processor begins with another one of these, because two processors that write to one file wait for each other.
     pub(super) fn order_logs(&mut self) {
         let rules = self.rules_in_force();
         let logs = self.space.logs();
@@ -198,7 +199,7 @@ mod tests {
             let mut made: Vec<u16> = Vec::new();
             let orders = LogOrders::new(&ours, |rule| {
                 made.push(rule.logs.first().copied().unwrap_or(0));
-                LogOrder { equal: made.len(), ..LogOrder::default() } // tells it from others
+                LogOrder { equal: made.len(), ..LogOrder::default() } // identifies it
             });
             for partition in (0..25).chain([PartitionIndex::MAX]) {
                 let wanted = all.rule(partition, processor).logs.first().copied().unwrap_or(0);

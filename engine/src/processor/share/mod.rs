@@ -164,7 +164,7 @@ pub struct ShareConfig {
     pub geometry: Arc<Geometry>,
     /// The volume's origin, if it is a clone.
     pub origin: Option<Arc<Origin>>,
-    /// The volume's change logs.
+    /// The volume's log areas.
     pub space: Arc<Space>,
     /// The queue of shares without free slots.
     pub space_waiters: Arc<SpaceWaiters>,
@@ -333,12 +333,6 @@ impl Share {
         share.refresh_devices();
         share.expect_release();
         share
-    }
-
-    /// Notes that the volume has one more log area, and these rules from now on.
-    pub fn log_added(&mut self, rules: VolumeRules) {
-        self.set_log_rules(rules);
-        self.refresh_devices();
     }
 
     /// Updates what depends on the volume's devices. They may be many, so a cut, which sorts the logs again, does not

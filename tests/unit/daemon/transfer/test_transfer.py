@@ -9,8 +9,7 @@ from typing import cast
 import pytest
 import zstandard
 from crc32c import crc32c
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyvol.daemon.client.transfer.client import NbdExport, _merged
 from polyvol.daemon.client.transfer.pipeline import in_order
