@@ -69,10 +69,18 @@ pub enum Bug {
     AnyArea,
     /// A block is written at its base place although a snapshot sees that.
     TakenBase,
+    /// A block is relocated to its base place although a snapshot sees that.
+    TakenHome,
+    /// A block is relocated while a snapshot is read from its slot.
+    MoveUnderReader,
+    /// A slot is free as soon as its block was copied, before that is recorded durably.
+    FreeBeforeHome,
+    /// A relocation is recorded although a write has changed the block.
+    MoveOverWrite,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 31] = [
+pub const ALL: [Bug; 35] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -104,6 +112,10 @@ pub const ALL: [Bug; 31] = [
     Bug::NoStateRecord,
     Bug::AnyArea,
     Bug::TakenBase,
+    Bug::TakenHome,
+    Bug::MoveUnderReader,
+    Bug::FreeBeforeHome,
+    Bug::MoveOverWrite,
 ];
 
 #[cfg(feature = "simulator")]

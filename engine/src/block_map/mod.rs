@@ -3,7 +3,8 @@
 //! How it works      [`versions::Versions`] holds a partition's live map and the frozen maps that its snapshots
 //!                   need; [`tree::Map`] is one map; [`leaf`] and [`place`] are its parts; [`diff`] finds the places to
 //!                   which only one map refers, [`usage`] counts them; [`change_logs`] derives which change log each
-//!                   block belongs to; [`counters`] count a partition's writes.
+//!                   block belongs to; [`counters`] count a partition's writes. [`taken_bases`] tells which base places can be
+//!                   written again, [`relocation`] moves blocks there.
 //! Owner and locks   a partition's processor alone touches its versions.
 
 pub mod change_logs;
@@ -12,6 +13,7 @@ pub mod diff;
 pub mod history;
 pub mod leaf;
 pub mod place;
+mod relocation;
 mod taken_bases;
 pub mod tree;
 pub mod usage;

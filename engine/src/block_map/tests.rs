@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::diff::differing;
 use super::history::{History, Rollback};
 use super::place::Place;
 use super::tree::Map;
@@ -38,6 +39,11 @@ enum Op {
         first: u32,
         count: u32,
     },
+    /// Those that can be.
+    Relocate {
+        first: u32,
+        count: u32,
+    },
     Cut,
     Drop(usize),
     RollBack {
@@ -53,7 +59,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => (0..BLOCKS, 1u32..9, 1..4u16)
             .prop_map(|(first, step, logs)| Op::Scatter { first, step, logs }),
         2 => range.clone().prop_map(|(first, count)| Op::Zero { first, count }),
-        3 => range.prop_map(|(first, count)| Op::Bases { first, count }),
+        3 => range.clone().prop_map(|(first, count)| Op::Bases { first, count }),
+        3 => range.prop_map(|(first, count)| Op::Relocate { first, count }),
         1 => Just(Op::Zero { first: 0, count: BLOCKS }),
         2 => Just(Op::Cut),
         3 => (0usize..8).prop_map(Op::Drop),
@@ -167,6 +174,58 @@ impl Twin {
         }
     }
 
+    /// Relocates the live blocks that are in slots to their base places, where no version sees these. No difference of
+    /// two versions changes.
+    fn relocate(&mut self, first: u32, count: u32) {
+        let differences = self.differences();
+        self.versions.learn_taken(first, count);
+        let mut block = first;
+        while block < first + count {
+            let live = self.versions.live.find(block, first + count - block);
+            let (place, mut here) = (live.place, live.count);
+            if place.is_slot() {
+                let (known, taken) = self.versions.base_is_taken(block, here);
+                here = known;
+                if !taken {
+                    self.seq += 1;
+                    self.versions.relocate(block, here, place, self.seq);
+                    (0..here).for_each(|i| self.relocated(block + i, place.step(i)));
+                    self.release(&[(here, place)]);
+                }
+            }
+            block += here;
+        }
+        assert!(self.differences() == differences, "moving is no change");
+    }
+
+    fn relocated(&mut self, block: u32, from: Place) {
+        let snapshots = self.snapshots.iter_mut().map(|(epoch, contents)| (*epoch, contents));
+        let mut moved = Vec::new();
+        for (epoch, contents) in snapshots.chain([(Epoch::MAX, &mut self.live)]) {
+            let place = &mut contents[block as usize];
+            if *place == from {
+                *place = Place::BASE;
+                moved.push(epoch);
+            }
+        }
+        self.logs.relocated(block, from, &moved);
+    }
+
+    /// For each pair of versions, the blocks that differ.
+    fn differences(&self) -> Vec<Vec<u32>> {
+        let snapshots = self.snapshots.keys().map(|epoch| self.versions.at(*epoch).0);
+        let maps: Vec<&Map> = snapshots.chain([&self.versions.live]).collect();
+        let pairs = (0..maps.len()).flat_map(|one| (0..one).map(move |other| (one, other)));
+        let of = |(one, other): (usize, usize)| {
+            let mut blocks = Vec::new();
+            differing(maps[one], maps[other], 0..BLOCKS, |first, count| {
+                blocks.extend(first..first + count);
+            });
+            blocks
+        };
+        pairs.map(of).collect()
+    }
+
     fn release(&mut self, freed: &[(u32, Place)]) {
         for (count, place) in freed {
             for i in 0..*count {
@@ -190,6 +249,7 @@ impl Twin {
             }
             Op::Zero { first, count } => self.set(first, count, Place::ZERO),
             Op::Bases { first, count } => self.bases(first, count),
+            Op::Relocate { first, count } => self.relocate(first, count),
             Op::Cut => self.cut(),
             Op::RollBack { nth, cut } => {
                 let Some(to) = self.epochs().get(nth).copied() else { return };

@@ -31,8 +31,9 @@ pub enum NodeRef<'a> {
     Leaf(&'a Arc<Leaf>),
 }
 
+/// The root of a map.
 #[derive(Clone, Debug)]
-enum Root {
+pub(super) enum Root {
     Uniform(Place),
     Nodes(Vec<Node>),
 }
@@ -40,7 +41,7 @@ enum Root {
 /// A partition's map. See the module's head.
 #[derive(Clone, Debug)]
 pub struct Map {
-    root: Arc<Root>,
+    pub(super) root: Arc<Root>,
     blocks: u32,
     /// Sequence number of the record of its latest change; 0 if there was none.
     pub write_seq: u64,
@@ -211,6 +212,11 @@ impl Map {
                 Node::Leaf(leaf) => NodeRef::Leaf(leaf),
             },
         }
+    }
+
+    /// Whether the whole map has one place, base or zero.
+    pub fn is_uniform(&self) -> bool {
+        matches!(&*self.root, Root::Uniform(_))
     }
 
     /// Whether two maps are the same object.

@@ -14,12 +14,13 @@
 //!                      path between them. So its parent and its children tell whether another version sees a place of
 //!                      a version, and the parent alone whether the live map shares one.
 //!                   V3 a frozen map changes only by writes of its own epochs, which have ended before its snapshot can
-//!                      be read.
+//!                      be read, and by [relocation](super::relocation), which changes no contents.
 //!                   V4 a version that is released has at most one child, so that V2 holds without it: the target of a
 //!                      rollback stays (RB2).
 //! Why V2 holds      places enter by changes of the live map, which never gets a place that any version sees: slots are
 //!                   allocated only when free, and a block returns to its base place only when that is not
-//!                   [taken](super::taken_bases). A rollback gives the live map the places of its parent.
+//!                   [taken](super::taken_bases). A rollback gives the live map the places of its parent. Relocation
+//!                   changes a place in all versions that have it.
 
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ use super::counters::{Counters, LiveCounters};
 use super::diff::only_in;
 use super::history::{History, Rollback};
 use super::place::Place;
+use super::relocation::Relocation;
 use super::taken_bases::TakenBases;
 use super::tree::Map;
 use crate::units::{BlockIndex, Epoch};
@@ -437,6 +439,17 @@ impl Versions {
         });
         left.into_iter().for_each(|(first, count)| self.taken.set(first, count, false));
         Arc::make_mut(&mut self.frozen).remove(index);
+    }
+
+    /// Records that blocks were relocated to their base places, by record `seq`: every version that has them in the slots
+    /// from `from` on has them there now. No version saw these base places.
+    pub fn relocate(&mut self, first: BlockIndex, count: u32, from: Place, seq: u64) {
+        let mut moved = Relocation::new(first, count, from, seq);
+        if !self.frozen.is_empty() {
+            let frozen = Arc::make_mut(&mut self.frozen).iter_mut();
+            frozen.for_each(|frozen| moved.apply(&mut frozen.map));
+        }
+        moved.apply(&mut self.live);
     }
 
     /// Prepares [`Versions::base_is_taken`] for these blocks.

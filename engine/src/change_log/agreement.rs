@@ -77,7 +77,7 @@ impl<'a> Agreement<'a> {
         if before.is_some_and(|at| epoch <= at) {
             return Err(format!("it is of epoch {epoch}, which a rollback has ended"));
         }
-        if record.kind != RecordKind::Map {
+        if matches!(record.kind, RecordKind::Cut | RecordKind::Rollback) {
             if epoch <= self.ended {
                 return Err(format!("it ends epoch {epoch}, which had ended"));
             }

@@ -19,7 +19,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::Identity;
-use super::format::{CHECKPOINT_MAGIC, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header};
+use super::format::{
+    CHECKPOINT_MAGIC, COUNTED_VERSION, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, Header,
+};
 use super::format::{possible, u32_at, u64_at};
 use super::leaf_bytes::{self, LEAF_BYTES_MAX};
 use super::past::{EpochRanges, Past, RecordedCut};
@@ -284,7 +286,7 @@ fn read_input(
     let epoch = input.u64()?;
     let mut past =
         if version == FIRST_VERSION { Past::default() } else { read_past(&mut input, version)? };
-    if version != FORMAT_VERSION {
+    if version < COUNTED_VERSION {
         past.counted_from = epoch;
     }
     let count = input.u64()?;
@@ -294,7 +296,7 @@ fn read_input(
         partitions.push((partition, read_partition(&mut input, blocks, version)?));
     }
     let mut in_place: Vec<(PartitionIndex, Counters)> = Vec::new();
-    let count = if version == FORMAT_VERSION { input.u64()? } else { 0 };
+    let count = if version >= COUNTED_VERSION { input.u64()? } else { 0 };
     for _ in 0..count {
         let (partition, _) = input.partition(in_place.last(), &blocks_of)?;
         in_place.push((partition, input.counters()?));
@@ -427,7 +429,7 @@ fn read_past<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
         return Err("its history is impossible".into());
     }
     let mut past = Past { blocks, dropped, rollbacks: Some(rollbacks), ..Past::default() };
-    if version == FORMAT_VERSION {
+    if version >= COUNTED_VERSION {
         past.counted_from = input.u64()?;
         for _ in 0..input.u64()? {
             let (epoch, instant_ns, partitions) = (input.u64()?, input.u64()?, input.u64()?);
@@ -469,7 +471,7 @@ fn read_partition<R: FnMut(&mut [u8], u64) -> Result<(), Bad>>(
         let last_epoch = input.u64()?;
         let write_seq = input.u64()?;
         let counters =
-            if format == FORMAT_VERSION { input.counters()? } else { Counters::default() };
+            if format >= COUNTED_VERSION { input.counters()? } else { Counters::default() };
         let mut nodes = Vec::with_capacity(leaves(had));
         for number in input.take(leaves(had) * 4)?.chunks_exact(4) {
             nodes.push(match u32_at(number, 0) {

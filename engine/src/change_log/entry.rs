@@ -7,8 +7,9 @@ use super::format::RecordKind;
 use super::manifest;
 use super::past::RecordedCut;
 use crate::block_map::history::Rollback;
+use crate::block_map::place::Place;
 use crate::system::File;
-use crate::units::{Epoch, PartitionIndex};
+use crate::units::{BlockIndex, Epoch, PartitionIndex};
 
 /// The starting point of a journal.
 #[derive(Debug)]
@@ -78,6 +79,18 @@ impl Entry<'static> {
             place: cut.instant_ns,
             checksums: &[],
         }
+    }
+
+    /// The entry that says that blocks were relocated to their base places from these slots.
+    pub fn home(
+        epoch: Epoch,
+        partition: PartitionIndex,
+        first: BlockIndex,
+        count: u32,
+        from: Place,
+    ) -> Entry<'static> {
+        let (kind, place) = (RecordKind::Home, from.raw());
+        Entry { kind, epoch, partition, first, count, place, checksums: &[] }
     }
 
     /// The entry that says that no epoch from `first` to `last` has a snapshot any more.

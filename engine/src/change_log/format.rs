@@ -17,7 +17,9 @@ pub const CHECKPOINT_MAGIC: [u8; 8] = *b"PVCKPT\r\n";
 /// First bytes of the record of a failed sync.
 pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
 /// The version that is written.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
+/// In this version, no block was relocated.
+pub const COUNTED_VERSION: u32 = 3;
 /// In this version, partitions had no counters, and a cut did not say how many partitions there were.
 pub const UNCOUNTED_VERSION: u32 = 2;
 /// In this version, segments had their first record's number in the header, no manifest named them, and there was no
@@ -181,7 +183,7 @@ impl Header {
         let version = u32_at(bytes, 8);
         let end = match version {
             FIRST_VERSION => HEADER_END_1,
-            UNCOUNTED_VERSION | FORMAT_VERSION => HEADER_END,
+            UNCOUNTED_VERSION | COUNTED_VERSION | FORMAT_VERSION => HEADER_END,
             other => return Err(BadHeader::Version(other)),
         };
         if bytes.len() < end || u32_at(bytes, 12) != checksum::crc32c(&bytes[16..end]) {
@@ -309,6 +311,9 @@ pub enum RecordKind {
     /// What was counted of `partition` up to the end of `epoch`: `place` holds when it was written last, nanoseconds since
     /// 1970, and [`Record::counters`] the rest.
     State,
+    /// Blocks `first..first + count` of `partition` were relocated to their base places, in every version that has them
+    /// in the slots from `place` on.
+    Home,
 }
 
 /// One record, without its checksums.
@@ -336,6 +341,7 @@ const KIND_ROLLBACK: u8 = 3;
 const KIND_DROPPED: u8 = 4;
 const KIND_GROWN: u8 = 5;
 const KIND_STATE: u8 = 6;
+const KIND_HOME: u8 = 7;
 const FLAG_SUMS: u8 = 1;
 
 /// Bytes of a record with so many checksums.
@@ -354,6 +360,7 @@ impl Record {
             RecordKind::Dropped => KIND_DROPPED,
             RecordKind::Grown => KIND_GROWN,
             RecordKind::State => KIND_STATE,
+            RecordKind::Home => KIND_HOME,
         };
         out[5] = if sums.is_empty() { 0 } else { FLAG_SUMS };
         let words = ((out.len() - RECORD_BYTES) / 8) as u16;
@@ -405,6 +412,7 @@ impl Record {
             KIND_DROPPED => RecordKind::Dropped,
             KIND_GROWN => RecordKind::Grown,
             KIND_STATE => RecordKind::State,
+            KIND_HOME => RecordKind::Home,
             other => return Err(other),
         };
         match bytes[5] {
@@ -445,6 +453,12 @@ impl Record {
             last_write_ns: self.place,
         };
         (counters.are_possible() && counters.writes > 0).then_some(counters)
+    }
+
+    /// The first slot that blocks were relocated from, for a record of that.
+    pub fn relocated_from(&self, sums: &[u32]) -> Option<Place> {
+        let place = Place::from_raw(self.place).filter(|place| place.fits(self.count))?;
+        (place.is_slot() && sums.is_empty() && self.count > 0).then_some(place)
     }
 
     /// The place, for a map record with a valid place and the right number of checksums.

@@ -14,13 +14,14 @@
 //!                   refused and left unchanged. Nothing is guessed, and nothing is changed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::agreement::{Agreement, CatalogState, records_ends};
 use super::expected::{expect_files, expect_records, list, read_checkpoint};
 use super::files::{Identity, corrupt};
-use super::format::{FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES};
+use super::format::{COUNTED_VERSION, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::Start;
 use super::manifest::{self, Found};
@@ -325,7 +326,7 @@ fn replay_all(
             return Err(corrupt(&segment.path, "the records before it are missing"));
         }
         let reached = replay.segment(segment, end, same_boot)?;
-        if segment.header.version != FORMAT_VERSION {
+        if segment.header.version < COUNTED_VERSION {
             replay.recovered.past.counted_from = replay.recovered.epoch;
         }
         if reached < end {
@@ -436,11 +437,14 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
                 past.blocks = past.blocks.max(record.volume_blocks());
                 return Ok(());
             }
-            RecordKind::State if version == FORMAT_VERSION => return self.apply_state(record),
+            RecordKind::State if version >= COUNTED_VERSION => return self.apply_state(record),
             RecordKind::Dropped | RecordKind::Grown | RecordKind::State => {
                 return Err("it is inconsistent".to_owned());
             }
-            RecordKind::Map | RecordKind::Cut | RecordKind::Rollback => {}
+            RecordKind::Home if version < FORMAT_VERSION => {
+                return Err("it is inconsistent".to_owned());
+            }
+            RecordKind::Map | RecordKind::Home | RecordKind::Cut | RecordKind::Rollback => {}
         }
         let rolled = self.agreement.applied_rollbacks();
         for number in rolled..rolled + self.agreement.check_record(record, version)? {
@@ -448,7 +452,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             self.history_before_rollback = self.history.before_rollback(number + 1);
         }
         let recovered = &mut *self.recovered;
-        if record.kind != RecordKind::Map {
+        if matches!(record.kind, RecordKind::Cut | RecordKind::Rollback) {
             recovered.epoch = recovered.epoch.max(record.epoch + 1);
             if record.kind == RecordKind::Cut {
                 let (instant_ns, partitions) = (record.place, record.count);
@@ -457,14 +461,29 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             return Ok(());
         }
         recovered.epoch = recovered.epoch.max(record.epoch);
+        self.apply_change(record)
+    }
+
+    /// Makes a change of a partition's map, or a relocation of its blocks.
+    fn apply_change(&mut self, record: &Record) -> std::result::Result<(), String> {
+        let recovered = &mut *self.recovered;
         let shape = (self.shape_of)(record.partition);
         let shape = shape.ok_or("its partition is not this processor's")?;
         let blocks = shape.blocks;
         let in_range = record.first < blocks && record.count <= blocks - record.first;
-        let place = record.checked_place(&self.sums).filter(|_| in_range);
-        let place = place.ok_or("it is inconsistent")?;
         let entry = recovered.partitions.entry(record.partition);
         let rolled = self.agreement.applied_rollbacks();
+        if record.kind == RecordKind::Home {
+            let from = record.relocated_from(&self.sums).filter(|_| in_range);
+            let from = from.ok_or("it is inconsistent")?;
+            if let Entry::Occupied(mut versions) = entry {
+                versions.get_mut().relocate(record.first, record.count, from, record.seq);
+            }
+            recovered.freed.add(from, record.count);
+            return Ok(());
+        }
+        let place = record.checked_place(&self.sums).filter(|_| in_range);
+        let place = place.ok_or("it is inconsistent")?;
         let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
         versions.freeze_before(record.epoch, self.history.retained_epochs());
         let change = Change {

@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::spec::VolumeSpec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::origin::Origin;
+use crate::geometry::pins::Pin;
 use crate::units::{Epoch, PartitionIndex, VolumeId};
 use crate::volume::Volume;
 
@@ -55,6 +56,7 @@ impl Engine {
         }
         // After all writes of a snapshot have ended, its maps do not change.
         let cut = epoch < volume.epoch.load(Ordering::Acquire);
+        let pin = Pin::new(&volume.pins, epoch); // PI1
         let maps = if cut { self.maps_at(&volume, epoch)? } else { None };
         let missing = || wrong(ErrorKind::NotFound, "has no snapshot of this epoch");
         Ok(Some(Arc::new(Origin {
@@ -65,6 +67,7 @@ impl Engine {
             bad: Arc::clone(&volume.bad),
             maps: maps.ok_or_else(missing)?,
             origin: volume.origin.clone(),
+            pin,
         })))
     }
 

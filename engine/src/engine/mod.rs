@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod partitions;
 mod recovered_sync;
 mod recovery;
+pub mod relocate;
 mod rollback;
 pub mod scrub;
 pub mod snapshots;

@@ -170,7 +170,7 @@ impl Engine {
         let replayed = found.iter().any(|(_, (one, _))| one.replayed > 0);
         let flusher = Flusher::start(&self.system, &spec.name, Arc::clone(&durable), &self.ticks)?;
         let new_shares = start_journals(found, &geometry, &space, &spec, epoch)?;
-        let bad = Arc::new(BadBlocks::new(Arc::clone(&self.system)));
+        let (bad, pins) = (Arc::new(BadBlocks::new(Arc::clone(&self.system))), Arc::default());
         space.logs().iter().for_each(|log| log.open(log.slots.used()));
         let made = new_shares.into_iter().enumerate().map(|(ordinal, (plan, begun, slots))| {
             durable.add_journal(begun.journal.shared(), &plan.share.queue, number);
@@ -183,6 +183,7 @@ impl Engine {
                 ask: Ask { events: Arc::clone(&self.events), volume: spec.id },
                 flusher: Arc::clone(&flusher),
                 bad: Arc::clone(&bad),
+                pins: Arc::clone(&pins),
                 stats: Arc::clone(&plan.share.stats),
                 locals: begun.locals,
                 journal: begun.journal,
@@ -208,6 +209,7 @@ impl Engine {
             space_waiters,
             durable,
             bad,
+            pins,
             flusher,
             share_of: index_by_processor(&share_refs),
             shares: share_refs,

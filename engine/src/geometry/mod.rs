@@ -5,6 +5,7 @@
 
 pub mod bad_blocks;
 pub mod origin;
+pub mod pins;
 
 use std::sync::Arc;
 

@@ -23,6 +23,7 @@ use crate::block_map::tree::Map;
 use crate::change_log::space::Space;
 use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
+use crate::geometry::pins::Pin;
 use crate::units::{BlockIndex, Epoch, PartitionIndex, VolumeId};
 
 /// See the module's head.
@@ -41,6 +42,8 @@ pub struct Origin {
     pub maps: Vec<Map>,
     /// The origin of its volume, if that is a clone.
     pub origin: Option<Arc<Origin>>,
+    /// Has the snapshot's blocks stay where these maps have them.
+    pub pin: Pin,
 }
 
 impl Origin {

@@ -84,6 +84,8 @@ pub enum Step {
     WritePartial { change: usize, target: Target, old: Old, skip: usize, length: usize, at: usize },
     /// Punch or zero a run of base places.
     Clear { offset: u64, length: u64, keep_allocated: bool },
+    /// Copy slots, each run with its checksums, to the base places of consecutive blocks from `first` on.
+    CopyHome { first: BlockIndex, slots: Vec<(Spot, Vec<u32>)> },
     /// Query the allocation of a run of base places; `at` is in the volume.
     Allocation { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
     /// Read-ahead of a run of base places.
@@ -154,6 +156,7 @@ impl Job {
         let steps = std::mem::take(&mut self.steps);
         match steps.first() {
             Some(Step::Clear { .. }) => return self.clear_all(partition, &steps),
+            Some(Step::CopyHome { .. }) => return self.copy_home(partition, &steps),
             Some(Step::Allocation { .. }) => return self.query_allocation(partition, &steps),
             Some(Step::AheadBase { .. } | Step::AheadSlots { .. }) => {
                 return self.read_ahead(partition, &steps);

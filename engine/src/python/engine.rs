@@ -4,11 +4,13 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
 use crate::engine::Engine as Inner;
+use crate::engine::relocate::Bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Mode;
 use crate::limits;
@@ -147,6 +149,26 @@ impl Engine {
     ) -> PyResult<()> {
         let rules = spec::volume_rules(rules)?;
         self.call(py, |this| this.inner.set_log_rules(volume, &rules))
+    }
+
+    fn relocate<'py>(
+        &self,
+        py: Python<'py>,
+        volume: u64,
+        bytes: u64,
+        seconds: f64,
+        urgent: bool,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let time = Duration::try_from_secs_f64(seconds)
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let done =
+            self.call(py, |this| this.inner.relocate(volume, Bounds { bytes, time, urgent }))?;
+        let dict = PyDict::new(py);
+        dict.set_item("bytes", done.bytes)?;
+        dict.set_item("failed", done.failed)?;
+        dict.set_item("at_end", done.at_end)?;
+        dict.set_item("hosts", done.hosts)?;
+        Ok(dict)
     }
 
     fn ask_when_full(&self, py: Python<'_>, volume: u64, asks: bool) -> PyResult<()> {

@@ -27,7 +27,7 @@ fn set_map(
 }
 
 /// A dictionary with two numbers, if there are any.
-fn counts<'py, const N: usize>(
+fn numbers<'py, const N: usize>(
     py: Python<'py>,
     names: [&str; N],
     values: Option<[u64; N]>,
@@ -59,13 +59,13 @@ pub fn snapshots<'py>(
         dict.set_item("checksummed", one.places.slots)?;
         dict.set_item(
             "since",
-            counts(
+            numbers(
                 py,
                 ["writes", "written_bytes"],
                 one.since.map(|(writes, bytes)| [writes, bytes]),
             )?,
         )?;
-        dict.set_item("log", counts(py, ["blocks", "zeroes", "bases"], one.log)?)?;
+        dict.set_item("log", numbers(py, ["blocks", "zeroes", "bases"], one.log)?)?;
         list.append(dict)?;
     }
     Ok(list)

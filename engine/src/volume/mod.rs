@@ -21,6 +21,7 @@ use crate::change_log::space::Space;
 use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
 use crate::geometry::origin::Origin;
+use crate::geometry::pins::Pins;
 use crate::processor::durable::Durable;
 use crate::processor::flusher::{Flusher, Waiter};
 use crate::processor::messages::Event;
@@ -67,6 +68,8 @@ pub struct Volume {
     pub durable: Arc<Durable>,
     /// Blocks that do not match their checksums.
     pub bad: Arc<BadBlocks>,
+    /// Its snapshots whose maps clones have.
+    pub pins: Arc<Pins>,
     /// Its flusher.
     pub flusher: Arc<Flusher>,
     /// Its shares, by processor.

@@ -108,7 +108,7 @@ fn check_logs(engine: &Engine, epochs: &BTreeSet<u64>) {
         let found = engine.partition_snapshots(VOLUME, *epoch, ALL).unwrap();
         for one in found {
             let log = begin.iter().find(|log| log.partition == one.partition);
-            assert_eq!(one.log, log.map(|log| (log.blocks, log.zeroes)));
+            assert_eq!(one.log, log.map(|log| [log.blocks, log.zeroes, log.bases]));
         }
     }
     for partition in engine.partitions(VOLUME, ALL).unwrap() {

@@ -74,6 +74,23 @@ impl Logs {
         }
     }
 
+    /// A block is at its base place now, in the versions of these epochs, which had it in this slot (`Epoch::MAX`: in the
+    /// live one): a change of the same log.
+    pub(super) fn relocated(&mut self, block: u32, from: Place, versions: &[Epoch]) {
+        let begin = self.begin[&from.raw()];
+        let seq = u64::MAX - from.raw(); // no other change has it
+        self.bases.begin.insert(seq, begin);
+        self.bases.now.resize(BLOCKS as usize, 0);
+        for epoch in versions {
+            let changes = match *epoch {
+                Epoch::MAX => &mut self.bases.now,
+                epoch => self.bases.at.get_mut(&epoch).unwrap(),
+            };
+            changes.resize(BLOCKS as usize, 0);
+            changes[block as usize] = seq;
+        }
+    }
+
     pub(super) fn cut(&mut self, epoch: Epoch) {
         self.before.insert(epoch, self.newest);
         self.counted.insert(epoch, self.live);

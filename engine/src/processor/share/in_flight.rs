@@ -148,6 +148,13 @@ pub(super) struct Span {
     pub(super) write: bool,
 }
 
+impl Span {
+    /// Whether they have blocks in common.
+    pub(super) fn overlaps(&self, other: &Span) -> bool {
+        self.local == other.local && self.first <= other.last && other.first <= self.last
+    }
+}
+
 /// A job that was passed to another thread.
 pub(super) struct Out {
     pub(super) id: u64,
@@ -212,6 +219,16 @@ impl InFlight {
         self.reserved.len() + self.readers.len()
     }
 
+    /// The number of the job that was passed on last.
+    pub(super) fn last_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Whether a snapshot is being read at one of these blocks.
+    pub(super) fn reads_snapshots(&self, span: &Span) -> bool {
+        self.readers.values().any(|out| out.span.overlaps(span))
+    }
+
     /// Whether a write of this epoch or an older one is in flight; and whether one was given up.
     pub(super) fn writes_until(&self, epoch: Epoch) -> (bool, bool) {
         let mut found = (false, false);
@@ -259,6 +276,11 @@ impl Job {
                     base(self.base(of.as_ref(), own), *offset, *length);
                 }
                 Step::ReadZero { .. } => {}
+                Step::CopyHome { first, slots: from } => {
+                    let blocks: usize = from.iter().map(|(_, sums)| sums.len()).sum();
+                    base(own, u64::from(*first) * BLOCK_SIZE, blocks as u64 * BLOCK_SIZE);
+                    from.iter().for_each(|(spot, _)| slots.add(&spot.device));
+                }
                 Step::ReadSlots { spot, .. } | Step::AheadSlots { spot, .. } => {
                     slots.add(&spot.device);
                 }
@@ -360,9 +382,12 @@ impl Share {
         let Done { id, part, job, result, .. } = done;
         let out = self.out.remove(id);
         self.came_back(&out);
-        let (epoch, given_up) = (out.epoch, out.given_up);
+        let (epoch, given_up, span) = (out.epoch, out.given_up, out.span);
         drop(out);
         match part {
+            None if self.relocation.is(id) => {
+                self.relocated(&job, &span, result, given_up, context);
+            }
             None => self.punching = false,
             Some(part) if given_up => self.end_unheard(&part, job, epoch), // U4
             Some(part) => self.finish(part, job, epoch, result, context),

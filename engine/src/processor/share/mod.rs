@@ -28,6 +28,7 @@ mod log_orders;
 mod pieces;
 pub mod read;
 pub mod reclaim;
+pub mod relocate;
 mod roll_back;
 pub mod scrub;
 mod slot_retry;
@@ -52,6 +53,7 @@ use crate::error::Errno;
 use crate::geometry::Geometry;
 use crate::geometry::bad_blocks::BadBlocks;
 use crate::geometry::origin::Origin;
+use crate::geometry::pins::Pins;
 use crate::processor::cold::Cold;
 use crate::processor::connection_lanes::{ConnectionLanes, lane_of};
 use crate::processor::flusher::{Flusher, Waiter};
@@ -65,6 +67,7 @@ use crate::processor::share::counting::Touched;
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::log_orders::LogOrders;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
+use crate::processor::share::relocate::Relocation;
 use crate::processor::share::slot_retry::SlotRetry;
 use crate::processor::space_waiters::{Ask, SpaceWaiters};
 use crate::request::{Request, Sink, Verb};
@@ -174,6 +177,8 @@ pub struct ShareConfig {
     pub flusher: Arc<Flusher>,
     /// The volume's bad blocks.
     pub bad: Arc<BadBlocks>,
+    /// The snapshots whose maps clones of the volume have.
+    pub pins: Arc<Pins>,
     /// Counters.
     pub stats: Arc<ShareStats>,
     /// Its partitions.
@@ -214,6 +219,7 @@ pub struct Share {
     slot_retry: SlotRetry,
     flusher: Arc<Flusher>,
     bad: Arc<BadBlocks>,
+    relocation: Relocation,
     stats: Arc<ShareStats>,
     locals: Vec<Local>,
     journal: Journal,
@@ -290,6 +296,7 @@ impl Share {
             ask: config.ask,
             flusher: config.flusher,
             bad: config.bad,
+            relocation: Relocation::new(config.pins),
             stats: config.stats,
             touched: Touched::new(config.locals.len()),
             locals: config.locals,

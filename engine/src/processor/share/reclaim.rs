@@ -19,7 +19,7 @@ use crate::change_log::space::EmptyChunk;
 use crate::error::Errno;
 use crate::mutants::{Bug, bug};
 use crate::processor::flusher::Waiter;
-use crate::processor::io_job::{Frees, Job, Step};
+use crate::processor::io_job::{Job, Step};
 use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
 use crate::processor::share::in_flight::Span;
@@ -207,18 +207,7 @@ impl Share {
             if steps.is_empty() {
                 continue;
             }
-            let job = Job {
-                geometry: Arc::clone(&self.geometry),
-                partition: self.locals[local.index()].partition,
-                request: None,
-                steps,
-                changes: Vec::new(),
-                zeroes: true,
-                stopped_at: None,
-                failed: None,
-                frees: Frees::new(),
-                bad: Arc::clone(&self.bad),
-            };
+            let job = Job { steps, ..self.own_job(local) };
             self.punching = true;
             self.send(None, Span { local, first, last, write: true }, job, context);
         }

@@ -1,0 +1,383 @@
+//! Relocate: brings live blocks from slots back to their base places.
+//!
+//! How it works      A call looks for blocks of one leaf that the live map has in slots, and whose base places no version
+//!                   sees. A pool thread reads these slots, checks them, and writes the base places, while the blocks
+//!                   are reserved as for a write. Then the processor records for each run of slots that its blocks are
+//!                   at their base places, in all versions that had them in the slots, and frees the slots. The caller
+//!                   decides how much and how often ([`Engine::relocate`](crate::engine::Engine::relocate)).
+//! Invariants        RL1 a base place is written only while its blocks are reserved, and if no version sees it;
+//!                   RL2 when the move is recorded, the live map has the blocks in the slots that were copied, no
+//!                       snapshot is being read there, and no clone has a copy of a map with them (PI1);
+//!                   RL3 a slot's checksum is checked before its contents count: a bad block stays where it is.
+//! Why it is safe    The record is appended after the data was written, so a commit that covers it has synced that. Until
+//!                   then a power loss restores the slot, which is not reused before (J4). No version sees the base
+//!                   place in the meantime. A host's write waits for the copy, and finds either place in the map.
+//! Owner and locks   the share's processor.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use crate::block_map::leaf::LEAF_BLOCKS;
+use crate::block_map::place::Place;
+use crate::block_map::tree::{NodeRef, leaves};
+use crate::change_log::journal::Entry;
+use crate::error::Errno;
+use crate::geometry::Partition;
+use crate::geometry::pins::Pins;
+use crate::mutants::{Bug, bug};
+use crate::processor::io_job::{Frees, Job, NewPlace, Spot, Step, read_slots, write_base};
+use crate::processor::share::in_flight::Span;
+use crate::processor::share::{Context, Share};
+use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
+
+/// How long one call looks for blocks, nanoseconds.
+const LOOK_NS_MAX: u64 = 500_000;
+/// Leaves after which it looks at the clock.
+const LOOKS: u32 = 64;
+
+/// What one call has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relocated {
+    /// Blocks that were moved.
+    pub blocks: u64,
+    /// Blocks that were not, because their slots are bad, or their devices failed.
+    pub failed: u64,
+    /// It has come to the end of the share's partitions: the next call begins again.
+    pub at_end: bool,
+    /// Nothing was done, because the share has more urgent work, or a snapshot is being read there.
+    pub busy: bool,
+}
+
+/// The state of a share's relocation.
+pub(super) struct Relocation {
+    pins: Arc<Pins>,
+    /// Where the next call begins: a partition, and a leaf.
+    next: (usize, u32),
+    /// The number of the job in flight, and who waits for it.
+    running: Option<(u64, Sender<Relocated>)>,
+}
+
+impl Relocation {
+    /// None was made.
+    pub(super) fn new(pins: Arc<Pins>) -> Relocation {
+        Relocation { pins, next: (0, 0), running: None }
+    }
+
+    /// Whether this is the job in flight.
+    pub(super) fn is(&self, id: u64) -> bool {
+        self.running.as_ref().is_some_and(|(running, _)| *running == id)
+    }
+}
+
+/// Blocks to copy, in runs of consecutive blocks: their slots with their checksums.
+type Copies = Vec<Step>;
+
+impl Share {
+    /// Relocates up to `blocks_max` blocks of the next leaf that has some, and then answers.
+    pub fn relocate(
+        &mut self,
+        blocks_max: u32,
+        answer: Sender<Relocated>,
+        context: &mut Context<'_>,
+    ) {
+        let stopped = self.leaving || self.stopped_at.is_some() || self.release_failed;
+        if stopped || self.relocation.running.is_some() {
+            let _ = answer.send(Relocated { busy: true, ..Relocated::default() });
+            return;
+        }
+        let began = context.system.monotonic_ns();
+        let mut looks = 0;
+        while let Some((local, leaf)) = self.next_leaf() {
+            looks += 1;
+            if looks % LOOKS == 0 && context.system.monotonic_ns() - began > LOOK_NS_MAX {
+                let _ = answer.send(Relocated::default()); // the caller asks again
+                return;
+            }
+            let (copies, span) = self.plan_relocation(local, leaf, blocks_max);
+            let Some(span) = span else { continue };
+            if self.overlaps_other_work(&span) {
+                continue; // in the next pass
+            }
+            let job = Job { steps: copies, ..self.own_job(local) };
+            self.send(None, span, job, context);
+            self.relocation.running = Some((self.out.last_id(), answer));
+            return;
+        }
+        self.relocation.next = (0, 0);
+        self.release_freed(context);
+        let _ = answer.send(Relocated { at_end: true, ..Relocated::default() });
+    }
+
+    /// The next leaf of a map that has any; moves on.
+    fn next_leaf(&mut self) -> Option<(LocalIndex, u32)> {
+        if self.origin.is_some() {
+            return None; // a clone has no base places
+        }
+        loop {
+            let (local, leaf) = self.relocation.next;
+            let live = &self.locals.get(local)?.versions.live;
+            if leaf as usize >= leaves(live.blocks()) || live.is_uniform() {
+                self.relocation.next = (local + 1, 0);
+                continue;
+            }
+            self.relocation.next.1 = leaf + 1;
+            if matches!(live.node(leaf), NodeRef::Leaf(_)) {
+                return Some((LocalIndex(local as u32), leaf));
+            }
+        }
+    }
+
+    /// Plans the copies of up to `blocks_max` blocks of a leaf, and what to reserve; `None`: there is nothing to move.
+    fn plan_relocation(
+        &mut self,
+        local: LocalIndex,
+        leaf: u32,
+        blocks_max: u32,
+    ) -> (Copies, Option<Span>) {
+        let pinned = self.relocation.pins.epochs();
+        let versions = &mut self.locals[local.index()].versions;
+        let (first, blocks) = (leaf * LEAF_BLOCKS, versions.live.blocks());
+        let end = (first + LEAF_BLOCKS).min(blocks);
+        versions.learn_taken(first, end - first);
+        let (mut copies, mut span) = (Copies::new(), None::<Span>);
+        let (mut block, mut left) = (first, blocks_max);
+        while block < end && left > 0 {
+            let (count, movable) = self.movable(local, block, (end - block).min(left), &pinned);
+            if movable {
+                self.plan_copy(&mut copies, local, block, count);
+                let begin = span.map_or(block, |span| span.first);
+                let last = if bug(Bug::MoveOverWrite) { begin } else { block + count - 1 };
+                span = Some(Span { local, first: begin, last, write: true });
+                left -= count;
+            }
+            block += count;
+        }
+        if left == 0 && block < end {
+            self.relocation.next.1 = leaf; // the rest of it
+        }
+        (copies, span)
+    }
+
+    /// The length of the run from `block`, at most `limit`, that is in consecutive slots or in none, for which the answer
+    /// is the same, and the answer: can these blocks be moved to their base places (RL1, RL2)?
+    fn movable(
+        &self,
+        local: LocalIndex,
+        block: BlockIndex,
+        limit: u32,
+        pinned: &[u64],
+    ) -> (u32, bool) {
+        let versions = &self.locals[local.index()].versions;
+        let live = versions.live.find(block, limit);
+        if !live.place.is_slot() {
+            return (live.count, false);
+        }
+        let (mut count, taken) = versions.base_is_taken(block, live.count);
+        if taken && !bug(Bug::TakenHome) {
+            return (count, false);
+        }
+        for epoch in pinned {
+            let map = versions.at(*epoch).0;
+            let theirs = map.find(block, count);
+            count = theirs.count;
+            if theirs.place == live.place {
+                return (count, false);
+            }
+        }
+        (count, true)
+    }
+
+    /// Plans to copy blocks that are in consecutive slots, together with those before them where they follow.
+    fn plan_copy(&self, copies: &mut Copies, local: LocalIndex, block: BlockIndex, count: u32) {
+        let live = &self.locals[local.index()].versions.live;
+        let mut done = 0;
+        while done < count {
+            let found = live.find(block + done, count - done);
+            let here = found.count.min(found.place.slot_number().left_in_chunk());
+            let run = (self.spot(None, found.place), found.checksums[..here as usize].to_vec());
+            match copies.last_mut() {
+                Some(Step::CopyHome { first, slots })
+                    if *first + blocks_of(slots) == block + done =>
+                {
+                    slots.push(run);
+                }
+                _ => copies.push(Step::CopyHome { first: block + done, slots: vec![run] }),
+            }
+            done += here;
+        }
+    }
+
+    /// Whether host requests, or other work of the share, have some of these blocks, or wait for them.
+    fn overlaps_other_work(&self, span: &Span) -> bool {
+        let waits = |part: &crate::processor::part::Part| {
+            let (first, last) = part.blocks();
+            part.local == span.local && first <= span.last && span.first <= last
+        };
+        self.out.reserved.iter().any(|out| out.span.overlaps(span))
+            || self.waiting.iter().any(waits)
+    }
+
+    /// A job of the share itself, without steps.
+    pub(super) fn own_job(&self, local: LocalIndex) -> Job {
+        Job {
+            geometry: Arc::clone(&self.geometry),
+            partition: self.locals[local.index()].partition,
+            request: None,
+            steps: Vec::new(),
+            changes: Vec::new(),
+            zeroes: true,
+            stopped_at: None,
+            failed: None,
+            frees: Frees::new(),
+            bad: Arc::clone(&self.bad),
+        }
+    }
+
+    /// Handles the end of a copy: records which blocks are at their base places now. `span`: what was reserved. One that
+    /// was given up has moved nothing.
+    pub(super) fn relocated(
+        &mut self,
+        job: &Job,
+        span: &Span,
+        result: Result<(), Errno>,
+        given_up: bool,
+        context: &mut Context<'_>,
+    ) {
+        let Some((_, answer)) = self.relocation.running.take() else { return };
+        let mut report = Relocated { failed: u64::from(result.is_err()), ..Relocated::default() };
+        let read = self.out.reads_snapshots(span) && !bug(Bug::MoveUnderReader);
+        report.busy = given_up || read;
+        if !report.busy {
+            report.failed += u64::from(job.stopped_at.is_some());
+            for copied in &job.changes {
+                report.blocks += self.record_home(span.local, copied);
+            }
+            self.space_waiters.wake(self.slots.take_freed_in());
+            self.expect_release();
+            if self.space_waiters.has_waiters() || self.slots.pending_free() > PENDING_MAX {
+                self.ask_release(context);
+            }
+        }
+        let _ = answer.send(report); // the caller may wait no longer
+    }
+
+    /// Records and makes a move, as far as the live map still has the blocks in the slots (RL2); how many blocks.
+    fn record_home(&mut self, local: LocalIndex, copied: &NewPlace) -> u64 {
+        let pinned = self.relocation.pins.epochs();
+        let number = self.locals[local.index()].partition;
+        self.locals[local.index()].versions.learn_taken(copied.first, copied.count);
+        let (mut done, mut moved) = (0, 0);
+        while done < copied.count {
+            let (block, from) = (copied.first + done, copied.place.step(done));
+            let (count, movable) = self.movable(local, block, copied.count - done, &pinned);
+            done += count;
+            let stays = self.locals[local.index()].versions.live.place(block) == from;
+            if !movable || !(stays || bug(Bug::MoveOverWrite)) {
+                continue;
+            }
+            let entry = Entry::home(self.epoch, number, block, count, from);
+            let Ok(seq) = self.journal.append(entry) else { return moved };
+            let Share { locals, slots, bad, .. } = self;
+            let local = &mut locals[local.index()];
+            local.versions.relocate(block, count, from, seq);
+            local.moved_back = seq;
+            bad.forget(from, count);
+            match bug(Bug::FreeBeforeHome) {
+                true => slots.free_now(from, count, &mut Vec::new()),
+                false => drop(slots.free(seq, from, count)), // J4
+            }
+            moved += u64::from(count);
+        }
+        moved
+    }
+
+    /// Has slots released that are pending, if there are any: nobody may flush for a long time.
+    fn release_freed(&mut self, context: &Context<'_>) {
+        if self.slots.pending_free() > 0 || !self.freed_bases.is_empty() {
+            self.ask_release(context);
+        }
+    }
+}
+
+/// Pending slots at which a relocation requests a sync: 16 MiB.
+const PENDING_MAX: u64 = 4096;
+
+fn blocks_of(slots: &[(Spot, Vec<u32>)]) -> u32 {
+    slots.iter().map(|(_, sums)| sums.len() as u32).sum()
+}
+
+impl Job {
+    /// Copies blocks from slots to their base places. `changes` are what was copied, with the slots; `stopped_at` says
+    /// that some could not be read.
+    pub(in crate::processor) fn copy_home(
+        &mut self,
+        partition: &Partition,
+        steps: &[Step],
+    ) -> Result<(), Errno> {
+        let mut buffer = Vec::new();
+        for step in steps {
+            let Step::CopyHome { first, slots } = step else { unreachable!("all are alike") };
+            buffer.clear();
+            let mut block = *first;
+            let mut read = Ok(());
+            for (spot, sums) in slots {
+                read = read.and_then(|()| self.read_run(block, spot, sums, &mut buffer));
+                block += sums.len() as u32;
+            }
+            if read.is_ok() {
+                write_base(partition, u64::from(*first) * BLOCK_SIZE, &buffer)?;
+                self.note_copied(*first, slots.iter().map(|(spot, sums)| (spot.place, sums.len())));
+                continue;
+            }
+            // One by one: those that can be read.
+            let mut block = *first;
+            for (spot, sums) in slots {
+                for (index, sum) in sums.iter().enumerate() {
+                    let here = Spot {
+                        offset: spot.offset + index as u64 * BLOCK_SIZE,
+                        place: spot.place.step(index as u32),
+                        ..spot.clone()
+                    };
+                    buffer.clear();
+                    if self.read_run(block, &here, &[*sum], &mut buffer).is_ok() {
+                        write_base(partition, u64::from(block) * BLOCK_SIZE, &buffer)?;
+                        self.note_copied(block, [(here.place, 1)].into_iter());
+                    } else {
+                        self.stopped_at = Some(u64::from(block) * BLOCK_SIZE);
+                    }
+                    block += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends consecutive slots to a buffer (RL3).
+    fn read_run(
+        &self,
+        block: BlockIndex,
+        spot: &Spot,
+        sums: &[u32],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
+        let start = buffer.len();
+        buffer.resize(start + sums.len() * BLOCK_SIZE as usize, 0);
+        let note = |index: u32| {
+            let place = spot.place.step(index);
+            self.bad.note(self.partition, block + index, place, spot.device.id);
+        };
+        read_slots(spot, sums, 0, &mut buffer[start..], note, |device, buffer, offset| {
+            device.read(buffer, offset).map(|()| true)
+        })
+        .map(|_| ())
+    }
+
+    fn note_copied(&mut self, first: BlockIndex, slots: impl Iterator<Item = (Place, usize)>) {
+        let mut first = first;
+        for (place, count) in slots {
+            let count = count as u32;
+            self.changes.push(NewPlace { first, count, place, sums: Vec::new() });
+            first += count;
+        }
+    }
+}
