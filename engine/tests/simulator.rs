@@ -63,6 +63,10 @@ fn mutants_are_detected() {
         Bug::NoStateRecord,
         Bug::AnyArea,
         Bug::TakenBase,
+        Bug::TakenHome,
+        Bug::MoveUnderReader,
+        Bug::FreeBeforeHome,
+        Bug::MoveOverWrite,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -48,7 +48,7 @@ impl Relocation {
         }
         if let Some(root) = &self.roots[&key].new {
             map.root = Arc::clone(root);
-            map.write_seq = map.write_seq.max(self.seq);
+            map.moved_seq = self.seq;
         }
     }
 

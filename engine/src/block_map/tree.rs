@@ -45,18 +45,22 @@ pub struct Map {
     blocks: u32,
     /// Sequence number of the record of its latest change; 0 if there was none.
     pub write_seq: u64,
+    /// The same of the latest relocation of this run, which is no change.
+    pub moved_seq: u64,
 }
 
 impl Map {
     /// The map of a partition of `blocks` blocks, all at their base place.
     pub fn new(blocks: u32) -> Map {
-        Map { root: Arc::new(Root::Uniform(Place::BASE)), blocks, write_seq: 0 }
+        let root = Arc::new(Root::Uniform(Place::BASE));
+        Map { root, blocks, write_seq: 0, moved_seq: 0 }
     }
 
     /// A map of these nodes, one for each 512 blocks.
     pub fn from_nodes(blocks: u32, nodes: Vec<Node>, write_seq: u64) -> Map {
         assert_eq!(nodes.len(), leaves(blocks), "one node for each 512 blocks");
-        Map { root: Arc::new(Root::Nodes(nodes)), blocks, write_seq }.normalized()
+        let root = Arc::new(Root::Nodes(nodes));
+        Map { root, blocks, write_seq, moved_seq: 0 }.normalized()
     }
 
     /// Blocks in the partition.

@@ -4,7 +4,7 @@
 //!                   walk of the leaves that it shares with neither finds what releasing it would free. The number of
 //!                   slots of a map is that of its older neighbour, plus the difference of the leaves that the two do
 //!                   not share. Frozen maps do not change, so results are cached; the key is a map's epoch with the
-//!                   sequence number of its latest change, and the same of its neighbours. Only the newest frozen map,
+//!                   sequence numbers of its latest change and relocation, and the same of its neighbours. Only the newest frozen map,
 //!                   whose neighbour is the live one, is measured repeatedly.
 //! Owner and locks   a [`Memory`] belongs to the caller; the versions are clones.
 
@@ -37,8 +37,9 @@ impl VersionUse {
     }
 }
 
-/// Identifies a map's contents: the last epoch that sees it (the live one: all ones), and its latest change.
-type Identity = (Epoch, u64);
+/// Identifies a map's contents: the last epoch that sees it (the live one: all ones), its latest change, and its latest
+/// relocation.
+type Identity = (Epoch, u64, u64);
 
 /// The cached result for one frozen map.
 #[derive(Clone, Debug)]
@@ -80,8 +81,8 @@ pub fn measure(
         .frozen
         .retain(|epoch, _| frozen.binary_search_by_key(epoch, |one| one.last_epoch).is_ok());
     let identity = |index: usize| match frozen.get(index) {
-        Some(one) => (one.last_epoch, one.map.write_seq),
-        None => (Epoch::MAX, versions.live.write_seq),
+        Some(one) => (one.last_epoch, one.map.write_seq, one.map.moved_seq),
+        None => (Epoch::MAX, versions.live.write_seq, versions.live.moved_seq),
     };
     let map = |index: usize| frozen.get(index).map_or(&versions.live, |one| &one.map);
     let mut found = vec![VersionUse::default(); snapshots.len()];

@@ -9,6 +9,8 @@ pub struct Counts {
     pub crashes: u64,
     /// Snapshots taken.
     pub snapshots: u64,
+    /// Blocks relocated.
+    pub relocated: u64,
     /// Requests made.
     pub requests: u64,
     /// Operations on the disk.
@@ -23,6 +25,7 @@ impl Counts {
         self.starts += other.starts;
         self.crashes += other.crashes;
         self.snapshots += other.snapshots;
+        self.relocated += other.relocated;
         self.requests += other.requests;
         self.operations += other.operations;
         self.faults += other.faults;

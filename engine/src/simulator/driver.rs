@@ -340,7 +340,7 @@ impl Simulation {
         if self.disk.lock().changes_size() {
             return self.change_size(running);
         }
-        match self.random.below(12) {
+        match self.random.below(15) {
             0..=3 => self.take_snapshot(running),
             4..=5 => self.delete_snapshot(running),
             6..=7 => self.flush(running).map(|_| ()),
@@ -356,6 +356,7 @@ impl Simulation {
                 }
                 Ok(())
             }
+            11..=13 => self.relocate(running),
             _ => {
                 let budget = std::mem::take(&mut self.host.lock().budget);
                 self.drain(running)?;

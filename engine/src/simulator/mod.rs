@@ -18,6 +18,7 @@ pub mod inbox;
 pub mod model;
 pub mod names;
 pub mod random;
+mod relocate;
 pub mod rules;
 pub mod scarcity;
 pub mod scheduler;

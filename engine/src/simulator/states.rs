@@ -8,11 +8,13 @@ use super::shape::VOLUME;
 use crate::engine::partitions::PartitionSnapshot;
 use crate::units::{Epoch, PartitionIndex};
 
-/// Whether two descriptions of a partition snapshot have the same number, size, blocks, latest change and counters.
-fn same(one: &PartitionSnapshot, other: &PartitionSnapshot) -> bool {
-    let state =
-        |of: &PartitionSnapshot| (of.partition, of.size, of.places, of.write_seq, of.counters);
-    state(one) == state(other)
+/// Whether two descriptions of a partition snapshot have the same number, size, zeroes, latest change and counters, and
+/// no block has come into a slot: relocation only moves blocks from slots to their base places.
+fn same(one: &PartitionSnapshot, later: &PartitionSnapshot) -> bool {
+    let state = |of: &PartitionSnapshot| {
+        (of.partition, of.size, of.places.zeroes, of.write_seq, of.counters)
+    };
+    state(one) == state(later) && one.places.slots >= later.places.slots
 }
 
 impl Simulation {

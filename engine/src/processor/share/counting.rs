@@ -66,28 +66,34 @@ impl Touched {
     }
 }
 
-/// What a part counts that ends now: a request that is done in pieces counts with its last piece.
-fn counted(part: &Part, now_ns: u64) -> Counters {
-    Counters {
-        writes: u64::from(part.rest == 0),
-        written_bytes: u64::from(part.length),
-        last_write_ns: now_ns,
-    }
-}
-
 impl Share {
+    /// What a part counts that ends now. A request that is done in pieces counts as a whole, with its last piece in the
+    /// partition: so no counter is above 0 without the others, which is how a record of a later state is told.
+    fn counted(&self, part: &Part, now_ns: u64) -> Option<Counters> {
+        let partition = u64::from(self.locals[part.local.index()].partition);
+        let begin = partition << self.geometry.partition_shift;
+        let end = u64::from(part.offset) + u64::from(part.length);
+        let first = part.request.offset.saturating_sub(begin);
+        let all = Counters { writes: 1, written_bytes: end - first, last_write_ns: now_ns };
+        (part.rest == 0).then_some(all)
+    }
+
     /// Counts a change of the live volume that has ended, and was started in `epoch`.
     pub(super) fn count_change(&mut self, part: &Part, epoch: Epoch, now_ns: u64) {
-        if part.request.verb.is_write() {
-            self.locals[part.local.index()].versions.count(epoch, counted(part, now_ns));
+        if part.request.verb.is_write()
+            && let Some(counted) = self.counted(part, now_ns)
+        {
+            self.locals[part.local.index()].versions.count(epoch, counted);
             self.touched.set(part.local);
         }
     }
 
     /// Counts a write on the fast path.
     pub(super) fn count_fast(&self, part: &Part, now_ns: u64) {
-        self.locals[part.local.index()].versions.count_shared(counted(part, now_ns));
-        self.touched.set(part.local);
+        if let Some(counted) = self.counted(part, now_ns) {
+            self.locals[part.local.index()].versions.count_shared(counted);
+            self.touched.set(part.local);
+        }
     }
 
     /// Appends records of what was counted up to the end of an epoch whose writes have ended, as many as one turn

@@ -1,0 +1,36 @@
+//! Relocate: the driver has shares relocate blocks, while hosts go on or not.
+
+use std::sync::mpsc::channel;
+
+use super::driver::{Result, Running, Simulation};
+use super::shape::VOLUME;
+use crate::processor::messages::{Control, Event};
+use crate::processor::share::relocate::Relocated;
+use crate::system::wait;
+
+impl Simulation {
+    /// Has a share relocate some blocks, several times; waits for each, or lets the last one be in flight.
+    pub(super) fn relocate(&mut self, running: &Running) -> Result<()> {
+        let Ok(volume) = running.engine.volume(VOLUME) else { return Ok(()) };
+        let chosen = self.random.below(volume.shares.len() as u64) as usize;
+        for _ in 0..self.random.within(1, 20) {
+            let blocks = self.random.within(1, 40) as u32;
+            let (sender, receiver) = channel();
+            let control = Control::Relocate(volume.share, blocks, sender);
+            volume.shares[chosen].queue.push(Event::Control(Box::new(control)));
+            if self.random.below(3) == 0 {
+                break;
+            }
+            let Ok(Relocated { blocks, at_end, .. }) = wait(&*running.engine.system, &receiver)
+            else {
+                break; // it has crashed
+            };
+            self.counts.relocated += blocks;
+            if at_end || self.disk.lock().dead {
+                break;
+            }
+        }
+        self.host.settle();
+        self.run_state().map(|_| ())
+    }
+}
