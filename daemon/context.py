@@ -2,7 +2,7 @@
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
                   they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
-                  `refusing`, `restoring` and `rewritten` are changed under the volume's lock,
+                  `refusing`, `relocations`, `restoring` and `rewritten` are changed under the volume's lock,
                   `device_trouble` and `files` under the device's, by replacing single entries; any thread may
                   read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
 """
@@ -30,6 +30,7 @@ from polyvol.daemon.errors import (
 from polyvol.daemon.events import Events
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.locks import CatalogLock, Locks, Operation
+from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
@@ -84,6 +85,7 @@ class Context:
     events: Events = field(default_factory=Events)
     fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
     refusing: set[VolumeId] = field(default_factory=set)
+    relocations: dict[VolumeId, RelocationProgress] = field(default_factory=dict)
     left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
     deleted_snapshots: dict[VolumeId, frozenset[int]] = field(default_factory=dict)
@@ -295,7 +297,8 @@ class Context:
     def ask_when_full(self, volume: Volume) -> None:
         """Set the engine's action for full change logs by the volume's policy; the engine has the volume."""
         with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):
-            self.engine.ask_when_full(volume.id, volume.when_full == "keep-writing")
+            relieved = volume.relocation_rate != 0 and volume.source is None
+            self.engine.ask_when_full(volume.id, relieved or volume.when_full == "keep-writing")
         self.refusing.discard(volume.id)
 
     def find_device(self, name: str) -> Device:

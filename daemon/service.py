@@ -57,6 +57,7 @@ from polyvol.daemon.snapshots.diff import Diffs
 from polyvol.daemon.snapshots.taker import SnapshotTaker
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.change_logs import SpaceMonitor
+from polyvol.daemon.space.relocation import RelocationWorker
 from polyvol.daemon.space.state_space import StateSpaceMonitor
 from polyvol.daemon.state import directory as state
 from polyvol.daemon.state.reserve import Reserve
@@ -375,10 +376,11 @@ class Service:
         self._volumes.start()
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
-        space = SpaceMonitor(self._context, self._snapshots, self._state_space, also=self._look_at_space)
-        space.start()
-        undo.callback(space.stop)
-        for worker in (self._deletions, self._scrubs):
+        relocation = RelocationWorker(self._context)
+        space = SpaceMonitor(
+            self._context, self._snapshots, self._state_space, relocation.relieve, also=self._look_at_space
+        )
+        for worker in (space, relocation, self._deletions, self._scrubs):
             undo.callback(worker.stop)
             worker.start()
         self._hooks.settle()

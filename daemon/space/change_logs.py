@@ -3,10 +3,11 @@ also handles the engine's other events, about devices that do not answer.
 
 How it works      One thread waits for the engine's events, and samples every volume's use each SAMPLE_S.
                   Workers (workers.py) free space, one for each volume.
-                  When the engine reports that a volume's logs are full, its writes wait. With 'keep-writing'
-                  the oldest scheduled snapshot without a hold is dropped, and the writes are retried, until
-                  they fit or nothing is left to drop. Then the engine fails them with ENOSPC, and sends no
-                  more events until there is a snapshot to drop again.
+                  When the engine reports that a volume's logs are full, its writes wait. Blocks are brought
+                  back to their base places; if there are none, with 'keep-writing' the oldest scheduled
+                  snapshot without a hold is dropped. The writes are retried, until they fit or nothing is
+                  left to do. Then the engine fails them with ENOSPC, and sends no more events until blocks
+                  were brought back again, or there is a snapshot to drop again.
 Invariants        CW1 every event is answered: the writes are retried, or fail; CW2 snapshots made by hand,
                   with holds or with clients are never dropped; CW3 nothing is dropped for writes that no
                   longer wait.
@@ -67,12 +68,14 @@ class SpaceMonitor:
         context: Context,
         snapshots: Snapshots,
         state_space: StateSpaceMonitor | None = None,
+        relieve: Callable[[Volume], int] = lambda _: 0,
         *,
         also: Callable[[], None] = lambda: None,
     ) -> None:
         self._context = context
         self._also = also
         self._state_space = state_space
+        self._relieve = relieve
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -195,7 +198,7 @@ class SpaceMonitor:
             self._ask_again(volume.id)
             if not context.engine.space(volume.id)["starving"]:
                 return True  # CW3
-        if self._drop_one(volume):
+        if self._relieve(volume) > 0 or self._drop_one(volume):
             return True
         text = (
             f"the change logs of volume {volume.name} are full and no snapshot may be dropped: writes that"

@@ -58,6 +58,20 @@ class CloneSourceView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelocationView:
+    """How blocks of a volume are brought from change logs back to their base places. `rate`: at most so many
+    bytes per second, 0: not at all; null: as there is opportunity. Since polyvold began to serve it: `moved`
+    bytes, and `failed` batches with blocks that could not be moved. `speed`: bytes per second now. `state`:
+    what it does, or why it waits."""
+
+    rate: int | None
+    moved: int
+    failed: int
+    speed: int
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeView:
     """A volume. `state`: 'serving'; 'degraded' (served, but for what `reason` says); 'not-served' (`reason`
     says why); 'restoring' (`restore` says what; not exported until that is complete); 'creating', 'deleting'
@@ -65,7 +79,8 @@ class VolumeView:
     `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `logs`: its log areas;
     `log_rules`: which of them its change logs use (none: any); `space`: their use, None while it is not
-    served; `dropped`: the latest snapshots that were dropped to free space, newest first.
+    served; `relocation`: what is brought back from them, likewise; `dropped`: the latest snapshots that were
+    dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
     its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
     for by name, `partitions` only if asked for."""
@@ -85,6 +100,7 @@ class VolumeView:
     logs: list[LogView]
     log_rules: list[LogRuleView]
     space: SpaceView | None
+    relocation: RelocationView | None
     dropped: list[DroppedSnapshotView]
     exports: list[ExportView]
     connections: int
@@ -165,12 +181,14 @@ class CloneCreate:
 @dataclass(frozen=True, kw_only=True)
 class VolumeSet:
     """What is to be changed of a volume; None: it stays. `log_devices`: all of its log rules, as for
-    VolumeCreate, for change logs to come; none: any log area."""
+    VolumeCreate, for change logs to come; none: any log area. `relocate`: 'auto', 'off', or bytes per second:
+    how its blocks are brought from change logs back to their base places."""
 
     __pydantic_config__: ClassVar = STRICT
     when_full: WhenFull | None = None
     log_devices: Names | None = None
     hooks: HookSettings | None = None
+    relocate: Literal["auto", "off"] | Number | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

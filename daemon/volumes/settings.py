@@ -29,9 +29,9 @@ def change_settings(context: Context, log_areas: LogAreas, volume: Volume, reque
     table = context.catalog.hooks
     before = table.of_volume(volume.id)
     with ExitStack() as undo:
-        if request.when_full is not None:
-            undo.callback(_set_back, context, volume, "policy", lambda: _set_when_full(context, volume))
-            _set_when_full(context, replace(volume, when_full=request.when_full))
+        if request.when_full is not None or request.relocate is not None:
+            undo.callback(_set_back, context, volume, "policies", lambda: _set_policies(context, volume))
+            _set_policies(context, _with_policies(volume, request))
         if request.hooks is not None:
             undo.callback(_set_back, context, volume, "hooks", lambda: table.set_of_volume(volume.id, before))
             table.set_of_volume(volume.id, hooks)
@@ -45,8 +45,19 @@ def _set_back(context: Context, volume: Volume, what: str, action: Callable[[], 
         action()
 
 
-def _set_when_full(context: Context, volume: Volume) -> None:
-    """Record a volume's policy, and set it in the engine."""
-    context.catalog.volumes.set_when_full(volume.id, volume.when_full)
+def _with_policies(volume: Volume, request: VolumeSet) -> Volume:
+    """A volume with the policies that are given."""
+    rate = volume.relocation_rate
+    if isinstance(request.relocate, int):
+        rate = request.relocate
+    elif request.relocate is not None:
+        rate = 0 if request.relocate == "off" else None
+    return replace(volume, when_full=request.when_full or volume.when_full, relocation_rate=rate)
+
+
+def _set_policies(context: Context, volume: Volume) -> None:
+    """Record what a volume does when its change logs are full, and how fast blocks are relocated. Whether writes
+    wait for room depends on both."""
+    context.catalog.volumes.set_policies(volume)
     if context.is_served(volume):
         context.ask_when_full(volume)

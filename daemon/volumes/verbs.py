@@ -37,6 +37,7 @@ from polyvol.daemon.errors import (
 )
 from polyvol.daemon.hooks.run import hook_view
 from polyvol.daemon.isolation import isolate
+from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.log_areas import LogAdd
 from polyvol.daemon.types.scrubs import BadBlockView
@@ -46,6 +47,7 @@ from polyvol.daemon.types.volumes import (
     DroppedSnapshotView,
     ExportView,
     PlanView,
+    RelocationView,
     VolumeCreate,
     VolumeDeleted,
     VolumeGrow,
@@ -78,6 +80,11 @@ from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import CloneSource, Volume
 from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.snapshot import export_name
+
+
+def _relocation(context: Context, volume: Volume) -> RelocationView:
+    progress = context.relocations.get(volume.id) or RelocationProgress()
+    return progress.view(volume.relocation_rate)
 
 
 class Volumes:
@@ -390,6 +397,7 @@ class Volumes:
             logs=self.log_areas.views(volume, names, serving=serving),
             log_rules=rule_views(context.catalog.log_areas.rules(volume.id), names),
             space=self.log_areas.space(volume) if serving else None,
+            relocation=_relocation(context, volume) if serving else None,
             dropped=[
                 DroppedSnapshotView(
                     snapshot=dropped.name,

@@ -29,6 +29,7 @@ from polyvol.engine_reports import (
     LogStats as LogStats,
     ProcessorLook as ProcessorLook,
     ProcessorStats as ProcessorStats,
+    RelocationReport as RelocationReport,
     ScrubBad as ScrubBad,
     ScrubReport as ScrubReport,
     ShareLook as ShareLook,
@@ -222,6 +223,11 @@ class Engine:
     def set_log_rules(self, volume: int, rules: VolumeRules) -> None:
         """Give a volume these rules for what is redirected from now on, in place of those that it has.
         'not-found': a rule names an area that it does not have, or allows none."""
+
+    def relocate(self, volume: int, bytes: int, seconds: float, urgent: bool) -> RelocationReport:
+        """Bring blocks of a volume from slots back to their base places, where no version sees these: at most
+        so many bytes, for about so long. While hosts are active it moves little and sleeps most of the time,
+        unless it is `urgent`."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes that find no room in their log areas wait, and raise a 'log-full' event, or fail

@@ -124,6 +124,16 @@ class EngineEvent(TypedDict):
     volume: int
 
 
+class RelocationReport(TypedDict):
+    """What a relocation has done: bytes that were moved, batches with blocks that could not be moved, whether
+    all was looked at and nothing more can be moved now, and whether hosts were active."""
+
+    bytes: int
+    failed: int
+    at_end: bool
+    hosts: bool
+
+
 class VolumeStats(TypedDict):
     """Counters of one volume since the engine took it over, and its state."""
 

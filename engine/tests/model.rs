@@ -16,9 +16,11 @@ mod differences;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
+use polyvol_engine::engine::relocate::Bounds;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
@@ -47,6 +49,7 @@ enum Op {
     Drop(usize),
     RollBack { nth: usize, safety: bool, killed: bool },
     Cover,
+    Relocate { blocks: u64 },
     Forget { killed: bool },
     Grow,
     Extend,
@@ -74,6 +77,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
             .prop_map(|(nth, safety, killed)| Op::RollBack { nth, safety, killed }),
         1 => Just(Op::Cover),
+        4 => (1..600u64).prop_map(|blocks| Op::Relocate { blocks }),
         3 => any::<bool>().prop_map(|killed| Op::Forget { killed }),
         1 => Just(Op::Grow),
         1 => Just(Op::Extend),
@@ -288,6 +292,7 @@ impl Twin {
                 }
             }
             Op::Flush => self.client().flush().unwrap(),
+            Op::Relocate { blocks } => self.relocate(blocks * 4096),
             Op::Cut => self.cut(),
             Op::Drop(nth) => {
                 let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
@@ -375,6 +380,25 @@ impl Twin {
             }
             self.engine().forget_rollback(VOLUME, at).unwrap();
         }
+    }
+
+    /// Brings blocks back to their base places. No export shows anything else than before, and no difference of two
+    /// versions changes.
+    fn relocate(&mut self, bytes: u64) {
+        let changes = self.changes();
+        let bounds = Bounds { bytes, time: Duration::from_secs(20), urgent: true };
+        let done = self.engine().relocate(VOLUME, bounds).unwrap();
+        assert!(done.failed == 0 && (done.at_end || done.bytes == bytes), "{done:?}");
+        assert_eq!(self.changes(), changes, "moving is no change");
+        self.check();
+    }
+
+    /// What the engine says that has changed since each snapshot.
+    fn changes(&self) -> Vec<Vec<(u64, u64)>> {
+        let since = |epoch: &u64| {
+            self.engine().changes(VOLUME, *epoch, None, 0, usize::MAX).unwrap().extents
+        };
+        self.snapshots.keys().map(since).collect()
     }
 
     /// Stops; a killed engine gets its files back as they were before it could write checkpoints.

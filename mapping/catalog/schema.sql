@@ -29,7 +29,8 @@ CREATE TABLE volume (
     created_ns INTEGER NOT NULL,
     kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
     manifests INTEGER NOT NULL DEFAULT 0,  -- the processors of so many first partitions have manifests of their journals
-    stopped TEXT                        -- digests of its manifests, if it was not served since a clean stop
+    stopped TEXT,                       -- digests of its manifests, if it was not served since a clean stop
+    relocation_rate INTEGER CHECK (relocation_rate >= 0)  -- bytes per second, 0: off; NULL: as there is opportunity
 ) STRICT;
 
 CREATE TABLE device (

@@ -164,10 +164,13 @@ class Volumes:
                 "UPDATE volume SET stopped = ? WHERE id = ?", [(what, id_) for id_, what in digests.items()]
             )
 
-    def set_when_full(self, volume: VolumeId, when_full: WhenFull) -> None:
-        """Record a volume's policy for full change logs."""
+    def set_policies(self, volume: Volume) -> None:
+        """Record what a volume does when its change logs are full, and how fast its blocks are relocated."""
         with self._database.transaction() as connection:
-            connection.execute("UPDATE volume SET when_full = ? WHERE id = ?", (when_full, volume))
+            connection.execute(
+                "UPDATE volume SET when_full = ?, relocation_rate = ? WHERE id = ?",
+                (volume.when_full, volume.relocation_rate, volume.id),
+            )
 
     def record_growth(
         self, volume: Volume, size: int, partitions: Sequence[Partition], ids: Mapping[int, int]

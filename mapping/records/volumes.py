@@ -28,7 +28,8 @@ class Volume:
     it is a clone. `kept`: it is deleted, and kept for its clones. `restoring`: a backup is being restored to
     it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
     many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
-    daemon/volumes/manifest_digests.py."""
+    daemon/volumes/manifest_digests.py. `relocation_rate`: at most so many bytes per second of its blocks are
+    relocated, 0: none; None: as there is opportunity."""
 
     id: VolumeId
     uuid: UUID
@@ -45,6 +46,7 @@ class Volume:
     restoring: bool = False
     manifests: int = 0
     stopped: str | None = None
+    relocation_rate: int | None = None
 
     @property
     def partition_count(self) -> int:

@@ -20,7 +20,7 @@ ROOMS = (
     ("errors", "ranges", "sizes", "version", "backup_errors"),
     ("types", "host"),
     ("state",),
-    ("config", "engine_border", "events", "locks", "fill_level"),
+    ("config", "engine_border", "events", "locks", "fill_level", "relocation_progress"),
     ("context", "consistent_read", "engine_log", "left_over", "operations", "isolation", "workers"),
     ("devices",),
     ("hooks",),

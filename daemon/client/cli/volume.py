@@ -38,6 +38,14 @@ def when_full_option(*, default: str | None = None) -> Callable[[Command], Comma
     )
 
 
+def _relocation_rate(
+    context: click.Context, parameter: click.Parameter, given: str | None
+) -> str | int | None:
+    if given is None or given in ("auto", "off"):
+        return given
+    return SIZE.convert(given, parameter, context)
+
+
 @click.group(cls=Noun)
 def volume() -> None:
     """Virtual volumes."""
@@ -110,6 +118,13 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
 @click.argument("name")
 @when_full_option()
 @log_devices_option(help="Where change logs to come lie: all of its rules, or any; repeatable.")
+@click.option(
+    "--relocate",
+    metavar="auto|off|RATE",
+    callback=_relocation_rate,
+    help="How fast blocks are brought from change logs back to their base places: as there is opportunity,"
+    " not at all, or so many bytes a second.",
+)
 @hook_options
 @click.option("--no-hooks", is_flag=True, help="Remove the volume's hooks.")
 @json_option
@@ -118,27 +133,36 @@ def set_volume(
     name: str,
     when_full: str | None,
     log_devices: tuple[str, ...],
+    relocate: str | int | None,
     no_hooks: bool,
     as_json: bool,
     state_dir: Path,
     **hooks: Json,
 ) -> None:
     """Change a volume's settings. They are what it does when its change logs are full, where these
-    lie, and its hooks."""
+    lie, how fast blocks are brought back from them, and its hooks."""
     given = hooks_from(**hooks)
     if no_hooks:
         if given is not None:
             raise click.UsageError("give hooks, or --no-hooks")
         given = {}
-    if when_full is None and given is None and not log_devices:
-        raise click.UsageError("give --when-full, --log-device, --quiesce, or --no-hooks")
-    body = {"when_full": when_full, "hooks": given, "log_devices": list(log_devices) or None}
+    body = {
+        "when_full": when_full,
+        "hooks": given,
+        "log_devices": list(log_devices) or None,
+        "relocate": relocate,
+    }
+    if all(each is None for each in body.values()):
+        raise click.UsageError("give --when-full, --log-device, --relocate, --quiesce, or --no-hooks")
     changed = Client(state_dir).patch("volumes", name, body=body)
     if as_json:
         print_json(changed)
         return
     rules, hooked = rules_text(changed["log_rules"]), hook_text(changed["hooks"])
-    say(f"volume {name}: when full, {changed['when_full']}; log rules: {rules}; hooks: {hooked or '-'}")
+    say(
+        f"volume {name}: when full, {changed['when_full']}; log rules: {rules};"
+        f" relocation: {_relocation_text(changed['relocation'])}; hooks: {hooked or '-'}"
+    )
 
 
 @volume.command()
@@ -242,6 +266,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("last scrub", _scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown["space"])),
+            ("relocation", _relocation_text(shown["relocation"])),
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
             ("held", _use_text(shown["use"])),
@@ -461,3 +486,15 @@ def _print_partitions(partitions: list[dict[str, Any]]) -> None:
             for extent in part["extents"]
         ],
     )
+
+
+def _relocation_text(relocation: Json | None) -> str | None:
+    if relocation is None:
+        return None
+    rate = relocation["rate"]
+    setting = "auto" if rate is None else "off" if rate == 0 else f"{format_size(rate)}/s"
+    moved = f"{format_size(relocation['moved'])} moved" if relocation["moved"] else ""
+    speed = f"{format_size(relocation['speed'])}/s now" if relocation["speed"] else ""
+    failed = f"{counted(relocation['failed'], 'run')} failed" if relocation["failed"] else ""
+    state = relocation["state"] if rate != 0 else ""
+    return "; ".join(each for each in (setting, moved, speed, failed, state) if each)

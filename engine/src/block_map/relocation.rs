@@ -1,7 +1,7 @@
 //! Relocation: blocks move from slots to their base places, in all versions of a partition that have them there.
 //!
 //! How it works      Versions share leaves and roots. Each shared node that has one of the blocks is copied once, and the
-//!                   copy is put into every map that had the node: so they share it as before. Thus after a relocation,
+//!                   copy is put into every map that had the node, and they share it as before. So after a relocation,
 //!                   as before it, two versions have a block at the same place exactly if it is the same change of it
 //!                   (V2): a diff, a dirty bitmap and a backup report nothing that has only moved, and miss nothing.
 //! Cost              for each version a look at its nodes for these blocks; for each different node one copy.

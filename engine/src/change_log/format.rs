@@ -22,8 +22,7 @@ pub const FORMAT_VERSION: u32 = 4;
 pub const COUNTED_VERSION: u32 = 3;
 /// In this version, partitions had no counters, and a cut did not say how many partitions there were.
 pub const UNCOUNTED_VERSION: u32 = 2;
-/// In this version, segments had their first record's number in the header, no manifest named them, and there was no
-/// record of a rollback.
+/// In this version, segments had their first record's number in the header, and no manifest; no record was of a rollback.
 pub const FIRST_VERSION: u32 = 1;
 /// Bytes of a journal segment's and a checkpoint's header.
 pub const HEADER_BYTES: usize = 4096;
@@ -40,7 +39,7 @@ pub const RECORD_BYTES: usize = 48;
 /// Most blocks of one record that carries checksums.
 pub const RECORD_SUMS_MAX: u32 = 8192;
 
-/// Offsets of the fields that [`Header`] has, by name.
+/// Offsets of the fields of a [`Header`], by name.
 pub const HEADER_FIELDS: [(&str, usize, usize); 11] = [
     ("magic", 0, 8),
     ("version", 8, 4),
@@ -308,8 +307,8 @@ pub enum RecordKind {
     Dropped,
     /// The volume has grown in `epoch`; `partition` and `first` hold the low and the high half of its size in blocks.
     Grown,
-    /// What was counted of `partition` up to the end of `epoch`: `place` holds when it was written last, nanoseconds since
-    /// 1970, and [`Record::counters`] the rest.
+    /// What was counted of `partition` up to the end of `epoch`: `place` holds when it was written last, ns since 1970, and
+    /// [`Record::counters`] the rest.
     State,
     /// Blocks `first..first + count` of `partition` were relocated to their base places, in every version that has them
     /// in the slots from `place` on.

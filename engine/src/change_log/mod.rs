@@ -31,6 +31,7 @@ pub mod leaf_bytes;
 pub mod log_rules;
 pub mod manifest;
 mod old_segments;
+pub mod partition_shape;
 pub mod past;
 pub mod recover;
 pub mod segment;

@@ -15,8 +15,9 @@ use super::format::{
 };
 use super::journal::{Entry, Journal, Start};
 use super::manifest::{APPENDED_FIELDS, COPY_FIELDS};
+use super::partition_shape::Shape;
 use super::past::{Past, RecordedCut};
-use super::recover::{Recovered, Shape, recover};
+use super::recover::{Recovered, recover};
 use crate::block_map::counters::Counters;
 use crate::block_map::history::{History, Rollback};
 use crate::block_map::place::Place;

@@ -56,7 +56,7 @@ impl Engine {
         let volume = self.volume(volume)?;
         let (began, mut done) = (Instant::now(), Relocation::default());
         let mut requests = requests(&volume);
-        let (mut share, mut idle_shares, mut moved) = (0, 0, false);
+        let (mut share, mut idle_shares, mut moved, mut busy) = (0, 0, false, false);
         while done.bytes < bounds.bytes && began.elapsed() < bounds.time {
             let before = std::mem::replace(&mut requests, self::requests(&volume));
             let gives_way = before != requests && !bounds.urgent;
@@ -72,11 +72,12 @@ impl Engine {
             done.failed += answer.failed;
             moved |= answer.blocks > 0;
             if answer.at_end || answer.busy {
-                idle_shares = if moved { 0 } else { idle_shares + 1 };
+                (idle_shares, busy) =
+                    if moved { (0, answer.busy) } else { (idle_shares + 1, busy || answer.busy) };
                 (share, moved) = ((share + 1) % volume.shares.len(), false);
             }
             if idle_shares >= volume.shares.len() {
-                done.at_end = !answer.busy;
+                done.at_end = !busy;
                 break;
             }
             if answer.busy {

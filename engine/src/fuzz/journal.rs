@@ -26,7 +26,8 @@ use crate::change_log::format::{
 use crate::change_log::manifest::{
     self, APPENDED_OFFSET, COPY_BYTES, COPY_OFFSETS, MANIFEST_BYTES, State,
 };
-use crate::change_log::recover::{Recovered, Shape, recover};
+use crate::change_log::partition_shape::Shape;
+use crate::change_log::recover::{Recovered, recover};
 use crate::checksum;
 use crate::error::{ErrorKind, Result};
 use crate::units::{Epoch, SlotIndex};

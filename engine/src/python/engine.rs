@@ -161,14 +161,9 @@ impl Engine {
     ) -> PyResult<Bound<'py, PyDict>> {
         let time = Duration::try_from_secs_f64(seconds)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let done =
-            self.call(py, |this| this.inner.relocate(volume, Bounds { bytes, time, urgent }))?;
-        let dict = PyDict::new(py);
-        dict.set_item("bytes", done.bytes)?;
-        dict.set_item("failed", done.failed)?;
-        dict.set_item("at_end", done.at_end)?;
-        dict.set_item("hosts", done.hosts)?;
-        Ok(dict)
+        let bounds = Bounds { bytes, time, urgent };
+        let done = self.call(py, |this| this.inner.relocate(volume, bounds))?;
+        report::relocation(py, done)
     }
 
     fn ask_when_full(&self, py: Python<'_>, volume: u64, asks: bool) -> PyResult<()> {
@@ -250,30 +245,8 @@ impl Engine {
         for volume in &volumes {
             wanted.push((spec::entry(volume, "volume")?, spec::log_rules(volume)?));
         }
-        let report = self.call(py, |this| this.inner.cut(&wanted))?;
-        let epochs = PyDict::new(py);
-        for (volume, epoch) in &report.epochs {
-            epochs.set_item(volume, epoch)?;
-        }
-        let processors = PyList::empty(py);
-        for part in &report.parts {
-            let partitions = PyDict::new(py);
-            for (share, count) in &part.partitions {
-                partitions.set_item(report.volumes[share], count)?;
-            }
-            let dict = PyDict::new(py);
-            dict.set_item("processor", part.processor)?;
-            dict.set_item("stall_ns", part.stall_ns)?;
-            dict.set_item("partitions", partitions)?;
-            processors.append(dict)?;
-        }
-        let dict = PyDict::new(py);
-        dict.set_item("epochs", epochs)?;
-        dict.set_item("instant_ns", report.instant_ns)?;
-        let longest = report.parts.iter().map(|part| part.stall_ns).max().unwrap_or(0);
-        dict.set_item("stall_ns", longest)?;
-        dict.set_item("processors", processors)?;
-        Ok(dict)
+        let made = self.call(py, |this| this.inner.cut(&wanted))?;
+        report::cut(py, &made)
     }
 
     fn settle(&self, py: Python<'_>, volume: u64, epoch: Epoch) -> PyResult<()> {

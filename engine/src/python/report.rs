@@ -6,7 +6,9 @@ use std::time::UNIX_EPOCH;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
+use crate::engine::relocate::Relocation;
 use crate::engine::scrub::ScrubReport;
+use crate::engine::snapshots::CutReport;
 use crate::engine::watch::DeviceState;
 use crate::error::Errno;
 use crate::geometry::bad_blocks::BadBlocks;
@@ -117,5 +119,42 @@ pub fn hand_over<'py>(py: Python<'py>, handed: HandedOver) -> PyResult<Bound<'py
     let dict = PyDict::new(py);
     dict.set_item("connections", connections)?;
     dict.set_item("closed", handed.closed)?;
+    Ok(dict)
+}
+
+/// A `CutReport`.
+pub fn cut<'py>(py: Python<'py>, made: &CutReport) -> PyResult<Bound<'py, PyDict>> {
+    let epochs = PyDict::new(py);
+    for (volume, epoch) in &made.epochs {
+        epochs.set_item(volume, epoch)?;
+    }
+    let processors = PyList::empty(py);
+    for part in &made.parts {
+        let partitions = PyDict::new(py);
+        for (share, count) in &part.partitions {
+            partitions.set_item(made.volumes[share], count)?;
+        }
+        let dict = PyDict::new(py);
+        dict.set_item("processor", part.processor)?;
+        dict.set_item("stall_ns", part.stall_ns)?;
+        dict.set_item("partitions", partitions)?;
+        processors.append(dict)?;
+    }
+    let dict = PyDict::new(py);
+    dict.set_item("epochs", epochs)?;
+    dict.set_item("instant_ns", made.instant_ns)?;
+    let longest = made.parts.iter().map(|part| part.stall_ns).max().unwrap_or(0);
+    dict.set_item("stall_ns", longest)?;
+    dict.set_item("processors", processors)?;
+    Ok(dict)
+}
+
+/// A `RelocationReport`.
+pub fn relocation(py: Python<'_>, done: Relocation) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("bytes", done.bytes)?;
+    dict.set_item("failed", done.failed)?;
+    dict.set_item("at_end", done.at_end)?;
+    dict.set_item("hosts", done.hosts)?;
     Ok(dict)
 }

@@ -14,8 +14,9 @@ const VOLUME: u64 = 7;
 const PARTITION: u64 = 1 << 20;
 const ALL: std::ops::Range<u32> = 0..u32::MAX;
 
-/// What is known of one partition at a snapshot: its size, its map, its latest change, and what was counted.
-type State = (u64, PlaceCounts, u64, Counters);
+/// What is known of one partition at a snapshot: its size, its zero and its other blocks (relocation moves these from
+/// slots to their base places), its latest change, and what was counted.
+type State = (u64, [u32; 2], u64, Counters);
 
 /// The reference.
 #[derive(Default)]
@@ -29,7 +30,8 @@ fn states(engine: &Engine, epoch: u64) -> BTreeMap<u32, State> {
     let found = engine.partition_snapshots(VOLUME, epoch, ALL).unwrap();
     let state = |one: polyvol_engine::engine::partitions::PartitionSnapshot| {
         let counters = one.counters.expect("counted from the beginning");
-        (one.partition, (one.size, one.places, one.write_seq, counters))
+        let PlaceCounts { slots, zeroes, bases } = one.places;
+        (one.partition, (one.size, [zeroes, slots + bases], one.write_seq, counters))
     };
     found.into_iter().map(state).collect()
 }

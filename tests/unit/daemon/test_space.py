@@ -163,6 +163,8 @@ def test_writes_to_a_volume_that_is_gone_are_refused(volume: Daemon) -> None:
 def test_the_policy_is_kept_and_told_to_the_engine(volume: Daemon) -> None:
     assert ("ask_when_full", VOLUME, True) in volume.world.calls
     volume.ok("volume", "set", "v", "--when-full", "keep-snapshots")
+    assert volume.world.calls[-1] == ("ask_when_full", VOLUME, True), "blocks can be relocated"
+    volume.ok("volume", "set", "v", "--relocate", "off")
     assert volume.world.calls[-1] == ("ask_when_full", VOLUME, False)
     volume.ok("snapshot", "create", "v", "--name", "a", "--scheduled")
     full(volume)

@@ -18,7 +18,8 @@ use crate::change_log::files::Identity;
 use crate::change_log::format::{BEGIN_OFFSET, HEADER_END, MARK_BYTES, MARK_OFFSETS};
 use crate::change_log::journal::{Journal, Start};
 use crate::change_log::manifest::{APPENDED_OFFSET, COPY_BYTES};
-use crate::change_log::recover::{Shape, recover};
+use crate::change_log::partition_shape::Shape;
+use crate::change_log::recover::recover;
 use crate::error::{ErrorKind, Result};
 use crate::fuzz::files::{Files, identity};
 

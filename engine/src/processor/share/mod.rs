@@ -24,6 +24,7 @@ pub(super) mod fast_path;
 pub mod grow;
 pub(super) mod in_flight;
 mod inspect;
+mod job_devices;
 mod log_orders;
 mod pieces;
 pub mod read;

@@ -5,10 +5,10 @@
 //!                   are reserved as for a write. Then the processor records for each run of slots that its blocks are
 //!                   at their base places, in all versions that had them in the slots, and frees the slots. The caller
 //!                   decides how much and how often ([`Engine::relocate`](crate::engine::Engine::relocate)).
-//! Invariants        RL1 a base place is written only while its blocks are reserved, and if no version sees it;
-//!                   RL2 when the move is recorded, the live map has the blocks in the slots that were copied, no
+//! Invariants        MV1 a base place is written only while its blocks are reserved, and if no version sees it;
+//!                   MV2 when the move is recorded, the live map has the blocks in the slots that were copied, no
 //!                       snapshot is being read there, and no clone has a copy of a map with them (PI1);
-//!                   RL3 a slot's checksum is checked before its contents count: a bad block stays where it is.
+//!                   MV3 a slot's checksum is checked before its contents count: a bad block stays where it is.
 //! Why it is safe    The record is appended after the data was written, so a commit that covers it has synced that. Until
 //!                   then a power loss restores the slot, which is not reused before (J4). No version sees the base
 //!                   place in the meantime. A host's write waits for the copy, and finds either place in the map.
@@ -44,7 +44,7 @@ pub struct Relocated {
     pub failed: u64,
     /// It has come to the end of the share's partitions: the next call begins again.
     pub at_end: bool,
-    /// Nothing was done, because the share has more urgent work, or a snapshot is being read there.
+    /// Some blocks were left out, because the share has other work there, or a snapshot is being read there.
     pub busy: bool,
 }
 
@@ -53,6 +53,8 @@ pub(super) struct Relocation {
     pins: Arc<Pins>,
     /// Where the next call begins: a partition, and a leaf.
     next: (usize, u32),
+    /// In this pass, blocks were left out because of other work.
+    skipped: bool,
     /// The number of the job in flight, and who waits for it.
     running: Option<(u64, Sender<Relocated>)>,
 }
@@ -60,7 +62,7 @@ pub(super) struct Relocation {
 impl Relocation {
     /// None was made.
     pub(super) fn new(pins: Arc<Pins>) -> Relocation {
-        Relocation { pins, next: (0, 0), running: None }
+        Relocation { pins, next: (0, 0), skipped: false, running: None }
     }
 
     /// Whether this is the job in flight.
@@ -96,7 +98,8 @@ impl Share {
             let (copies, span) = self.plan_relocation(local, leaf, blocks_max);
             let Some(span) = span else { continue };
             if self.overlaps_other_work(&span) {
-                continue; // in the next pass
+                self.relocation.skipped = true;
+                continue;
             }
             let job = Job { steps: copies, ..self.own_job(local) };
             self.send(None, span, job, context);
@@ -105,7 +108,8 @@ impl Share {
         }
         self.relocation.next = (0, 0);
         self.release_freed(context);
-        let _ = answer.send(Relocated { at_end: true, ..Relocated::default() });
+        let busy = std::mem::take(&mut self.relocation.skipped);
+        let _ = answer.send(Relocated { at_end: true, busy, ..Relocated::default() });
     }
 
     /// The next leaf of a map that has any; moves on.
@@ -159,7 +163,7 @@ impl Share {
     }
 
     /// The length of the run from `block`, at most `limit`, that is in consecutive slots or in none, for which the answer
-    /// is the same, and the answer: can these blocks be moved to their base places (RL1, RL2)?
+    /// is the same, and the answer: can these blocks be moved to their base places (MV1, MV2)?
     fn movable(
         &self,
         local: LocalIndex,
@@ -245,8 +249,9 @@ impl Share {
     ) {
         let Some((_, answer)) = self.relocation.running.take() else { return };
         let mut report = Relocated { failed: u64::from(result.is_err()), ..Relocated::default() };
-        let read = self.out.reads_snapshots(span) && !bug(Bug::MoveUnderReader);
+        let read = self.out.reads_snapshots(span);
         report.busy = given_up || read;
+        self.relocation.skipped |= report.busy;
         if !report.busy {
             report.failed += u64::from(job.stopped_at.is_some());
             for copied in &job.changes {
@@ -261,7 +266,7 @@ impl Share {
         let _ = answer.send(report); // the caller may wait no longer
     }
 
-    /// Records and makes a move, as far as the live map still has the blocks in the slots (RL2); how many blocks.
+    /// Records and makes a move, as far as the live map still has the blocks in the slots (MV2); how many blocks.
     fn record_home(&mut self, local: LocalIndex, copied: &NewPlace) -> u64 {
         let pinned = self.relocation.pins.epochs();
         let number = self.locals[local.index()].partition;
@@ -352,7 +357,7 @@ impl Job {
         Ok(())
     }
 
-    /// Appends consecutive slots to a buffer (RL3).
+    /// Appends consecutive slots to a buffer (MV3).
     fn read_run(
         &self,
         block: BlockIndex,

@@ -1,0 +1,41 @@
+"""Relocation progress: how much of a volume was brought back to its base places, and what goes on now. No
+engine, no thread.
+
+Owner and locks   Updated by one thread at a time, read by any: single fields are replaced.
+"""
+
+import time
+
+from polyvol.daemon.types.volumes import RelocationView
+
+WINDOW_S = 10.0
+"""The speed is that of so many last seconds, about."""
+
+
+class RelocationProgress:
+    """How far the relocation of one volume's blocks is."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        """Bytes that were moved since polyvold began to serve the volume."""
+        self.failed = 0
+        """Batches with blocks that could not be moved."""
+        self.state = "has not begun"
+        """What it does, or why it waits, for people."""
+        self._speed = 0.0
+        self._at_s = time.monotonic()
+
+    def add(self, now_s: float, moved: int, failed: int) -> None:
+        """So many bytes were moved until now since the last call, and so many batches failed."""
+        self.moved += moved
+        self.failed += failed
+        passed_s = max(1e-3, now_s - self._at_s)
+        share = min(1.0, passed_s / WINDOW_S)
+        self._speed += (moved / passed_s - self._speed) * share
+        self._at_s = now_s
+
+    def view(self, rate: int | None) -> RelocationView:
+        """What a user is shown; `rate`: the volume's setting."""
+        passed_s = time.monotonic() - self._at_s
+        speed = 0 if passed_s > WINDOW_S else int(self._speed)
+        return RelocationView(rate=rate, moved=self.moved, failed=self.failed, speed=speed, state=self.state)

@@ -1,0 +1,189 @@
+"""Relocation worker: has the engine bring blocks of each volume from change logs back to their base places.
+
+How it works      One thread looks at every volume that is served each LOOK_S. A volume in which something may
+                  be to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
+                  active, blocks are moved only if more than half of its log areas is used, or it has a rate,
+                  and the engine gives way to them. When its log areas are almost full, hosts do not matter.
+                  After a pass that has found nothing, nothing is done until hosts have changed something, a
+                  snapshot was deleted, or IDLE_S is over.
+Owner and locks   Its thread, `polyvol-relocation`, and its jobs take no lock: the engine refuses what cannot
+                  be, and a volume may be closed at any time.
+Errors            An engine error ends the job; the next one is begun as if it had found nothing.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from polyvol.daemon.context import Context
+from polyvol.daemon.errors import log_failure
+from polyvol.daemon.relocation_progress import RelocationProgress
+from polyvol.daemon.workers import Workers
+from polyvol.mapping.ids import VolumeId
+from polyvol.mapping.records.volumes import Volume
+from polyvol.mapping.sizes import format_size
+
+LOOK_S = 0.5
+JOB_S = 1.0
+"""How long a job moves blocks, about: settings are looked at between two."""
+IDLE_S = 60.0
+"""How long after a pass that has found nothing another one is made in any case."""
+STOP_S = 5.0
+GIVE_WAY = 0.5
+"""Hosts have their way as long as no more than this share of the log areas is used."""
+URGENT = 0.9
+"""From this share of the log areas on, hosts do not have their way."""
+RELIEF_BYTES = 64 << 20
+"""How much is moved, at most, for writes that wait for free slots."""
+RELIEF_S = 2.0
+_ALL = 1 << 50
+_NOTHING = "nothing to move"
+_log = logging.getLogger("polyvol.relocation")
+
+
+@dataclass
+class _Seen:
+    """What a look at a volume has found: how many requests and snapshots, and what its log areas use, in
+    bytes."""
+
+    requests: int
+    snapshots: int
+    used: int
+    size: int
+
+    @property
+    def share(self) -> float:
+        return self.used / self.size if self.size else 0.0
+
+
+@dataclass
+class _Watched:
+    """A volume that is watched: what the last look found, and what there was when a pass had found nothing to
+    move, and when that was."""
+
+    seen: _Seen
+    done: _Seen | None = None
+    done_s: float = field(default_factory=time.monotonic)
+
+
+class RelocationWorker:
+    """Relocates blocks of all volumes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._stopping = threading.Event()
+        self._workers = Workers("polyvol-relocate")
+        self._watched: dict[VolumeId, _Watched] = {}
+        self._thread = threading.Thread(target=self._run, name="polyvol-relocation", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the jobs in progress, with a bounded wait; idempotent."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._workers.stop(STOP_S):
+            _log.warning("a relocation is left behind: it does not end")
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            try:
+                self.look()
+            except Exception as error:
+                log_failure(_log, "looking for blocks to relocate", error)
+
+    def look(self) -> None:
+        """Begin jobs for the volumes in which something may be to move now."""
+        context = self._context
+        volumes = {volume.id: volume for volume in context.catalog.volumes.all() if context.is_served(volume)}
+        for known in (self._watched, context.relocations):
+            for gone in known.keys() - volumes.keys():
+                known.pop(gone, None)
+        for volume in volumes.values():
+            with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
+                if self._is_due(volume):
+                    self._workers.run(volume.id, partial(self._move, volume))
+
+    def _is_due(self, volume: Volume) -> bool:
+        """Whether blocks of a volume are to be moved now; says why not."""
+        progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
+        if volume.relocation_rate == 0:
+            progress.state = "off"
+            return False
+        if volume.source is not None:
+            progress.state = "none: a clone has no base places"
+            return False
+        seen = self._see(volume)
+        watched = self._watched.setdefault(volume.id, _Watched(seen))
+        active = watched.seen.requests != seen.requests
+        watched.seen = seen
+        if watched.done == seen and time.monotonic() - watched.done_s < IDLE_S:
+            progress.state = _NOTHING
+            return False
+        if active and volume.relocation_rate is None and seen.share <= GIVE_WAY:
+            progress.state = "waits until hosts are idle"
+            return False
+        return True
+
+    def _see(self, volume: Volume) -> _Seen:
+        stats = self._context.engine.volume_stats(volume.id)
+        requests = stats["reads"] + stats["writes"] + stats["zeroes"] + stats["trims"]
+        used = sum(log["used_bytes"] for log in stats["logs"])
+        snapshots = self._context.catalog.snapshots.count(volume.id)
+        return _Seen(requests, snapshots, used, sum(log["size_bytes"] for log in stats["logs"]))
+
+    def _move(self, volume: Volume) -> None:
+        """Move blocks of a volume for a while, no faster than its rate."""
+        context = self._context
+        progress = context.relocations.get(volume.id)
+        if progress is None or self._stopping.is_set():
+            return
+        began_s = time.monotonic()
+        wanted = int(volume.relocation_rate * JOB_S) if volume.relocation_rate else _ALL
+        progress.state = "moving"
+        try:
+            before = self._see(volume)
+            urgent = before.share >= URGENT
+            report = context.engine.relocate(volume.id, wanted, JOB_S, urgent)
+            after = self._see(volume)
+        except context.engine_error as error:
+            progress.state = f"failed: {error}"
+            self._set_done(volume, None)
+            return
+        progress.add(time.monotonic(), report["bytes"], report["failed"])
+        if report["at_end"] and report["bytes"] == 0:
+            progress.state = _NOTHING
+            self._set_done(volume, after)
+        elif report["bytes"]:
+            self._served_again(volume)
+        if volume.relocation_rate and report["bytes"]:
+            self._stopping.wait(report["bytes"] / volume.relocation_rate - (time.monotonic() - began_s))
+
+    def _set_done(self, volume: Volume, seen: _Seen | None) -> None:
+        watched = self._watched.get(volume.id)
+        if watched is not None:
+            watched.done = watched.seen if seen is None else seen
+            watched.done_s = time.monotonic()
+
+    def _served_again(self, volume: Volume) -> None:
+        """Have writes wait for slots again that were refused for lack of them: there are some now."""
+        if volume.id in self._context.refusing:
+            with contextlib.suppress(self._context.engine_error):
+                self._context.ask_when_full(volume)
+
+    def relieve(self, volume: Volume) -> int:
+        """Move blocks for writes that wait for free slots: how many bytes. An engine error if it fails."""
+        if volume.relocation_rate == 0 or volume.source is not None:
+            return 0
+        report = self._context.engine.relocate(volume.id, RELIEF_BYTES, RELIEF_S, True)
+        progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
+        progress.add(time.monotonic(), report["bytes"], report["failed"])
+        if report["bytes"]:
+            _log.debug("%s moved for writes that wait", format_size(report["bytes"]))
+        return report["bytes"]
