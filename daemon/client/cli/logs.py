@@ -128,7 +128,12 @@ def _rule(shown: Json) -> str:
 
 
 def _placed(shown: Json) -> str:
-    return listed([f"{'+'.join(each['devices'])} ({each['blocks']})" for each in shown["placed"]])
+    """The devices, each once, with the blocks on it."""
+    on: dict[str, int] = {}
+    for each in shown["placed"]:
+        devices = "+".join(each["devices"])
+        on[devices] = on.get(devices, 0) + each["blocks"]
+    return listed([f"{devices} ({blocks})" for devices, blocks in on.items()])
 
 
 def _ended(shown: Json) -> str:
