@@ -249,6 +249,6 @@ def use_text(use: Json | None) -> str | None:
     """What a snapshot holds, for people."""
     if use is None:
         return None
-    return (
-        f"deleting it frees {format_size(use['frees'])}; it shares {format_size(use['shared'])} with others"
-    )
+    frees, in_logs, shared = (format_size(use[key]) for key in ("frees", "frees_log", "shared"))
+    would = f"deleting it frees {frees}, of that {in_logs} in change logs"
+    return f"{would}; it shares {shared} of change logs with others"
