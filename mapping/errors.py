@@ -199,7 +199,7 @@ class DeviceTooSmall(PolyvolError):
     code = "device-too-small"
     kind = "invalid"
     sentence = "{what} needs {needed}, and {devices} has {free} free"
-    hint = "name more or larger devices with `polyvol device add`, or make the volume smaller"
+    hint = "name more or larger devices; `polyvol device add` adds one"
     sizes = ("needed", "free")
 
 

@@ -201,8 +201,9 @@ class SpaceMonitor:
         if self._relieve(volume) > 0 or self._drop_one(volume):
             return True
         text = (
-            f"the change logs of volume {volume.name} are full and no snapshot may be dropped: writes that"
-            f" need room fail with ENOSPC; {_ADVICE.format(name=volume.name)}"
+            f"the log areas that writes of volume {volume.name} may use are full and no snapshot may be"
+            f" dropped: writes that need room fail with ENOSPC; `polyvol volume show {volume.name}` shows the"
+            f" areas; {_ADVICE.format(name=volume.name)}"
         )
         context.events.add("warning", text, volume=volume.name)
         return False
@@ -256,7 +257,7 @@ class SpaceMonitor:
     def _drop(self, volume: Volume, record: SnapshotRecord) -> None:
         freed = self._snapshots.drop(volume, self._snapshots.members(record))
         text = (
-            f"the change logs of volume {volume.name} are full: snapshot"
+            f"the log areas that writes of volume {volume.name} may use are full: snapshot"
             f" {export_name(volume.name, record.name)}, made by a schedule, was dropped so that writes go on;"
             f" {format_size(freed)} given back"
         )

@@ -79,11 +79,10 @@ class VolumeView:
     `source`: what it was made from, if it is a clone. `connections` counts clients of the volume
     and of its snapshots. `when_full`: what gives way when its change logs are full; `logs`: its log areas;
     `log_rules`: which of them its change logs use (none: any); `space`: their use, None while it is not
-    served; `relocation`: what is brought back from them, likewise; `dropped`: the latest snapshots that were
-    dropped to free space, newest first.
+    served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) only if the volume is asked
-    for by name, `partitions` only if asked for."""
+    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) and `relocation` (while it is
+    served) only if the volume is asked for by name, `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -100,7 +99,6 @@ class VolumeView:
     logs: list[LogView]
     log_rules: list[LogRuleView]
     space: SpaceView | None
-    relocation: RelocationView | None
     dropped: list[DroppedSnapshotView]
     exports: list[ExportView]
     connections: int
@@ -111,6 +109,7 @@ class VolumeView:
     hooks: HookView | None = None
     restore: IncompleteRestoreView | None = None
     use: VolumeUseView | None = None
+    relocation: RelocationView | None = None
     partitions: list[PartitionView] | None = None
 
 

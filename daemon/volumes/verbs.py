@@ -304,7 +304,8 @@ class Volumes:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
         view = self._view(volume, partitions=partitions)
-        return replace(view, use=volume_use(self._context, volume))
+        relocation = _relocation(self._context, volume) if self._context.is_served(volume) else None
+        return replace(view, use=volume_use(self._context, volume), relocation=relocation)
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -397,7 +398,6 @@ class Volumes:
             logs=self.log_areas.views(volume, names, serving=serving),
             log_rules=rule_views(context.catalog.log_areas.rules(volume.id), names),
             space=self.log_areas.space(volume) if serving else None,
-            relocation=_relocation(context, volume) if serving else None,
             dropped=[
                 DroppedSnapshotView(
                     snapshot=dropped.name,

@@ -22,7 +22,7 @@ from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.partition import PARTITIONS_MAX, Partition
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.devices import Device
-from polyvol.mapping.records.volumes import CloneSource, Volume, VolumeState, WhenFull
+from polyvol.mapping.records.volumes import CloneSource, Volume, VolumeState
 
 _VOLUMES = (
     "SELECT volume.*, source, epoch AS source_epoch,"

@@ -5,6 +5,7 @@ How it works      Partitions of 1 MiB of two processors, with devices of known s
 """
 
 import errno
+import re
 
 import pytest
 
@@ -90,9 +91,14 @@ def test_a_full_area_is_enospc_unless_any_other_is_allowed(devices: Daemon) -> N
         assert refused.value.errno == errno.ENOSPC
         host.pwrite(b"x" * MIB, 0)
         assert used(devices) == {"a": room, "b": 1}
+        shown = devices.ok("volume", "show", "v")
+        assert re.search(r"room: +ok, .* free.*; area 1 on a is full\n", shown)
+        assert "area 1 on a is full" in devices.ok("volume", "list")
+        assert "the others" not in shown
         devices.ok("volume", "set", "v", "--log-device", "1=a+any,b")
         host.pwrite(b"x" * MIB, 199 * MIB)
         assert used(devices) == {"a": room, "b": 2}
+        assert re.search(r"\n1 +a .* the volume\n2 +b .* the volume\n", devices.ok("volume", "show", "v"))
         devices.ok("volume", "add-log", "v", "--device", "c")
         assert [rule["rule"] for rule in devices.volume("v")["log_rules"]] == ["1=a+any", "b", "c"]
 

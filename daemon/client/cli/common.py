@@ -131,6 +131,15 @@ def name_within(volume: str, snapshot: str | None) -> str | None:
     return None if snapshot is None else snapshot.removeprefix(f"{volume}@")
 
 
+def refuse_snapshot(volume: str) -> None:
+    """Refuse VOLUME@SNAPSHOT where a volume is named alone, and its snapshot by --snapshot; UsageError."""
+    name, at, snapshot = volume.partition("@")
+    if at:
+        raise click.UsageError(
+            f"name the volume alone, and the snapshot by --snapshot: {name} --snapshot {snapshot or 'NAME'}"
+        )
+
+
 def snapshot_parts(text: str) -> tuple[str, str, str, str]:
     """The API's path of the snapshot that 'VOLUME@SNAPSHOT' or '@GROUP@SNAPSHOT' names."""
     if text.startswith("@"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.daemon.client.cli.common import SIZE, json_option, name_within, state_dir_option
+from polyvol.daemon.client.cli.common import SIZE, json_option, name_within, refuse_snapshot, state_dir_option
 from polyvol.daemon.client.cli.output import print_facts, print_json
 from polyvol.daemon.client.cli.tree import Verb
 from polyvol.mapping.sizes import exact_size
@@ -15,11 +15,12 @@ from polyvol.mapping.sizes import exact_size
 @click.command(cls=Verb)
 @click.argument("volume")
 @click.argument("offset", type=SIZE)
-@click.option("--snapshot", metavar="SNAPSHOT", help="In this snapshot [as it is now].")
+@click.option("--snapshot", metavar="SNAPSHOT", help="In this snapshot [in the volume, as it is now].")
 @json_option
 @state_dir_option
 def locate(volume: str, offset: int, snapshot: str | None, as_json: bool, state_dir: Path) -> None:
     """Show where a byte of a volume is. OFFSET is in bytes, or with a unit such as 64M."""
+    refuse_snapshot(volume)
     name = name_within(volume, snapshot)
     found = Client(state_dir).get("volumes", volume, "place", offset=str(offset), snapshot=name)
     if as_json:

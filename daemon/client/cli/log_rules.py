@@ -24,9 +24,14 @@ class ProcessorsType(click.ParamType[int | list[int]]):
         return [int(word) for word in words] if "," in str(value) else int(words[0])
 
 
+_RULE = (
+    "A rule is DEVICE[+DEVICE...][+any], with P= before it for processor P, or A-B= for partitions A to B."
+)
+
+
 def log_devices_option(*, help: str) -> Callable[[Command], Command]:
     """--log-device, given to the command as `log_devices`."""
-    return click.option("--log-device", "log_devices", multiple=True, metavar="RULE", help=help)
+    return click.option("--log-device", "log_devices", multiple=True, metavar="RULE", help=f"{help} {_RULE}")
 
 
 def processors_option(what: str = "") -> Callable[[Command], Command]:

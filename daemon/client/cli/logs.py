@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from polyvol.daemon.client.cli.client import Client, Json
-from polyvol.daemon.client.cli.common import NumberType, json_option, name_within, state_dir_option
+from polyvol.daemon.client.cli.common import (
+    NumberType,
+    json_option,
+    name_within,
+    refuse_snapshot,
+    state_dir_option,
+)
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.pages import entries, known, known_size, pages, written_text
 from polyvol.daemon.client.cli.tree import Noun
@@ -32,6 +38,7 @@ def list_logs(
 
     A log begins with a snapshot, and has the blocks of its partition that were written until the next one.
     """
+    refuse_snapshot(volume)
     logs = entries(
         Client(state_dir),
         f"volume {volume}",
@@ -121,7 +128,12 @@ def _rule(shown: Json) -> str:
 
 
 def _placed(shown: Json) -> str:
-    return listed([f"{'+'.join(each['devices'])} ({each['blocks']})" for each in shown["placed"]])
+    """The devices, each once, with the blocks on it."""
+    on: dict[str, int] = {}
+    for each in shown["placed"]:
+        devices = "+".join(each["devices"])
+        on[devices] = on.get(devices, 0) + each["blocks"]
+    return listed([f"{devices} ({blocks})" for devices, blocks in on.items()])
 
 
 def _ended(shown: Json) -> str:

@@ -64,7 +64,7 @@ class _Source:
     metavar="DEVICE",
     help="For a new volume, as at `volume create`; repeatable.",
 )
-@log_devices_option(help="For a new volume too; repeatable.")
+@log_devices_option(help="Where the change logs of a new volume lie [new files]; repeatable.")
 @processors_option("For a new volume: ")
 @place_option("For a new volume: ")
 @click.option("--resume", is_flag=True, help="Resume an interrupted restore of the same backup.")

@@ -38,7 +38,7 @@ def snapshot() -> None:
 @click.argument("volumes", nargs=-1, required=True, metavar="VOLUME...|@GROUP")
 @click.option("--name", metavar="NAME", help="The same in each volume [the time, UTC].")
 @click.option("--prefix", metavar="PREFIX", help="Prefix of a name that is made from the time.")
-@log_devices_option(help="Where the change logs of later writes lie [as the volume's]; repeatable.")
+@log_devices_option(help="Where the change logs that begin with it lie [as the volume says]; repeatable.")
 @click.option("--scheduled", is_flag=True, help="Mark it as scheduled: may be dropped when space runs out.")
 @click.option("--require-hooks", is_flag=True, help="Take no snapshot unless all hooks succeed.")
 @json_option
@@ -249,6 +249,6 @@ def use_text(use: Json | None) -> str | None:
     """What a snapshot holds, for people."""
     if use is None:
         return None
-    return (
-        f"deleting it frees {format_size(use['frees'])}; it shares {format_size(use['shared'])} with others"
-    )
+    frees, in_logs, shared = (format_size(use[key]) for key in ("frees", "frees_log", "shared"))
+    would = f"deleting it frees {frees}, of that {in_logs} in change logs"
+    return f"{would}; it shares {shared} of change logs with others"

@@ -117,7 +117,7 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
 @volume.command(name="set")
 @click.argument("name")
 @when_full_option()
-@log_devices_option(help="Where change logs to come lie: all of its rules, or any; repeatable.")
+@log_devices_option(help="Where its change logs lie from now on, in place of all its rules; repeatable.")
 @click.option(
     "--relocate",
     metavar="auto|off|RATE",
@@ -161,8 +161,18 @@ def set_volume(
     rules, hooked = rules_text(changed["log_rules"]), hook_text(changed["hooks"])
     say(
         f"volume {name}: when full, {changed['when_full']}; log rules: {rules};"
-        f" relocation: {_relocation_text(changed['relocation'])}; hooks: {hooked or '-'}"
+        f" relocation: {_relocation_text(changed['relocation']) or '-'}; hooks: {hooked or '-'}"
     )
+    if log_devices and changed["snapshots"]:
+        _tell_own_rules(name, changed["snapshots"][-1], Client(state_dir))
+
+
+def _tell_own_rules(name: str, newest: str, client: Client) -> None:
+    """Print a note if the newest snapshot has log rules, which are in force instead of the volume's."""
+    shown = client.get("volumes", name, "snapshots", newest)
+    if shown["log_rules"]:
+        own = f"{shown['export']} has log rules of its own: {rules_text(shown['log_rules'])}"
+        say(f"the new rules are in force from the next snapshot on, because {own}", err=True)
 
 
 @volume.command()
@@ -184,8 +194,7 @@ def add_log(name: str, devices: tuple[str, ...], size: int | None, as_json: bool
     if as_json:
         print_json(changed)
         return
-    space = changed["space"]
-    say(f"volume {name}: {counted(len(changed['logs']), 'log area')}, {room(space)}")
+    say(f"volume {name}: {counted(len(changed['logs']), 'log area')}, {room(changed)}")
 
 
 @volume.command()
@@ -265,7 +274,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("snapshots", listed(shown["snapshots"])),
             ("last scrub", _scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
-            ("room", room(shown["space"])),
+            ("room", room(shown)),
             ("relocation", _relocation_text(shown["relocation"])),
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
@@ -273,7 +282,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("created", moment(shown["created"])),
         ]
     )
-    _print_logs(shown["logs"])
+    _print_logs(shown["logs"], shown["log_rules"])
     _print_bad_blocks(shown["bad_blocks"])
     _print_dropped(shown["dropped"])
     say("")
@@ -345,7 +354,7 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
                 each["connections"],
                 len(each["snapshots"]),
                 log_use(each["logs"]),
-                room(each["space"]),
+                room(each),
                 each["reason"],
             )
             for each in volumes
@@ -401,14 +410,20 @@ def _use_text(use: Json | None) -> str | None:
     return f"{format_size(use['used'])}: {parts}"
 
 
-def room(space: dict[str, Any] | None) -> str:
-    """How much can still be redirected, and for how long at the present rate; '-' if unknown."""
+def room(shown: dict[str, Any]) -> str:
+    """How much of a volume can still be redirected, and for how long at the present rate; '-' if unknown.
+
+    Log areas that are full before the others are named, because log rules may allow no other."""
+    space = shown["space"]
     if space is None:
         return "-"
     text = f"{space['level']}, {format_size(space['free'])} free"
-    if space["full_after_s"] is None or space["level"] == "full":
+    if space["level"] == "full":
         return text
-    return f"{text}, full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
+    if space["full_after_s"] is not None:
+        text += f", full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
+    full = [log for log in shown["logs"] if log["used"] is not None and log["used"] >= log["size"]]
+    return "; ".join([text, *(f"area {log['number']} on {listed(log['devices'])} is full" for log in full)])
 
 
 def _print_dropped(dropped: list[dict[str, Any]]) -> None:
@@ -448,12 +463,15 @@ def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
     )
     for each in plan["new_devices"]:
         say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
-    _print_logs([{**log, "used": 0} for log in plan["logs"]])
+    _print_logs([{**log, "used": 0} for log in plan["logs"]], plan["log_rules"])
     if partitions:
         _print_partitions(plan["partitions"])
 
 
-def _print_logs(logs: list[dict[str, Any]]) -> None:
+def _print_logs(logs: list[dict[str, Any]], rules: list[dict[str, Any]]) -> None:
+    others = (
+        "the volume, after the others" if any(rule["any"] for rule in rules) else "snapshots that name it"
+    )
     say("")
     print_table(
         ("LOG AREA", "DEVICES", "USED", "FOR"),
@@ -462,7 +480,7 @@ def _print_logs(logs: list[dict[str, Any]]) -> None:
                 log["number"],
                 listed(log["devices"]),
                 log_use([log]),
-                "the volume" if log["default"] else "snapshots that name it",
+                "the volume" if log["default"] else others,
             )
             for log in logs
         ],

@@ -154,11 +154,12 @@ impl Versions {
     /// Restores the counters that the version of `epoch` had when that epoch's writes had ended. Later versions have
     /// at least these. If they have changed since the snapshot before, that one sees another version.
     pub fn restore_counters(&mut self, epoch: Epoch, counters: Counters, snapshots: &[Epoch]) {
-        if counters.writes > self.counters_at(epoch).writes {
+        if counters.written_bytes > self.counters_at(epoch).written_bytes {
             self.freeze_before(epoch, snapshots);
         }
-        let raised =
-            |known: Counters| if counters.writes > known.writes { counters } else { known };
+        let raised = |known: Counters| {
+            if counters.written_bytes > known.written_bytes { counters } else { known }
+        };
         let older = self.first_from(epoch);
         if older < self.frozen.len() {
             let later = Arc::make_mut(&mut self.frozen)[older..].iter_mut();

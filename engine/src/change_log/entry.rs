@@ -117,7 +117,7 @@ impl Entry<'static> {
     pub fn state<'a>(
         epoch: Epoch,
         partition: PartitionIndex,
-        words: &'a [u32; 4],
+        words: &'a [u32; 5],
         last_write_ns: u64,
     ) -> Entry<'a> {
         Entry {

@@ -445,13 +445,15 @@ impl Record {
 
     /// The counters, for a record of a state: those that its words hold.
     pub fn counters(&self, words: &[u32]) -> Option<Counters> {
-        let [low, high, writes_high, writes_low] = words else { return None };
+        // Version 3 had no fifth word, and at least one write.
+        let [low, high, writes_high, writes_low, rest @ ..] = words else { return None };
         let counters = Counters {
             writes: u64::from(*writes_high) << 32 | u64::from(*writes_low),
             written_bytes: u64::from(*high) << 32 | u64::from(*low),
             last_write_ns: self.place,
         };
-        (counters.are_possible() && counters.writes > 0).then_some(counters)
+        let right = rest == [1] || (rest.is_empty() && counters.writes > 0);
+        (right && counters.are_possible() && counters.written_bytes > 0).then_some(counters)
     }
 
     /// The first slot that blocks were relocated from, for a record of that.
@@ -469,9 +471,11 @@ impl Record {
 }
 
 /// The words of a record of a state. The last one is not 0, as the checksums of other records are not.
-pub fn state_words(counters: &Counters) -> [u32; 4] {
+pub fn state_words(counters: &Counters) -> [u32; 5] {
     let Counters { writes, written_bytes, .. } = counters;
-    [*written_bytes as u32, (written_bytes >> 32) as u32, (writes >> 32) as u32, *writes as u32]
+    let halves = |number: u64| [number as u32, (number >> 32) as u32];
+    let ([low, high], [writes_low, writes_high]) = (halves(*written_bytes), halves(*writes));
+    [low, high, writes_high, writes_low, 1]
 }
 
 /// Whether a number that begins with 1 and is incremented by one can have this value.

@@ -280,6 +280,11 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
             ["snapshot", "create", "v@s"],
             "name the volume alone, and the snapshot by --name: v --name s; `polyvol",
         ),
+        (["log", "list", "v@s"], "and the snapshot by --snapshot: v --snapshot s; `polyvol log list --help`"),
+        (
+            ["volume", "locate", "v@", "0"],
+            "name the volume alone, and the snapshot by --snapshot: v --snapshot NAME",
+        ),
         (["attach", "v", "--connections", "17"], "'17' is not a whole number from 1 to 16;"),
     ],
 )

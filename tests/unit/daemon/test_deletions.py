@@ -155,6 +155,8 @@ def test_what_snapshots_hold_is_shown(many: Daemon) -> None:
     assert "FREES" in listed[0]
     [shown] = [each for each in json.loads(many.ok("snapshot", "list", "v", "--json")) if each["name"] == "a"]
     assert shown["use"] == {"used": 8192, "shared": 4096, "frees": 4096, "frees_log": 4096}
-    assert "deleting it frees 4 KiB" in many.ok("snapshot", "show", "v@a")
+    assert "deleting it frees 4 KiB, of that 4 KiB in change logs; it shares 4 KiB " in many.ok(
+        "snapshot", "show", "v@a"
+    )
     assert json.loads(many.ok("volume", "show", "v", "--json"))["use"]["live"] == 8192
     assert "held:" in many.ok("volume", "show", "v")

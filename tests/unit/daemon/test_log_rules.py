@@ -225,10 +225,16 @@ def test_a_volumes_rules_are_changed_while_it_is_in_use(devices: Daemon) -> None
 def test_rules_of_a_volume_wait_for_a_snapshot_where_the_newest_has_its_own(devices: Daemon) -> None:
     create(devices, "--log-device", "a")
     devices.ok("snapshot", "create", "v", "--name", "s", "--log-device", "b")
-    devices.ok("volume", "set", "v", "--log-device", "c")
+    told = devices.run("volume", "set", "v", "--log-device", "c")
+    assert told.stderr == (
+        "the new rules are in force from the next snapshot on, because v@s has log rules of its own: b\n"
+    )
+    assert re.search(r"\n1 +a .* snapshots that name it\n", devices.ok("volume", "show", "v"))
     events = [event["text"] for event in said(devices, "status")["events"]]
     assert "volume v has the log rules c from the next snapshot on, because s has its own" in events
     devices.ok("snapshot", "create", "v", "--name", "t")
+    assert devices.run("volume", "set", "v", "--log-device", "c+any").stderr == ""
+    assert re.search(r"\n1 +a .* the volume, after the others\n", devices.ok("volume", "show", "v"))
     devices.ok("volume", "set", "v", "--log-device", "c,a")
     events = [event["text"] for event in said(devices, "status")["events"]]
     assert "volume v has the log rules c, a from now on" in events

@@ -76,8 +76,15 @@ def test_the_rate_is_that_of_the_last_minutes() -> None:
         fill_level.tell(float(at), at * 10, 1000)
     assert fill_level.rate == 10
     assert fill_level.view(100, 1000).full_after_s == 90
-    assert room(asdict(fill_level.view(100, 1000))) == "ok, 900 B free, full in 90 s at 10 B/s"
-    assert room(asdict(fill_level.view(1000, 1000))) == "full, 0 B free"
+    areas = [
+        {"number": number, "devices": [device], "used": used, "size": 500}
+        for number, device, used in ((1, "fast", 500), (2, "slow", 0), (3, "gone", None))
+    ]
+    shown = {"space": asdict(fill_level.view(100, 1000)), "logs": areas[1:]}
+    assert room(shown) == "ok, 900 B free, full in 90 s at 10 B/s"
+    assert room({**shown, "logs": areas}) == f"{room(shown)}; area 1 on fast is full"
+    assert room({**shown, "space": asdict(fill_level.view(1000, 1000))}) == "full, 0 B free"
+    assert room({**shown, "space": None}) == "-"
     # It stands still: the rate falls, and is 0 when all growth is long ago.
     fill_level.tell(100.0, 100, 1000)
     assert fill_level.rate == 1

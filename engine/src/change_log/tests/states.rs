@@ -77,7 +77,8 @@ fn a_state_that_cannot_be_is_refused() {
     for (epoch, words, last, why) in [
         (1, state_words(&Counters::default()), 1, "no writes"),
         (2, state_words(&counters(1)), 1, "its epoch has not ended"),
-        (1, [0, 0, u32::MAX, 1], 1, "too many writes"),
+        (1, [1, 0, u32::MAX, 1, 1], 1, "too many writes"),
+        (1, [1, 0, 0, 1, 0], 1, "another last word"),
         (1, state_words(&counters(1)), u64::MAX, "an impossible time"),
     ] {
         let scratch = Scratch::new();

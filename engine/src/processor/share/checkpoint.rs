@@ -287,7 +287,7 @@ impl Share {
             let counters = versions.counters();
             if versions.live.write_seq != 0 || !versions.frozen().is_empty() {
                 partitions.push((*partition, versions.clone()));
-            } else if counters.writes > 0 {
+            } else if counters.written_bytes > 0 {
                 in_place.push((*partition, counters));
             }
         }

@@ -67,22 +67,25 @@ impl Touched {
 }
 
 impl Share {
-    /// What a part counts that ends now. A request that is done in pieces counts as a whole, with its last piece in the
-    /// partition: so no counter is above 0 without the others, which is how a record of a later state is told.
-    fn counted(&self, part: &Part, now_ns: u64) -> Option<Counters> {
-        let partition = u64::from(self.locals[part.local.index()].partition);
-        let begin = partition << self.geometry.partition_shift;
-        let end = u64::from(part.offset) + u64::from(part.length);
-        let first = part.request.offset.saturating_sub(begin);
-        let all = Counters { writes: 1, written_bytes: end - first, last_write_ns: now_ns };
-        (part.rest == 0).then_some(all)
+    /// What a part counts that ends now: its bytes, and a write if it is the end of the request in the partition. So a
+    /// request that is done in several parts or pieces is one write.
+    fn counted(&self, part: &Part, now_ns: u64) -> Counters {
+        let begin =
+            u64::from(self.locals[part.local.index()].partition) << self.geometry.partition_shift;
+        let end = begin + u64::from(part.offset) + u64::from(part.length);
+        let next = begin + (1 << self.geometry.partition_shift);
+        let last = end == next.min(part.request.offset + part.request.length);
+        Counters {
+            writes: u64::from(last),
+            written_bytes: u64::from(part.length),
+            last_write_ns: now_ns,
+        }
     }
 
     /// Counts a change of the live volume that has ended, and was started in `epoch`.
     pub(super) fn count_change(&mut self, part: &Part, epoch: Epoch, now_ns: u64) {
-        if part.request.verb.is_write()
-            && let Some(counted) = self.counted(part, now_ns)
-        {
+        if part.request.verb.is_write() {
+            let counted = self.counted(part, now_ns);
             self.locals[part.local.index()].versions.count(epoch, counted);
             self.touched.set(part.local);
         }
@@ -90,10 +93,8 @@ impl Share {
 
     /// Counts a write on the fast path.
     pub(super) fn count_fast(&self, part: &Part, now_ns: u64) {
-        if let Some(counted) = self.counted(part, now_ns) {
-            self.locals[part.local.index()].versions.count_shared(counted);
-            self.touched.set(part.local);
-        }
+        self.locals[part.local.index()].versions.count_shared(self.counted(part, now_ns));
+        self.touched.set(part.local);
     }
 
     /// Appends records of what was counted up to the end of an epoch whose writes have ended, as many as one turn
@@ -108,7 +109,7 @@ impl Share {
             let Some(number) = self.touched.next(from) else { return Ok(true) };
             let local = &self.locals[number];
             let counters = local.versions.counters_at(epoch);
-            if counters.writes > 0 && !bug(Bug::NoStateRecord) {
+            if counters.written_bytes > 0 && !bug(Bug::NoStateRecord) {
                 let words = state_words(&counters);
                 let (partition, last) = (local.partition, counters.last_write_ns);
                 self.journal.append(Entry::state(epoch, partition, &words, last))?;
