@@ -132,11 +132,11 @@ class RelocationWorker:
         return True
 
     def _see(self, volume: Volume) -> _Seen:
-        stats = self._context.engine.volume_stats(volume.id)
+        engine = self._context.engine
+        stats, space = engine.volume_stats(volume.id), engine.space(volume.id)
         requests = stats["reads"] + stats["writes"] + stats["zeroes"] + stats["trims"]
-        used = sum(log["used_bytes"] for log in stats["logs"])
         snapshots = self._context.catalog.snapshots.count(volume.id)
-        return _Seen(requests, snapshots, used, sum(log["size_bytes"] for log in stats["logs"]))
+        return _Seen(requests, snapshots, space["used_bytes"], space["size_bytes"])
 
     def _move(self, volume: Volume) -> None:
         """Move blocks of a volume for a while, no faster than its rate."""

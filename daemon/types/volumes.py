@@ -81,8 +81,8 @@ class VolumeView:
     `log_rules`: which of them its change logs use (none: any); `space`: their use, None while it is not
     served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) and `relocation` (while it is
-    served) only if the volume is asked for by name, `partitions` only if asked for."""
+    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) and `relocation` (while it
+    is served) only if the volume is asked for by name, `partitions` only if asked for."""
 
     name: str
     uuid: str

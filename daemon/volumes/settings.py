@@ -56,8 +56,8 @@ def _with_policies(volume: Volume, request: VolumeSet) -> Volume:
 
 
 def _set_policies(context: Context, volume: Volume) -> None:
-    """Record what a volume does when its change logs are full, and how fast blocks are relocated. Whether writes
-    wait for room depends on both."""
+    """Record what a volume does when its change logs are full, and how fast blocks are relocated. Whether
+    writes wait for room depends on both."""
     context.catalog.volumes.set_policies(volume)
     if context.is_served(volume):
         context.ask_when_full(volume)

@@ -67,6 +67,8 @@ class Parts(RuleBasedStateMachine):
     def begin(self) -> None:
         name = self.name("v")
         self.post("volumes", name=name, size=SIZE, partition_size=PARTITION, processors=2)
+        # It would move blocks at any time: tests/clients/test_relocation.py is about it.
+        self.daemon.ok("volume", "set", name, "--relocate", "off")
         self.volumes[name] = Volume(PARTITION, Version(SIZE))
 
     @rule(pick=PICK, seed=st.integers(1, 1 << 30), times=st.integers(1, 4))

@@ -317,7 +317,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
         return {
             "epoch": target.stored.epoch,
             "reads": 0,
-            "writes": 0,
+            "writes": sum(each.writes for each in target.stored.counts.values()),
             "read_bytes": 0,
             "write_bytes": 0,
             "zeroes": 0,
