@@ -377,9 +377,8 @@ class Service:
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
         relocation = RelocationWorker(self._context)
-        space = SpaceMonitor(
-            self._context, self._snapshots, self._state_space, relocation.relieve, also=self._look_at_space
-        )
+        parts = (self._context, self._snapshots, self._state_space, relocation.relieve)
+        space = SpaceMonitor(*parts, also=self._look_at_space)
         for worker in (space, relocation, self._deletions, self._scrubs):
             undo.callback(worker.stop)
             worker.start()

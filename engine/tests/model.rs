@@ -1,14 +1,12 @@
 //! The model test: random operations on a volume of several partitions and processors, compared with arrays.
 //!
-//! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops and restarts, with two devices and a
-//!                   small log area, so that slots are reused and run out. Rollbacks are forgotten as in the daemon:
-//!                   checkpoints are written at one time, and rollbacks that they cover are forgotten at another, with
-//!                   any operations in between. With `POLYVOL_BUG=EarlyForget` (and the feature `simulator`) this is
-//!                   done wrongly, which the test must detect.
-//! Invariants        after each operation that changes something, a part of it is read back; after each cut, drop
-//!                   and restart, the live volume and every snapshot are compared completely. A write may fail only
-//!                   with ENOSPC, and then only its own blocks are unknown. Between every two of these, all differences
-//!                   are reported as changes.
+//! Strategy          Writes (aligned and not), trims, zeroes, flushes, cuts, drops, relocations and restarts, with two
+//!                   devices and a small log area, so that slots are reused and run out. Rollbacks are forgotten as in
+//!                   the daemon: checkpoints at one time, rollbacks that they cover at another, any operations between.
+//!                   With `POLYVOL_BUG=EarlyForget` (and the feature `simulator`) this is wrong, and must be detected.
+//! Invariants        after each change a part of it is read back; after each cut, drop and restart, everything is compared
+//!                   completely, and all differences are reported as changes. A write may fail only with ENOSPC, and
+//!                   then only its own blocks are unknown.
 
 mod copied;
 mod counted;
@@ -382,23 +380,15 @@ impl Twin {
         }
     }
 
-    /// Brings blocks back to their base places. No export shows anything else than before, and no difference of two
-    /// versions changes.
+    /// Brings blocks back to their base places: no difference of two versions changes.
     fn relocate(&mut self, bytes: u64) {
-        let changes = self.changes();
-        let bounds = Bounds { bytes, time: Duration::from_secs(20), urgent: true };
-        let done = self.engine().relocate(VOLUME, bounds).unwrap();
-        assert!(done.failed == 0 && (done.at_end || done.bytes == bytes), "{done:?}");
-        assert_eq!(self.changes(), changes, "moving is no change");
+        let epochs: Vec<u64> = self.snapshots.keys().copied().collect();
+        let changes = || differences::since_each(self.engine(), VOLUME, &epochs);
+        let (before, time) = (changes(), Duration::from_secs(20));
+        let done = self.engine().relocate(VOLUME, Bounds { bytes, time, urgent: true }).unwrap();
+        let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
+        assert!(complete && changes() == before, "moving is no change: {done:?}");
         self.check();
-    }
-
-    /// What the engine says that has changed since each snapshot.
-    fn changes(&self) -> Vec<Vec<(u64, u64)>> {
-        let since = |epoch: &u64| {
-            self.engine().changes(VOLUME, *epoch, None, 0, usize::MAX).unwrap().extents
-        };
-        self.snapshots.keys().map(since).collect()
     }
 
     /// Stops; a killed engine gets its files back as they were before it could write checkpoints.

@@ -1,5 +1,5 @@
-"""Relocation by the daemon: log areas become empty by themselves, also on an idle volume; nothing that a host or
-a snapshot sees changes, also when the daemon is killed meanwhile.
+"""Relocation by the daemon: log areas become empty by themselves, also on an idle volume; nothing that hosts
+or snapshots see changes, also when the daemon is killed during it.
 """
 
 import json

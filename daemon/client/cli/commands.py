@@ -28,7 +28,8 @@ from polyvol.daemon.client.cli.snapshot import snapshot
 from polyvol.daemon.client.cli.support_bundle import support_bundle
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
 from polyvol.daemon.client.cli.tree import Root, version_option
-from polyvol.daemon.client.cli.volume import print_volumes, volume
+from polyvol.daemon.client.cli.volume import volume
+from polyvol.daemon.client.cli.volume_output import print_volumes
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.version import Build, build_text
 

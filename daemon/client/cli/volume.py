@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,12 +18,24 @@ from polyvol.daemon.client.cli.log_rules import (
 )
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.renaming import rename as rename_object
-from polyvol.daemon.client.cli.times import local_option, moment, moments, zoned
+from polyvol.daemon.client.cli.times import local_option, moment
 from polyvol.daemon.client.cli.tree import Noun
+from polyvol.daemon.client.cli.volume_output import (
+    print_bad_blocks,
+    print_dropped,
+    print_logs,
+    print_partitions,
+    print_plan,
+    print_volumes,
+    relocation_text,
+    room,
+    scrubbed,
+    source_text,
+    use_text,
+)
 from polyvol.daemon.errors import NotConfirmed
-from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.directory import nbd_socket
-from polyvol.mapping.sizes import counted, exact_size, format_size
+from polyvol.mapping.sizes import counted, format_size
 
 
 def when_full_option(*, default: str | None = None) -> Callable[[Command], Command]:
@@ -84,7 +95,7 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
     if as_json:
         print_json(made)
     elif request["dry_run"]:
-        _print_plan(made, partitions=partitions)
+        print_plan(made, partitions=partitions)
     else:
         parts = counted(made["partition_count"], "partition")
         owners = counted(len(made["processors"]), "processor")
@@ -161,7 +172,7 @@ def set_volume(
     rules, hooked = rules_text(changed["log_rules"]), hook_text(changed["hooks"])
     say(
         f"volume {name}: when full, {changed['when_full']}; log rules: {rules};"
-        f" relocation: {_relocation_text(changed['relocation']) or '-'}; hooks: {hooked or '-'}"
+        f" relocation: {relocation_text(changed['relocation']) or '-'}; hooks: {hooked or '-'}"
     )
     if log_devices and changed["snapshots"]:
         _tell_own_rules(name, changed["snapshots"][-1], Client(state_dir))
@@ -269,22 +280,22 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("processors", listed(shown["processors"])),
             ("devices", listed(shown["devices"])),
             ("base", shown["base"]),
-            ("source", _source_text(shown["source"])),
+            ("source", source_text(shown["source"])),
             ("connections", shown["connections"]),
             ("snapshots", listed(shown["snapshots"])),
-            ("last scrub", _scrubbed(shown["last_scrub"])),
+            ("last scrub", scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown)),
-            ("relocation", _relocation_text(shown["relocation"])),
+            ("relocation", relocation_text(shown["relocation"])),
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
-            ("held", _use_text(shown["use"])),
+            ("held", use_text(shown["use"])),
             ("created", moment(shown["created"])),
         ]
     )
-    _print_logs(shown["logs"], shown["log_rules"])
-    _print_bad_blocks(shown["bad_blocks"])
-    _print_dropped(shown["dropped"])
+    print_logs(shown["logs"], shown["log_rules"])
+    print_bad_blocks(shown["bad_blocks"])
+    print_dropped(shown["dropped"])
     say("")
     print_table(
         ("EXPORT", "ACCESS", "CONNECTIONS"),
@@ -294,7 +305,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
         ],
     )
     if partitions:
-        _print_partitions(shown["partitions"])
+        print_partitions(shown["partitions"])
 
 
 @volume.command()
@@ -339,180 +350,3 @@ def abandon_restore(name: str, as_json: bool, state_dir: Path) -> None:
         say(f"the restore to volume {name} was abandoned, and the volume deleted")
     else:
         say(f"the restore to volume {name} was abandoned: it is what {name}@{ended['base']} shows")
-
-
-def print_volumes(volumes: list[dict[str, Any]]) -> None:
-    """The table of `volume list` and `status`."""
-    print_table(
-        ("NAME", "STATE", "SIZE", "PROCESSORS", "CONNECTIONS", "SNAPSHOTS", "LOG USED", "ROOM", "REASON"),
-        [
-            (
-                each["name"],
-                each["state"],
-                format_size(each["size"]),
-                len(each["processors"]),
-                each["connections"],
-                len(each["snapshots"]),
-                log_use(each["logs"]),
-                room(each),
-                each["reason"],
-            )
-            for each in volumes
-        ],
-    )
-
-
-def log_use(logs: list[dict[str, Any]]) -> str:
-    """How much of the change logs is used; '-' if unknown."""
-    size = format_size(sum(log["size"] for log in logs))
-    if any(log["used"] is None for log in logs):
-        return f"unknown, of {size}"
-    return f"{format_size(sum(log['used'] for log in logs))} of {size}"
-
-
-def _scrubbed(view: dict[str, Any] | None) -> str | None:
-    """One line on a scrub."""
-    if view is None:
-        return None
-    bad = counted(view["bad_blocks"], "bad block")
-    return f"{moment(view['ended'])}, {format_size(view['done'])} read, {bad}"
-
-
-def _print_bad_blocks(bad: list[dict[str, Any]]) -> None:
-    if not bad:
-        return
-    say("")
-    first, last = moments([each["first"] for each in bad]), moments([each["last"] for each in bad])
-    print_table(
-        ("BAD BLOCK", "PARTITION", "DEVICE", zoned("FIRST FOUND"), zoned("LAST FOUND"), "TIMES"),
-        [
-            (each["block"], each["partition"], each["device"], begin, end, each["times"])
-            for each, begin, end in zip(bad, first, last, strict=True)
-        ],
-    )
-
-
-def _source_text(source: Json | None) -> str | None:
-    """What a clone was made from, for people."""
-    if source is None:
-        return None
-    deleted = " (deleted, and kept for its clones)" if source["deleted"] else ""
-    return f"{source['volume']}@{source['snapshot']}{deleted}"
-
-
-def _use_text(use: Json | None) -> str | None:
-    """What a volume's change logs hold, for people."""
-    if use is None:
-        return None
-    parts = (
-        f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by snapshots alone"
-    )
-    return f"{format_size(use['used'])}: {parts}"
-
-
-def room(shown: dict[str, Any]) -> str:
-    """How much of a volume can still be redirected, and for how long at the present rate; '-' if unknown.
-
-    Log areas that are full before the others are named, because log rules may allow no other."""
-    space = shown["space"]
-    if space is None:
-        return "-"
-    text = f"{space['level']}, {format_size(space['free'])} free"
-    if space["level"] == "full":
-        return text
-    if space["full_after_s"] is not None:
-        text += f", full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
-    full = [log for log in shown["logs"] if log["used"] is not None and log["used"] >= log["size"]]
-    return "; ".join([text, *(f"area {log['number']} on {listed(log['devices'])} is full" for log in full)])
-
-
-def _print_dropped(dropped: list[dict[str, Any]]) -> None:
-    if not dropped:
-        return
-    say("")
-    gone = moments([each["dropped"] for each in dropped])
-    made = moments([each["created"] for each in dropped])
-    print_table(
-        ("DROPPED FOR SPACE", zoned("DROPPED"), zoned("CREATED"), "GIVEN BACK"),
-        [
-            (
-                each["snapshot"],
-                when,
-                created,
-                "-" if each["freed"] is None else format_size(each["freed"]),
-            )
-            for each, when, created in zip(dropped, gone, made, strict=True)
-        ],
-    )
-
-
-def _print_plan(plan: dict[str, Any], *, partitions: bool) -> None:
-    extents = [extent for part in plan["partitions"] for extent in part["extents"]]
-    on: dict[str, int] = {}
-    for extent in extents:
-        on[extent["device"]] = on.get(extent["device"], 0) + extent["length"]
-    print_facts(
-        [
-            ("volume", plan["name"]),
-            ("size", format_size(plan["size"])),
-            ("partitions", f"{plan['partition_count']} of {format_size(plan['partition_size'])}"),
-            ("processors", listed(plan["processors"])),
-            ("devices", listed([f"{device} ({format_size(size)})" for device, size in on.items()])),
-            ("log rules", rules_text(plan["log_rules"])),
-        ]
-    )
-    for each in plan["new_devices"]:
-        say(f"to be made: device {each['name']}, {each['path']}, {format_size(each['size'])}")
-    _print_logs([{**log, "used": 0} for log in plan["logs"]], plan["log_rules"])
-    if partitions:
-        _print_partitions(plan["partitions"])
-
-
-def _print_logs(logs: list[dict[str, Any]], rules: list[dict[str, Any]]) -> None:
-    others = (
-        "the volume, after the others" if any(rule["any"] for rule in rules) else "snapshots that name it"
-    )
-    say("")
-    print_table(
-        ("LOG AREA", "DEVICES", "USED", "FOR"),
-        [
-            (
-                log["number"],
-                listed(log["devices"]),
-                log_use([log]),
-                "the volume" if log["default"] else others,
-            )
-            for log in logs
-        ],
-    )
-
-
-def _print_partitions(partitions: list[dict[str, Any]]) -> None:
-    say("")
-    print_table(
-        ("PARTITION", "PROCESSOR", "STATE", "DEVICE", "OFFSET", "LENGTH"),
-        [
-            (
-                part["number"],
-                part["processor"],
-                part["state"],
-                extent["device"],
-                exact_size(extent["offset"]),
-                exact_size(extent["length"]),
-            )
-            for part in partitions
-            for extent in part["extents"]
-        ],
-    )
-
-
-def _relocation_text(relocation: Json | None) -> str | None:
-    if relocation is None:
-        return None
-    rate = relocation["rate"]
-    setting = "auto" if rate is None else "off" if rate == 0 else f"{format_size(rate)}/s"
-    moved = f"{format_size(relocation['moved'])} moved" if relocation["moved"] else ""
-    speed = f"{format_size(relocation['speed'])}/s now" if relocation["speed"] else ""
-    failed = f"{counted(relocation['failed'], 'run')} failed" if relocation["failed"] else ""
-    state = relocation["state"] if rate != 0 else ""
-    return "; ".join(each for each in (setting, moved, speed, failed, state) if each)

@@ -1,9 +1,7 @@
 //! Format: every byte of journals and checkpoints, each number little-endian, each structure under a CRC-32C.
 //!
-//! How it works      One function pair for each structure, `encode` and `decode`, over fixed offsets that are
-//!                   constants here and a table in docs/formats.md (a test compares the two).
-//! Errors            `decode` returns `None` for an incomplete structure; an unknown version or kind is distinguished,
-//!                   so that it can be refused untouched.
+//! How it works      A pair of functions for each structure, over offsets that are in docs/formats.md (a test compares).
+//! Errors            `decode` returns `None` for an incomplete structure; an unknown version or kind is told from it.
 
 use crate::block_map::counters::Counters;
 use crate::block_map::place::Place;
@@ -20,7 +18,7 @@ pub const FAILED_SYNC_MAGIC: [u8; 8] = *b"PVFAIL\r\n";
 pub const FORMAT_VERSION: u32 = 4;
 /// In this version, no block was relocated.
 pub const COUNTED_VERSION: u32 = 3;
-/// In this version, partitions had no counters, and a cut did not say how many partitions there were.
+/// In this version, nothing was counted, and a cut did not say how many partitions there were.
 pub const UNCOUNTED_VERSION: u32 = 2;
 /// In this version, segments had their first record's number in the header, and no manifest; no record was of a rollback.
 pub const FIRST_VERSION: u32 = 1;
@@ -297,8 +295,7 @@ impl Mark {
 pub enum RecordKind {
     /// Blocks `first..first + count` of `partition` are at `place` and the places that follow it.
     Map,
-    /// A cut ended `epoch`; `place` holds its instant, nanoseconds since 1970, and `count` how many partitions the
-    /// processor had (0: not recorded).
+    /// A cut ended `epoch`; `place` holds its instant, ns since 1970, `count` the processor's partitions (0: unknown).
     Cut,
     /// A rollback ended `epoch`; `place` holds the epoch of the snapshot that was its target, `partition` and `first`
     /// the low and the high half of the volume's size in blocks.
@@ -310,8 +307,7 @@ pub enum RecordKind {
     /// What was counted of `partition` up to the end of `epoch`: `place` holds when it was written last, ns since 1970, and
     /// [`Record::counters`] the rest.
     State,
-    /// Blocks `first..first + count` of `partition` were relocated to their base places, in every version that has them
-    /// in the slots from `place` on.
+    /// Blocks `first..first + count` of `partition` went to their base places from slots, the first from `place`.
     Home,
 }
 

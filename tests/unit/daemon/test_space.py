@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.client.cli.volume import room
+from polyvol.daemon.client.cli.volume_output import room
 from polyvol.daemon.fill_level import FillLevel, level_of
 from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.mapping.ids import VolumeId
