@@ -14,7 +14,6 @@ mod differences;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
@@ -382,9 +381,8 @@ impl Twin {
 
     /// Brings blocks back to their base places: no difference of two versions changes.
     fn relocate(&mut self, bytes: u64) {
-        let epochs: Vec<u64> = self.snapshots.keys().copied().collect();
-        let changes = || differences::since_each(self.engine(), VOLUME, &epochs);
-        let (before, time) = (changes(), Duration::from_secs(20));
+        let changes = || differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
+        let (before, time) = (changes(), std::time::Duration::from_secs(20));
         let done = self.engine().relocate(VOLUME, Bounds { bytes, time, urgent: true }).unwrap();
         let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
         assert!(complete && changes() == before, "moving is no change: {done:?}");

@@ -29,8 +29,11 @@ pub fn check(engine: &Engine, volume: u64, snapshots: &BTreeMap<u64, Vec<u8>>, l
 }
 
 /// What the engine says that has changed since each of these snapshots: extents, offset and length.
-#[allow(dead_code)]
-pub fn since_each(engine: &Engine, volume: u64, epochs: &[u64]) -> Vec<Vec<(u64, u64)>> {
+pub fn since_each<'a>(
+    engine: &Engine,
+    volume: u64,
+    epochs: impl Iterator<Item = &'a u64>,
+) -> Vec<Vec<(u64, u64)>> {
     let since = |epoch: &u64| engine.changes(volume, *epoch, None, 0, usize::MAX).unwrap().extents;
-    epochs.iter().map(since).collect()
+    epochs.map(since).collect()
 }
