@@ -210,6 +210,16 @@ def test_what_a_clone_has_of_its_source_is_found_there(written: Daemon) -> None:
     assert fact(text, "place") == "change log v@a#1, in log area 1"
 
 
+def test_a_clone_that_has_grown_is_zero_behind_the_end_of_its_source(written: Daemon) -> None:
+    written.ok("volume", "clone", "v@b", "c")
+    written.ok("volume", "grow", "c", "--size", "5M")
+    written.ok("snapshot", "create", "c", "--name", "x")
+    assert fact(written.ok("volume", "locate", "c", "4M"), "place") == "none: the block is zero"
+    written.ok("volume", "clone", "c@x", "d")
+    place = said(written, "volume", "locate", "d", "4M")["source"]
+    assert (place["volume"], place["kind"], place["source"]) == ("c", "zero", None)
+
+
 def test_processors_are_listed_and_shown(written: Daemon) -> None:
     processors = said(written, "processor", "list")
     assert [(each["processor"], each["partitions"]) for each in processors] == [(0, 2), (1, 2)]
