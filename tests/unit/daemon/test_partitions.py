@@ -9,8 +9,9 @@ import pytest
 
 from polyvol.daemon.client.cli.client import ApiError, Client
 from polyvol.daemon.context import Context
+from polyvol.daemon.devices.health import device_troubles
 from polyvol.daemon.partitions import logs as partition_logs, verbs
-from polyvol.daemon.partitions.naming import Naming
+from polyvol.daemon.partitions.naming import Naming, read_names
 from tests.support.sim_partitions import Counts
 from tests.unit.conftest import Daemon
 
@@ -303,13 +304,12 @@ def test_a_snapshot_has_the_partitions_of_its_size_alone(written: Daemon) -> Non
 def test_partitions_have_their_sizes_while_the_volume_grows(
     written: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verbs.read_names
 
     def grown(context: Context, naming: Naming) -> Naming:
         """Before the engine is asked."""
-        monkeypatch.setattr(verbs, "read_names", real)
+        monkeypatch.setattr(verbs, "read_names", read_names)
         written.ok("volume", "grow", "v", "--size", "6M")
-        return real(context, naming)
+        return read_names(context, naming)
 
     monkeypatch.setattr(verbs, "read_names", grown)
     page = Client(written.state_dir).get("volumes", "v", "partitions")
@@ -319,13 +319,12 @@ def test_partitions_have_their_sizes_while_the_volume_grows(
 def test_a_volume_that_is_deleted_while_its_partition_is_shown_is_unknown(
     written: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verbs.device_troubles
 
     def deleted(context: Context) -> Any:
         """After the engine was asked, and before the last look into the catalog."""
-        monkeypatch.setattr(verbs, "device_troubles", real)
+        monkeypatch.setattr(verbs, "device_troubles", device_troubles)
         written.ok("volume", "delete", "v", "--yes")
-        return real(context)
+        return device_troubles(context)
 
     monkeypatch.setattr(verbs, "device_troubles", deleted)
     assert written.refused("partition", "show", "v", "0").startswith("there is no volume 'v'")
