@@ -212,11 +212,38 @@ def _read_body(body_type: TypeAdapter[Any], text: bytes) -> object:
         json.loads(text, object_pairs_hook=_once)
         return read
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        path, first = _first_error(error, text)
+        where = ".".join(str(part) for part in path)
         said = _wrong(first["type"], first.get("ctx", {})) or as_clause(first["msg"])
         message = f"{where}: {said}" if where else said
         raise BadRequest(why=message) from error
+
+
+def _first_error(error: ValidationError, text: bytes) -> tuple[list[str | int], Any]:
+    """The first error, with the path of its value. Where a value may have several forms, there is an error
+    for each, and that of the form which fits best counts. pydantic's names of forms are left out of paths."""
+    errors = error.errors(include_url=False, include_input=False)
+    if not errors[0]["loc"]:
+        return [], errors[0]
+    body = json.loads(text)
+    found = [(_path(each, body), each) for each in errors]
+    place = found[0][0]
+    of_value = [each for each in found if each[0][: len(place)] == place]
+    return max(of_value, key=lambda each: (len(each[0]), not each[1]["type"].endswith("_type")))
+
+
+def _path(error: Any, value: object) -> list[str | int]:  # noqa: ANN401
+    """The keys and numbers of an error's path that lead to a value of a body."""
+    path: list[str | int] = []
+    *_, last = error["loc"]
+    for part in error["loc"]:
+        if isinstance(value, dict) and (part in value or (error["type"] == "missing" and part == last)):
+            path.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            path.append(part)
+            value = value[part] if part < len(value) else None
+    return path
 
 
 _WRONG = {

@@ -15,6 +15,7 @@ from polyvol.daemon.partitions.naming import Naming, read_names
 from polyvol.daemon.partitions.pages import COUNT_MAX, checked, following
 from polyvol.daemon.partitions.verbs import refuse_unknown
 from polyvol.daemon.types.logs import ChangeLogDetailView, ChangeLogListView
+from polyvol.mapping.errors import UnknownSnapshot
 from polyvol.mapping.ids import Epoch
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
@@ -113,6 +114,8 @@ class PartitionLogs:
             return volume, None, None
         epoch = epoch_named(snapshot)
         if epoch is not None:
+            if self._context.catalog.snapshots.at(volume.id, epoch) is None:
+                raise UnknownSnapshot(volume=volume.name, name=snapshot)
             return volume, None, epoch
         record = self._context.find_undeleted(volume, snapshot)
         return volume, record, record.epoch

@@ -1,7 +1,7 @@
 """The verb that finds places: where a byte of a volume, or of a snapshot, is.
 
 How it works      The engine looks it up in the block map. What a clone has of its source is looked up there,
-                  and so on, until a place is found.
+                  and so on, until a place is found. A clone that has grown is zero behind its source's end.
 Errors            UnknownVolume, UnknownSnapshot, OffsetBehindEnd, VolumeNotServed.
 """
 
@@ -27,7 +27,7 @@ class Places:
     def find(self, volume_name: str, offset: int, snapshot: str | None) -> PlaceView:
         """Where the byte at `offset` of a volume, or of its snapshot, is."""
         volume, record = self._find(volume_name, snapshot)
-        size = volume.size if record is None else record.size
+        size = _size(volume, record)
         if offset >= size:
             name = export_name(volume.name, snapshot)
             raise OffsetBehindEnd(offset=offset, name=name, size=size, last=size - 1)
@@ -36,6 +36,8 @@ class Places:
         while where is not None:
             found.append(self._place(*where, offset))
             where = self._source(where[0]) if found[-1].kind == "source" else None
+            if where is not None and offset >= _size(*where):
+                found[-1], where = replace(found[-1], kind="zero"), None
         place = found.pop()
         while found:
             place = replace(found.pop(), source=place)
@@ -82,3 +84,8 @@ class Places:
         if source is None or record is None:  # the clone was deleted in between, and they with it
             raise UnknownVolume(name=volume.shown_name)
         return source, record
+
+
+def _size(volume: Volume, record: SnapshotRecord | None) -> int:
+    """The size of a volume, or of its snapshot, bytes."""
+    return volume.size if record is None else record.size

@@ -22,7 +22,8 @@ from polyvol.daemon.types.partitions import (
     PartitionStateView,
     WritesView,
 )
-from polyvol.mapping.errors import UnknownSnapshot
+from polyvol.mapping.errors import UnknownSnapshot, UnknownVolume
+from polyvol.mapping.extent import BLOCK_SIZE
 from polyvol.mapping.partition import Partition, partition_count
 from polyvol.mapping.records.snapshots import SnapshotRecord
 from polyvol.mapping.records.volumes import Volume
@@ -45,10 +46,10 @@ class Partitions:
         context = self._context
         volume = context.find_served(volume_name, restoring=True)
         naming = read_names(context, Naming(volume))
-        with context.engine_asked(f"asking for the partitions of volume {volume.name}", volume):
-            states = context.engine.partitions(volume.id, first, count)
-        read_names(context, naming)
         end = volume.partition_count
+        with context.engine_asked(f"asking for the partitions of volume {volume.name}", volume):
+            states = context.engine.partitions(volume.id, min(first, end), count)
+        read_names(context, naming)
         return PartitionListView(
             volume=volume.name,
             uuid=str(volume.uuid),
@@ -90,16 +91,14 @@ class Partitions:
             logs = context.engine.change_logs(volume.id, number, 1, None)
         read_names(context, naming)
         views = self._views(naming, [partition_state(state) for state in states])
-        if not views:
-            raise UnknownPartition(
-                name=volume.name, volume=volume.name, partition=number, last=volume.partition_count - 1
-            )
-        extents = context.catalog.volumes.partitions(volume.id, number, 1)[0].extents
+        parts = context.catalog.volumes.partitions(volume.id, number, 1)
+        if not views or not parts:  # the volume was deleted in between
+            raise UnknownVolume(name=volume.name)
         return PartitionDetailView(
             **{name: getattr(views[0], name) for name in PartitionStateView.__dataclass_fields__},
             volume=volume.name,
             offset=number * volume.partition_size,
-            extents=extent_views(extents, naming.devices),
+            extents=extent_views(parts[0].extents, naming.devices),
             snapshots=len(self._shown_by(volume, number)),
             logs=[naming.log_view(change_log(volume.id, log)) for log in logs],
         )
@@ -113,10 +112,10 @@ class Partitions:
         volume = context.find_served(volume_name, restoring=True)
         record = context.find_undeleted(volume, snapshot)
         what = f"asking for the partitions of {export_name(volume.name, snapshot)}"
-        with context.engine_asked(what, volume, record):
-            states = context.engine.partition_snapshots(volume.id, record.epoch, first, count)
-        name = record.name
         end = partition_count(record.size, volume.partition_size)
+        with context.engine_asked(what, volume, record):
+            states = context.engine.partition_snapshots(volume.id, record.epoch, min(first, end), count)
+        name = record.name
         return PartitionSnapshotListView(
             volume=volume.name,
             uuid=str(record.uuid),
@@ -179,11 +178,10 @@ def refuse_unknown(volume: Volume, number: int, snapshot: SnapshotRecord | None 
 def _state_view(
     naming: Naming, partition: Partition, state: PartitionState, reason: str | None
 ) -> PartitionStateView:
-    volume = naming.volume
     return PartitionStateView(
         number=state.number,
         processor=state.processor,
-        size=min(volume.partition_size, volume.size - state.number * volume.partition_size),
+        size=(state.slots + state.zeroes + state.bases) * BLOCK_SIZE,
         devices=devices_of(partition.extents, naming.devices),
         state="ok" if reason is None else "faulty",
         reason=reason,

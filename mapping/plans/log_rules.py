@@ -13,6 +13,7 @@ Errors            BadLogRule, RepeatedDevice; of `bind_rules` also UnknownDevice
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.names import refuse_repeats
@@ -185,18 +186,27 @@ def _parse_selector(item: str, selector: str) -> tuple[Range | None, int | None]
 
 
 def _refuse_overlap(rules: Sequence[WantedRule]) -> None:
-    """BadLogRule if two rules are for the same processor, or for the same partition."""
+    """BadLogRule if two rules are for the same processor, or for the same partition. There may be a rule for
+    each of thousands of partitions."""
+    of_processor: dict[int, int] = {}
     for number, rule in enumerate(rules):
-        for earlier in rules[:number]:
-            if rule.processor is not None and rule.processor == earlier.processor:
-                what = f"processor {rule.processor}"
-            elif overlap := common_range(rule.partitions, earlier.partitions):
-                what = shown_range(overlap)
-            else:
-                continue
-            why = f"the rule {earlier.text!r} is for {what} already"
-            todo = "give each processor one rule, and each partition one with a range"
-            raise BadLogRule(rule=rule.text, why=why, todo=todo)
+        if rule.processor is not None:
+            earlier = of_processor.setdefault(rule.processor, number)
+            if earlier != number:
+                raise _repeated(rules[earlier], rule, f"processor {rule.processor}")
+    ranges = sorted(
+        (rule.partitions, number) for number, rule in enumerate(rules) if rule.partitions is not None
+    )
+    for (one, number), (other, following) in pairwise(ranges):
+        if overlap := common_range(one, other):
+            earlier, later = sorted((number, following))
+            raise _repeated(rules[earlier], rules[later], shown_range(overlap))
+
+
+def _repeated(earlier: WantedRule, later: WantedRule, what: str) -> BadLogRule:
+    why = f"the rule {earlier.text!r} is for {what} already"
+    todo = "give each processor one rule, and each partition one with a range"
+    return BadLogRule(rule=later.text, why=why, todo=todo)
 
 
 def _refuse_foreign(name: str, rule: WantedRule, count: int, owners: Sequence[int]) -> None:

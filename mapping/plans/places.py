@@ -122,9 +122,8 @@ def _device(text: str, word: str) -> PlaceDevice:
     try:
         wanted = parse_size(size)
     except ValueError as error:
-        raise BadPlace(
-            place=text, why=str(error).partition(":")[0], todo="give a size such as 16M"
-        ) from error
+        why = str(error).rpartition(":")[0]
+        raise BadPlace(place=text, why=why, todo="give a size such as 16M") from error
     if wanted == 0 or wanted % BLOCK_SIZE:
         why = f"{exact_size(wanted)} is not a size for a part of a partition"
         raise BadPlace(place=text, why=why, todo=f"give a multiple of {BLOCK_SIZE}")

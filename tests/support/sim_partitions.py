@@ -129,6 +129,7 @@ class SimPartitions:
         self, volume: int, epoch: int, first: int, count: int
     ) -> "list[PartitionSnapshotState]":
         self._begin("partition_snapshots", volume, epoch, first, count)
+        _refuse_large(first, count)
         maps, spec = self._volume(volume).stored, self._volume(volume).spec
         blocks = self._snapshot(volume, epoch)
         size = next((each["size"] for each in spec["snapshots"] if each["epoch"] == epoch), spec["size"])
@@ -168,6 +169,7 @@ class SimPartitions:
 
     def partitions(self, volume: int, first: int, count: int) -> "list[PartitionState]":
         self._begin("partitions", volume, first, count)
+        _refuse_large(first, count)
         maps, spec = self._volume(volume).stored, self._volume(volume).spec
         found: list[PartitionState] = []
         for number in range(first, min(first + count, len(spec["partitions"]))):
@@ -194,6 +196,7 @@ class SimPartitions:
 
     def change_logs(self, volume: int, first: int, count: int, begin: int | None) -> "list[ChangeLogState]":
         self._begin("change_logs", volume, first, count, begin)
+        _refuse_large(first, count)
         target = self._volume(volume)
         found: list[ChangeLogState] = []
         for number in range(first, min(first + count, len(target.spec["partitions"]))):
@@ -343,3 +346,9 @@ def _slot_place(spec: Any, slot: Slot) -> tuple[int, int, int]:
     log = spec["logs"][0]
     extent = log["extents"][0]
     return log["number"], extent["device"], extent["offset"] + slot.number * BLOCK
+
+
+def _refuse_large(*numbers: int) -> None:
+    """As Rust's 32 bits do."""
+    if not all(0 <= number < 1 << 32 for number in numbers):
+        raise OverflowError("out of range integral type conversion attempted")

@@ -96,6 +96,19 @@ def test_no_request_with_several_odd_values_is_an_internal_error(used: Daemon, s
         ("/v1/volumes", '{"name": "a", "devices": "d"}', "devices: it is not a list"),
         ("/v1/volumes", '{"name": "a", "nix": 1}', "nix: there is no such key here"),
         ("/v1/volumes", '{"name": "a", "size": 1, "size": 4096}', "the key 'size' is given twice"),
+        (
+            "/v1/volumes",
+            json.dumps({"name": "a", "processors": [*range(300)]}),
+            "processors: 300 are named, and at most 256 can be",
+        ),
+        ("/v1/volumes", '{"name": "a", "processors": [0, "1"]}', "processors.1: it is not a whole number"),
+        (
+            "/v1/volumes",
+            '{"name": "a", "place": [{"first": 0, "last": 1, "nix": 1}]}',
+            "place.0.nix: there is no such key here",
+        ),
+        ("/v1/volumes", '{"name": "a", "place": [{"first": 1}]}', "place.0.last: it is missing"),
+        ("/v1/volumes", '{"name": "a", "place": ["x", 1]}', "place.1: it is not a text"),
         ("/v1/volumes?x=1&x=2", "", "the query parameter 'x' is given twice"),
     ],
 )

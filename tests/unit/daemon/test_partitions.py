@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.client.cli.client import ApiError, Client
-from polyvol.daemon.partitions import logs as partition_logs
+from polyvol.daemon.context import Context
+from polyvol.daemon.devices.health import device_troubles
+from polyvol.daemon.partitions import logs as partition_logs, verbs
+from polyvol.daemon.partitions.naming import Naming, read_names
 from tests.support.sim_partitions import Counts
 from tests.unit.conftest import Daemon
 
@@ -210,6 +213,16 @@ def test_what_a_clone_has_of_its_source_is_found_there(written: Daemon) -> None:
     assert fact(text, "place") == "change log v@a#1, in log area 1"
 
 
+def test_a_clone_that_has_grown_is_zero_behind_the_end_of_its_source(written: Daemon) -> None:
+    written.ok("volume", "clone", "v@b", "c")
+    written.ok("volume", "grow", "c", "--size", "5M")
+    written.ok("snapshot", "create", "c", "--name", "x")
+    assert fact(written.ok("volume", "locate", "c", "4M"), "place") == "none: the block is zero"
+    written.ok("volume", "clone", "c@x", "d")
+    place = said(written, "volume", "locate", "d", "4M")["source"]
+    assert (place["volume"], place["kind"], place["source"]) == ("c", "zero", None)
+
+
 def test_processors_are_listed_and_shown(written: Daemon) -> None:
     processors = said(written, "processor", "list")
     assert [(each["processor"], each["partitions"]) for each in processors] == [(0, 2), (1, 2)]
@@ -238,6 +251,14 @@ def test_processors_are_listed_and_shown(written: Daemon) -> None:
         (
             "log list v --snapshot z",
             "there is no snapshot 'z' of volume v; `polyvol snapshot list v` shows those that exist",
+        ),
+        (
+            "log list v --snapshot epoch:9",
+            "there is no snapshot 'epoch:9' of volume v; `polyvol snapshot list v` shows those that exist",
+        ),
+        (
+            "log show v@epoch:0#1",
+            "there is no snapshot 'epoch:0' of volume v; `polyvol snapshot list v` shows those that exist",
         ),
         (
             "log show v@a#3",
@@ -280,6 +301,35 @@ def test_a_snapshot_has_the_partitions_of_its_size_alone(written: Daemon) -> Non
     assert "snapshot v@a has no partition 5" in written.refused("log", "show", "v@a#5")
 
 
+def test_partitions_have_their_sizes_while_the_volume_grows(
+    written: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def grown(context: Context, naming: Naming) -> Naming:
+        """Before the engine is asked."""
+        monkeypatch.setattr(verbs, "read_names", read_names)
+        written.ok("volume", "grow", "v", "--size", "6M")
+        return read_names(context, naming)
+
+    monkeypatch.setattr(verbs, "read_names", grown)
+    page = Client(written.state_dir).get("volumes", "v", "partitions")
+    assert {part["size"] for part in page["partitions"]} == {MIB}
+
+
+def test_a_volume_that_is_deleted_while_its_partition_is_shown_is_unknown(
+    written: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def deleted(context: Context) -> Any:
+        """After the engine was asked, and before the last look into the catalog."""
+        monkeypatch.setattr(verbs, "device_troubles", device_troubles)
+        written.ok("volume", "delete", "v", "--yes")
+        return device_troubles(context)
+
+    monkeypatch.setattr(verbs, "device_troubles", deleted)
+    assert written.refused("partition", "show", "v", "0").startswith("there is no volume 'v'")
+
+
 def test_a_volume_that_is_not_served_is_refused(written: Daemon) -> None:
     written.world.fail["add_volume"] = 0
     written.restart()
@@ -312,7 +362,14 @@ def test_pages_join(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ApiError) as refused:
             client.get("volumes", "v", "partitions", **query)
         assert refused.value.code == "bad-request"
-    assert client.get("volumes", "v", "partitions", first="4")["partitions"] == []
+    for first in ("4", str(1 << 32), str((1 << 63) - 1)):
+        for path, key in (
+            (("volumes", "v", "partitions"), "partitions"),
+            (("volumes", "v", "snapshots", "b", "partitions"), "partition_snapshots"),
+            (("volumes", "v", "change-logs"), "logs"),
+        ):
+            page = client.get(*path, first=first)
+            assert (page[key], page["next"]) == ([], None)
     monkeypatch.setattr(partition_logs, "LOGS_MAX", 1)
     monkeypatch.setattr(partition_logs, "_STEP_MIN", 1)
     page = client.get("volumes", "v", "change-logs")

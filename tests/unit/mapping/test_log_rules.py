@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 
 from polyvol.mapping.errors import DeviceAdopted, PolyvolError, RepeatedDevice, UnknownDevice
 from polyvol.mapping.extent import Extent
-from polyvol.mapping.partition import Partition
+from polyvol.mapping.partition import Partition, Range, common_range
+from polyvol.mapping.plans import log_rules
 from polyvol.mapping.plans.inventory import Inventory
 from polyvol.mapping.plans.log_rules import (
     AreaUnused,
@@ -230,3 +231,30 @@ def test_an_area_that_nothing_would_use_is_refused() -> None:
     refuse("0=a,1=b+any")
     refuse("0=a,1=b", devices=(2,))
     refuse("0=a,1=b,c")
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), max_size=8))
+def test_rules_that_overlap_are_refused(drawn: list[tuple[int, int]]) -> None:
+    ranges = [range(first, first + more + 1) for first, more in drawn]
+    named = [number for each in ranges for number in each]
+    text = ",".join(f"{each[0]}-{each[-1]}=a" for each in ranges) or "a"
+    if len(named) == len(set(named)):
+        assert len(parse_rules([text])) == max(1, len(ranges))
+        return
+    with pytest.raises(BadLogRule, match="already"):
+        parse_rules([text])
+
+
+def test_a_rule_for_each_of_many_partitions_is_compared_with_the_next_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So thousands of rules do not keep the daemon busy for minutes."""
+    compared = []
+
+    def noted(one: Range | None, other: Range | None) -> Range | None:
+        compared.append(one)
+        return common_range(one, other)
+
+    monkeypatch.setattr(log_rules, "common_range", noted)
+    assert len(parse_rules([",".join(f"{number}-{number}=a" for number in range(1000))])) == 1000
+    assert len(compared) < 1000

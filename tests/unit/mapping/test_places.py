@@ -256,6 +256,7 @@ def _as_placed(place: Place, processor: int, extents: tuple[Extent, ...]) -> Non
         ("0-3:device=d1:0", "0 B is not a size for a part of a partition; give a multiple of 4096"),
         ("0-3:device=d1:100", "100 B is not a size for a part of a partition"),
         ("0-3:device=d1:x+d2", "'x' is not a size; give a size such as 16M"),
+        ("0-3:device=d1:1M:2M", "'1M:2M' is not a size; give a size such as 16M"),
         ("0-3:device=d1:256K+d2:512K", "its devices have 768 KiB for a partition of 1 MiB"),
         ("0-3:device=d1+d1", "device d1 is named twice"),
         ("0-3:device=x", "there is no device 'x'"),
