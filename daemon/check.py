@@ -21,7 +21,7 @@ from pathlib import Path
 
 from polyvol.daemon.engine_border import EngineModule, load_engine
 from polyvol.daemon.errors import NoState, SnapshotWasDeleted, StateLocked, StateUnusable
-from polyvol.daemon.partitions.records import record_problems
+from polyvol.daemon.partitions.records import record_problems, share_problems
 from polyvol.daemon.types.status import CheckView, CheckVolumeView
 from polyvol.daemon.volumes.manifest_digests import other_time
 from polyvol.mapping.catalog.database import LATEST_VERSION, mark_of
@@ -299,7 +299,10 @@ class _Check:
             if snapshot.epoch in report["deleted_snapshots"]:
                 deleted = SnapshotWasDeleted(name=f"{volume.name}@{snapshot.name}")
                 self._problems.append(f"volume {volume.name}: {deleted}")
-        for problem in record_problems(snapshots, report["processors"]):
+        for problem in (
+            *record_problems(snapshots, report["processors"]),
+            *share_problems(volume, snapshots, partitions),
+        ):
             self._problems.append(f"volume {volume.name}: {problem}")
         for path in report["leftovers"]:
             self._notes.append(f"{os.fspath(path)} is left of a crash: the next start removes it")

@@ -5,14 +5,30 @@ How it works      Each processor records each cut with how many partitions of th
                   compared.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from polyvol.mapping.partition import Partition, partition_count
 from polyvol.mapping.records.snapshots import SnapshotRecord
+from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import counted
 
 if TYPE_CHECKING:
     from polyvol.engine import RecordedCuts
+
+
+def share_problems(
+    volume: Volume, snapshots: Iterable[SnapshotRecord], partitions: Sequence[Partition]
+) -> Iterator[str]:
+    """Where the catalog says of a snapshot otherwise than by its partitions, how many each processor has: a
+    clause each. A partition stays with its processor."""
+    for snapshot in snapshots:
+        count = partition_count(snapshot.size, volume.partition_size)
+        owned = Counter(partition.processor for partition in partitions[:count])
+        if snapshot.shares and dict(snapshot.shares) != owned:
+            name = snapshot.shown_name
+            yield f"the catalog's numbers of partitions by processor are wrong for snapshot {name}"
 
 
 def record_problems(snapshots: Iterable[SnapshotRecord], recorded: Iterable["RecordedCuts"]) -> Iterator[str]:

@@ -10,7 +10,8 @@ How it works      One thread waits for the engine's events, and samples every vo
                   were brought back again, or there is a snapshot to drop again.
 Invariants        CW1 every event is answered: the writes are retried, or fail; CW2 snapshots made by hand,
                   with holds or with clients are never dropped; CW3 nothing is dropped for writes that no
-                  longer wait.
+                  longer wait; CW4 when a drop has given nothing to them, no other snapshot is dropped until
+                  something is free in their areas.
 Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls nothing that may wait for a
                   device. Workers hold the volume's lock, or its `room` while a cut of it is waited for.
                   Waiting writes delay neither cuts nor deletions, so the holder of the lock finishes, unless
@@ -80,6 +81,7 @@ class SpaceMonitor:
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
         self._checkpoints_told: dict[int, str] = {}
+        self._vain: dict[VolumeId, dict[int, int]] = {}
         self._thread = threading.Thread(target=self._run, name="polyvol-space", daemon=True)
 
     def start(self) -> None:
@@ -196,9 +198,14 @@ class SpaceMonitor:
         with context.locks.room({volume.id: volume.name}, _WHAT):
             self._look(volume)
             self._ask_again(volume.id)
-            if not context.engine.space(volume.id)["starving"]:
+            space = context.engine.space(volume.id)
+            if not space["starving"]:
                 return True  # CW3
-        if self._relieve(volume) > 0 or self._drop_one(volume):
+        if self._relieve(volume) > 0:
+            return True
+        before = self._used(volume)
+        if volume.id not in self._vain and self._drop_one(volume):
+            self._note_vain(volume, before, space["starved_areas"])
             return True
         text = (
             f"the log areas that writes of volume {volume.name} may use are full and no snapshot may be"
@@ -207,6 +214,20 @@ class SpaceMonitor:
         )
         context.events.add("warning", text, volume=volume.name)
         return False
+
+    def _used(self, volume: Volume) -> dict[int, int]:
+        """The use of each log area by its number, bytes."""
+        stats = self._context.engine.volume_stats(volume.id)
+        return {log["number"]: log["used_bytes"] for log in stats["logs"]}
+
+    def _note_vain(self, volume: Volume, before: dict[int, int], starved: list[int]) -> None:
+        """Note whether a drop has given nothing to the writes that wait, because their log rules allow other
+        areas only (CW4): in none of these slots became free, and none can be made free by relocation."""
+        if set(starved) == before.keys():
+            return
+        now = self._used(volume)
+        if all(now.get(area, 0) >= before[area] for area in starved) and self._relieve(volume) == 0:
+            self._vain[volume.id] = {area: now.get(area, 0) for area in starved}
 
     def _refuse(self, identity: VolumeId) -> None:
         with contextlib.suppress(self._context.engine_error):  # its writes have ended with it
@@ -283,6 +304,12 @@ class SpaceMonitor:
     @reads
     def _may_drop(self, volume: Volume) -> bool:
         """Whether the engine sends no events, but could send them again."""
+        vain = self._vain.get(volume.id)
+        if vain is not None:
+            now = self._used(volume)
+            if all(now.get(area, 0) >= used for area, used in vain.items()):
+                return False
+            del self._vain[volume.id]
         if volume.id not in self._context.refusing or volume.when_full != "keep-writing":
             return False
         records = self._droppable(volume)

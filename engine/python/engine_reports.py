@@ -97,12 +97,13 @@ class VolumeUse(TypedDict):
 
 class SpaceStats(TypedDict):
     """Use of all log areas of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
-    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room.
-    `checkpoint_errno`: why the last checkpoint of one of its processors failed; 0: none has."""
+    refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room, in
+    the log areas of the numbers `starved_areas`. `checkpoint_errno`: why the last checkpoint of one of its processors failed; 0: none has."""
 
     size_bytes: int
     used_bytes: int
     starving: bool
+    starved_areas: list[int]
     checkpoint_errno: int
 
 

@@ -86,6 +86,8 @@ class SimWorld(SimLog):
         """What scrubs report, by volume and partition; nothing where nothing is said."""
         self.stays_faulty: set[int] = set()
         """Devices that are faulty again as soon as they are reopened."""
+        self.starved_areas: dict[int, list[int]] = {}
+        """Numbers of the areas that such writes may use, by volume; all, where nothing is said."""
         self.relocatable: dict[int, int] = {}
         """Bytes that can be brought back to their base places, by volume."""
         self.starving: set[int] = set()
@@ -222,6 +224,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "size_bytes": size,
             "used_bytes": used,
             "starving": volume in self.world.starving,
+            "starved_areas": self.world.starved_areas.get(volume, list(self._volume(volume).logs)),
             "checkpoint_errno": self.world.checkpoint_errno.get(volume, 0),
         }
 
@@ -330,7 +333,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,
             "logs": [
-                {"number": number, "size_bytes": size, "used_bytes": 0, "claimed_bytes": 0}
+                {"number": number, "size_bytes": size, "used_bytes": size, "claimed_bytes": size}
                 for number, size in target.logs.items()
             ],
         }

@@ -194,6 +194,11 @@ impl SpaceWaiters {
         self.waited.load(Ordering::SeqCst) > 0
     }
 
+    /// The areas that are waited for.
+    pub fn waited(&self) -> AreaBits {
+        self.waited.load(Ordering::SeqCst)
+    }
+
     /// Retires these chunks for punching, but none while a share waits for slots of its area.
     pub fn retire(&self, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
         let state = self.lock();

@@ -17,7 +17,11 @@ pub fn space<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDic
     let dict = PyDict::new(py);
     dict.set_item("size_bytes", found.size * BLOCK_SIZE)?;
     dict.set_item("used_bytes", found.used * BLOCK_SIZE)?;
-    dict.set_item("starving", volume.space_waiters.has_waiters())?;
+    let waited = volume.space_waiters.waited();
+    dict.set_item("starving", waited != 0)?;
+    let logs = volume.space.logs();
+    let starved = logs.iter().filter(|log| log.bit() & waited != 0).map(|log| log.number);
+    dict.set_item("starved_areas", starved.collect::<Vec<u16>>())?;
     let errnos = volume.shares.iter().map(|one| one.stats.checkpoint_errno.load(Ordering::Relaxed));
     dict.set_item("checkpoint_errno", errnos.max().unwrap_or(0))?;
     Ok(dict)

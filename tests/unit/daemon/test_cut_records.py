@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from polyvol.daemon.partitions.records import record_problems
-from tests.support.catalogs import snapshot
+from polyvol.daemon.partitions.records import record_problems, share_problems
+from polyvol.mapping.catalog.store import Catalog
+from polyvol.mapping.partition import Partition
+from tests.support.catalogs import PLAN, snapshot
 
 if TYPE_CHECKING:
     from polyvol.engine import RecordedCuts
@@ -53,3 +55,19 @@ def test_what_older_versions_did_not_record_is_not_compared() -> None:
     assert problems({1: {0: 4}, 2: {0: 4}}, recorded(0, {2: 4}, since=2)) == []
     assert problems({2: {0: 4}}, recorded(0, {1: 9, 2: 4})) == []
     assert problems({1: {0: 4}, 2: {0: 4}}) == []
+
+
+def test_the_catalog_agrees_with_its_own_partitions(catalog: Catalog) -> None:
+    volume = catalog.volumes.create(PLAN)
+    partitions = [Partition(0, 0, ()), Partition(1, 1, ()), Partition(2, 1, ())]
+    size = volume.partition_size
+    first, second = (
+        replace(each, size=blocks * size, shares=shares)
+        for each, blocks, shares in zip(SNAPSHOTS, (2, 3), (((0, 1), (1, 1)), ((0, 1), (1, 2))), strict=True)
+    )
+    unknown = replace(first, shares=())
+    assert list(share_problems(volume, [first, second, unknown], partitions)) == []
+    wrong = replace(second, shares=((0, 2), (1, 1)))
+    assert list(share_problems(volume, [first, wrong], partitions)) == [
+        "the catalog's numbers of partitions by processor are wrong for snapshot b"
+    ]

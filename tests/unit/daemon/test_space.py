@@ -182,6 +182,25 @@ def test_the_policy_is_kept_and_told_to_the_engine(volume: Daemon) -> None:
     assert ("ask_when_full", VOLUME, False) in volume.world.calls[before:]
 
 
+def test_a_drop_that_does_not_help_is_the_last_one(volume: Daemon) -> None:
+    """The writes that wait may use one of two areas, and the snapshots' change logs are in the other."""
+    for name in "abc":
+        volume.ok("snapshot", "create", "v", "--name", name, "--scheduled")
+    volume.world.starved_areas[VOLUME] = [2]
+    volume.ok("volume", "add-log", "v", "--size", "8M")
+    full(volume)
+    assert names(volume) == ["b", "c"]
+    full(volume)
+    assert names(volume) == ["b", "c"]
+    assert any("fail with ENOSPC" in event for event in events(volume))
+    space = SpaceMonitor(volume.service._context, volume.service.snapshots)
+    space._vain[VOLUME] = {2: 1 << 40}
+    volume.service._context.refusing.add(VOLUME)
+    found = volume.service._context.catalog.volumes.get(VOLUME)
+    assert found is not None
+    assert space._may_drop(found), "something is free in their areas"
+
+
 def test_use_is_shown_and_warned_of(volume: Daemon) -> None:
     volume.world.used[VOLUME] = 60 * MIB
     shown = json.loads(volume.ok("volume", "show", "v", "--json"))["space"]
