@@ -46,11 +46,11 @@ _log = logging.getLogger("polyvol.relocation")
 
 @dataclass
 class _Seen:
-    """What a look at a volume has found: how many requests and snapshots, and what its log areas use, in
-    bytes."""
+    """What a look at a volume has found: how many requests, how many drops of snapshots have ended, and what
+    its log areas use, in bytes."""
 
     requests: int
-    snapshots: int
+    drops: int
     used: int
     size: int
 
@@ -135,8 +135,7 @@ class RelocationWorker:
         engine = self._context.engine
         stats, space = engine.volume_stats(volume.id), engine.space(volume.id)
         requests = stats["reads"] + stats["writes"] + stats["zeroes"] + stats["trims"]
-        snapshots = self._context.catalog.snapshots.count(volume.id)
-        return _Seen(requests, snapshots, space["used_bytes"], space["size_bytes"])
+        return _Seen(requests, stats["drops"], space["used_bytes"], space["size_bytes"])
 
     def _move(self, volume: Volume) -> None:
         """Move blocks of a volume for a while, no faster than its rate."""
@@ -151,7 +150,6 @@ class RelocationWorker:
             before = self._see(volume)
             urgent = before.share >= URGENT
             report = context.engine.relocate(volume.id, wanted, JOB_S, urgent)
-            after = self._see(volume)
         except context.engine_error as error:
             progress.state = f"failed: {error}"
             self._set_done(volume, None)
@@ -159,7 +157,7 @@ class RelocationWorker:
         progress.add(time.monotonic(), report["bytes"], report["failed"])
         if report["at_end"] and report["bytes"] == 0:
             progress.state = _NOTHING
-            self._set_done(volume, after)
+            self._set_done(volume, before)
         elif report["bytes"]:
             self._served_again(volume)
         if volume.relocation_rate and report["bytes"]:

@@ -98,7 +98,8 @@ class VolumeUse(TypedDict):
 class SpaceStats(TypedDict):
     """Use of all log areas of a volume, bytes: `used_bytes` is what maps of the volume and of its snapshots
     refer to; all the rest can be redirected to, perhaps after a sync. `starving`: writes wait for room, in
-    the log areas of the numbers `starved_areas`. `checkpoint_errno`: why the last checkpoint of one of its processors failed; 0: none has."""
+    the log areas of the numbers `starved_areas`. `checkpoint_errno`: why the last checkpoint of one of its
+    processors failed; 0: none has."""
 
     size_bytes: int
     used_bytes: int
@@ -136,7 +137,8 @@ class RelocationReport(TypedDict):
 
 
 class VolumeStats(TypedDict):
-    """Counters of one volume since the engine took it over, and its state."""
+    """Counters of one volume since the engine took it over, and its state. `drops`: of snapshots, by one
+    processor each, that have ended."""
 
     epoch: int
     reads: int
@@ -147,6 +149,7 @@ class VolumeStats(TypedDict):
     trims: int
     flushes: int
     redirected_blocks: int
+    drops: int
     errors: int
     checkpoint_failures: int
     blocks_mapped: int

@@ -61,12 +61,6 @@ class Snapshots:
         )
         return {row["epoch"]: row["name"] for row in rows}
 
-    def count(self, volume: VolumeId) -> int:
-        """How many snapshots a volume has, those among them that are kept for clones."""
-        rows = self._database.rows("SELECT count(*) AS found FROM snapshot WHERE volume = ?", volume)
-        found: int = rows[0]["found"]
-        return found
-
     def rules_by_epoch(self, volume: VolumeId) -> dict[int, tuple[LogRule, ...]]:
         """The log rules of a volume's snapshots that have rules of their own, by epoch."""
         found = read_rules(self._database, "volume = ? AND epoch IS NOT NULL", volume)

@@ -327,6 +327,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "trims": 0,
             "flushes": 0,
             "redirected_blocks": 0,
+            "drops": target.stored.drops,
             "errors": 0,
             "checkpoint_failures": 0,
             "blocks_mapped": len(target.stored.blocks),

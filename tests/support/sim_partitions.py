@@ -55,6 +55,7 @@ class SimMaps:
     counted: dict[int, dict[int, Counts]] = field(default_factory=dict)
     """By epoch and partition."""
     slots: int = 0
+    drops: int = 0
     rolled_back: int = 0
     """The last rollback that it has."""
 
@@ -69,6 +70,7 @@ class SimMaps:
     def drop(self, epoch: int) -> None:
         """Forget a snapshot: what came from it comes from what it came from."""
         del self.snapshots[epoch]
+        self.drops += 1
         parent = self.parents.pop(epoch, 0)
         self.parents = {each: parent if of == epoch else of for each, of in self.parents.items()}
         self.line = parent if self.line == epoch else self.line

@@ -77,7 +77,7 @@ pub fn volume<'py>(
 
 fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict>> {
     type Counter = fn(&ShareStats) -> &AtomicU64;
-    let counters: [(&str, Counter); 9] = [
+    let counters: [(&str, Counter); 10] = [
         ("reads", |stats| &stats.reads),
         ("writes", |stats| &stats.writes),
         ("read_bytes", |stats| &stats.read_bytes),
@@ -85,6 +85,7 @@ fn counters<'py>(py: Python<'py>, volume: &Volume) -> PyResult<Bound<'py, PyDict
         ("zeroes", |stats| &stats.zeroes),
         ("trims", |stats| &stats.trims),
         ("redirected_blocks", |stats| &stats.redirected_blocks),
+        ("drops", |stats| &stats.drops),
         ("errors", |stats| &stats.errors),
         ("checkpoint_failures", |stats| &stats.checkpoint_failures),
     ];

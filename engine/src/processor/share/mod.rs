@@ -92,6 +92,8 @@ pub struct ShareStats {
     pub zeroes: AtomicU64,
     pub trims: AtomicU64,
     pub redirected_blocks: AtomicU64,
+    /// Drops of snapshots that have ended.
+    pub drops: AtomicU64,
     pub errors: AtomicU64,
     pub checkpoint_failures: AtomicU64,
     /// Why the last checkpoint failed; 0: it did not.

@@ -23,7 +23,7 @@ use crate::processor::io_job::{Job, Step};
 use crate::processor::messages::{Control, Event};
 use crate::processor::part::Part;
 use crate::processor::share::in_flight::Span;
-use crate::processor::share::{Context, Local, Share};
+use crate::processor::share::{Context, Local, Share, count};
 use crate::processor::space_waiters::{Verdict, Wanted};
 use crate::system::pool::Lane;
 use crate::units::{BLOCK_SIZE, DeviceId, Epoch, LocalIndex};
@@ -334,6 +334,7 @@ impl Share {
             });
         }
         self.expect_release();
+        count(&self.stats.drops, 1);
         let bytes = dropping.freed_blocks * BLOCK_SIZE;
         if dropping.waits {
             self.dropped.push(Dropped { seq, bytes, answer: dropping.answer });
