@@ -29,6 +29,7 @@ enum Op {
     Delete(usize),
     RollBack { nth: usize, snapshot: usize },
     Grow(usize),
+    Relocate(usize),
     Restart { kill: bool },
 }
 
@@ -53,6 +54,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => nth().prop_map(Op::Delete),
         1 => (nth(), snapshot()).prop_map(|(nth, snapshot)| Op::RollBack { nth, snapshot }),
         1 => nth().prop_map(Op::Grow),
+        4 => nth().prop_map(Op::Relocate),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
     ];
     prop::collection::vec(op, 1..60)
@@ -97,6 +99,10 @@ fn step(world: &mut World, op: &Op) {
         Op::Grow(nth) => {
             let Some(id) = world.nth(nth) else { return };
             world.grow(id);
+        }
+        Op::Relocate(nth) => {
+            let Some(id) = world.nth(nth) else { return };
+            world.relocate(id);
         }
         Op::Restart { kill } => {
             world.stop(kill);

@@ -10,6 +10,7 @@ use crate::copied;
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
+use polyvol_engine::engine::relocate::Bounds;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
@@ -317,6 +318,13 @@ impl World {
         self.engine().roll_back(id, rollback).unwrap();
         self.engine().export(&format!("{name}@{epoch}"), "", id, Some(epoch)).unwrap();
         self.engine().export(&name, "", id, None).unwrap();
+    }
+
+    pub fn relocate(&self, id: u64) {
+        let bounds =
+            Bounds { bytes: u64::MAX, time: std::time::Duration::from_secs(20), urgent: true };
+        let done = self.engine().relocate(id, bounds).unwrap();
+        assert!(done.failed == 0 && done.at_end, "{done:?}");
     }
 
     pub fn grow(&mut self, id: u64) {
