@@ -325,6 +325,7 @@ impl World {
             Bounds { bytes: u64::MAX, time: std::time::Duration::from_secs(20), urgent: true };
         let done = self.engine().relocate(id, bounds).unwrap();
         assert!(done.failed == 0 && done.at_end, "{done:?}");
+        self.engine().flush(id).unwrap(); // what was freed is used again, or punched
     }
 
     pub fn grow(&mut self, id: u64) {
