@@ -21,9 +21,12 @@ const WORDS: usize = LEAF_BLOCKS as usize / 64;
 /// A bit for each block of a leaf.
 type Bits = [u64; WORDS];
 
-/// See the module's head.
+/// By leaf.
+type Leaves = FxHashMap<u32, Box<Bits>>;
+
+/// See the module's head. Most partitions have none, which costs a pointer.
 #[derive(Debug, Default)]
-pub(super) struct TakenBases(FxHashMap<u32, Box<Bits>>);
+pub(super) struct TakenBases(Option<Box<Leaves>>);
 
 impl Clone for TakenBases {
     fn clone(&self) -> TakenBases {
@@ -40,8 +43,9 @@ impl TakenBases {
         live: &Map,
         frozen: impl Iterator<Item = &'a Map> + Clone,
     ) {
+        let known = self.0.get_or_insert_default();
         for leaf in first / LEAF_BLOCKS..=(first + count - 1) / LEAF_BLOCKS {
-            self.0.entry(leaf).or_insert_with(|| {
+            known.entry(leaf).or_insert_with(|| {
                 let theirs = bases_of_all(leaf, frozen.clone());
                 let mine = bases(live.node(leaf));
                 Box::new(std::array::from_fn(|word| theirs[word] & !mine[word]))
@@ -54,7 +58,8 @@ impl TakenBases {
     pub(super) fn run(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
         let (leaf, inner) = (block / LEAF_BLOCKS, block % LEAF_BLOCKS);
         let limit = limit.min(LEAF_BLOCKS - inner);
-        let Some(bits) = self.0.get(&leaf) else { return (limit, true) };
+        let bits = self.0.as_ref().and_then(|known| known.get(&leaf));
+        let Some(bits) = bits else { return (limit, true) };
         let taken = |at: u32| bits[at as usize / 64] >> (at % 64) & 1 == 1;
         let answer = taken(inner);
         let end = (inner + 1..inner + limit).find(|at| taken(*at) != answer);
@@ -63,11 +68,9 @@ impl TakenBases {
 
     /// Notes that the live map has left these base places to a frozen map, or that no version sees them any more.
     pub(super) fn set(&mut self, first: BlockIndex, count: u32, taken: bool) {
-        if self.0.is_empty() {
-            return;
-        }
+        let Some(known) = &mut self.0 else { return };
         for block in first..first + count {
-            if let Some(bits) = self.0.get_mut(&(block / LEAF_BLOCKS)) {
+            if let Some(bits) = known.get_mut(&(block / LEAF_BLOCKS)) {
                 let (word, bit) = (block % LEAF_BLOCKS / 64, 1 << (block % 64));
                 match taken {
                     true => bits[word as usize] |= bit,
@@ -79,7 +82,7 @@ impl TakenBases {
 
     /// Forgets all: the maps have changed in another way.
     pub(super) fn forget(&mut self) {
-        self.0.clear();
+        self.0 = None;
     }
 }
 

@@ -440,6 +440,9 @@ impl Versions {
         });
         left.into_iter().for_each(|(first, count)| self.taken.set(first, count, false));
         Arc::make_mut(&mut self.frozen).remove(index);
+        if self.frozen.is_empty() {
+            self.taken.forget();
+        }
     }
 
     /// Records that blocks were relocated to their base places, by record `seq`: every version that has them in the slots
