@@ -97,7 +97,7 @@ impl World {
                 true => self.snapshots.iter().map(|epoch| (*epoch, Default::default())).collect(),
                 false => Vec::new(),
             },
-            next_epoch: 1,
+            next_epoch: if own { self.snapshots.last().map_or(1, |last| last + 1) } else { 1 },
             bounds: Vec::new(),
             rollbacks: Vec::new(),
             origin,
