@@ -352,7 +352,7 @@ def test_a_package_in_use_is_not_removed(machine: Machine) -> None:
     machine.ok("systemctl is-active -q polyvold polyvol-attach@data; echo on >>/mnt/data/hello; sync")
     machine.ok("umount /mnt/data")
     attach_by_hand(machine, "small", "/dev/nbd5", connections=2)
-    wait_for(machine, "polyvol volume show small | grep -q \"^connections: *2$\"")
+    wait_for(machine, 'polyvol volume show small | grep -q "^connections: *2$"')
     assert "2 NBD connections are open to small" in machine.ok("! dpkg --remove polyvol 2>&1", 90)
     machine.ok("nbd-client -d /dev/nbd5")
     wait_for(machine, "! [ -e /sys/block/nbd5/pid ]")
