@@ -297,8 +297,8 @@ class Context:
     def ask_when_full(self, volume: Volume) -> None:
         """Set the engine's action for full change logs by the volume's policy; the engine has the volume."""
         with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):
-            relieved = volume.relocation_rate != 0 and volume.source is None
-            self.engine.ask_when_full(volume.id, relieved or volume.when_full == "keep-writing")
+            asks = volume.is_relocated or volume.when_full == "keep-writing"
+            self.engine.ask_when_full(volume.id, asks)
         self.refusing.discard(volume.id)
 
     def find_device(self, name: str) -> Device:

@@ -145,8 +145,11 @@ class SpaceMonitor:
         for gone in context.fill_levels.keys() - {volume.id for volume in volumes}:
             context.fill_levels.pop(gone, None)
             context.refusing.discard(gone)
-        for number in self._checkpoints_told.keys() - {volume.id for volume in volumes}:
+        served = {volume.id for volume in volumes}
+        for number in self._checkpoints_told.keys() - served:
             del self._checkpoints_told[number]
+        for identity in self._vain.keys() - served:
+            self._vain.pop(identity, None)  # a worker may do so, too
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be closed in the meantime.

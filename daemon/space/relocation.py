@@ -17,6 +17,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
@@ -25,6 +26,9 @@ from polyvol.daemon.workers import Workers
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
+
+if TYPE_CHECKING:
+    from polyvol.engine import RelocationReport
 
 LOOK_S = 0.5
 JOB_S = 1.0
@@ -141,33 +145,32 @@ class RelocationWorker:
         """Move blocks of a volume for a while, no faster than its rate."""
         context = self._context
         progress = context.relocations.get(volume.id)
-        if progress is None or self._stopping.is_set():
+        watched = self._watched.get(volume.id)
+        if progress is None or watched is None or self._stopping.is_set():
             return
-        began_s = time.monotonic()
+        began_s, before = time.monotonic(), watched.seen
         wanted = int(volume.relocation_rate * JOB_S) if volume.relocation_rate else _ALL
         progress.state = "moving"
         try:
-            before = self._see(volume)
-            urgent = before.share >= URGENT
-            report = context.engine.relocate(volume.id, wanted, JOB_S, urgent)
+            report = self._relocate(volume, wanted, JOB_S, urgent=before.share >= URGENT)
         except context.engine_error as error:
             progress.state = f"failed: {error}"
-            self._set_done(volume, None)
+            watched.done, watched.done_s = before, time.monotonic()
             return
-        progress.add(time.monotonic(), report["bytes"], report["failed"])
         if report["at_end"] and report["bytes"] == 0:
             progress.state = _NOTHING
-            self._set_done(volume, before)
+            watched.done, watched.done_s = before, time.monotonic()
         elif report["bytes"]:
             self._served_again(volume)
         if volume.relocation_rate and report["bytes"]:
             self._stopping.wait(report["bytes"] / volume.relocation_rate - (time.monotonic() - began_s))
 
-    def _set_done(self, volume: Volume, seen: _Seen | None) -> None:
-        watched = self._watched.get(volume.id)
-        if watched is not None:
-            watched.done = watched.seen if seen is None else seen
-            watched.done_s = time.monotonic()
+    def _relocate(self, volume: Volume, most: int, time_s: float, *, urgent: bool) -> "RelocationReport":
+        """Move at most so many bytes, and note it."""
+        report = self._context.engine.relocate(volume.id, most, time_s, urgent)
+        progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
+        progress.add(time.monotonic(), report["bytes"], report["failed"])
+        return report
 
     def _served_again(self, volume: Volume) -> None:
         """Have writes wait for slots again that were refused for lack of them: there are some now."""
@@ -177,11 +180,9 @@ class RelocationWorker:
 
     def relieve(self, volume: Volume) -> int:
         """Move blocks for writes that wait for free slots: how many bytes. An engine error if it fails."""
-        if volume.relocation_rate == 0 or volume.source is not None:
+        if not volume.is_relocated:
             return 0
-        report = self._context.engine.relocate(volume.id, RELIEF_BYTES, RELIEF_S, True)
-        progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
-        progress.add(time.monotonic(), report["bytes"], report["failed"])
+        report = self._relocate(volume, RELIEF_BYTES, RELIEF_S, urgent=True)
         if report["bytes"]:
             _log.debug("%s moved for writes that wait", format_size(report["bytes"]))
         return report["bytes"]

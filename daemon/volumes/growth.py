@@ -12,6 +12,8 @@ Durability        Catalog first: were the engine first, a host could write to a 
 Errors            NotLarger, VolumeNotServed, EngineFailed and those of plans; what was begun is undone.
 """
 
+from typing import TYPE_CHECKING
+
 from polyvol.daemon.context import Context
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.types.volumes import VolumeGrow
@@ -20,20 +22,24 @@ from polyvol.mapping.plans.growth import plan_growth
 from polyvol.mapping.records.devices import Device
 from polyvol.mapping.records.volumes import Volume
 from polyvol.mapping.sizes import format_size
-from polyvol.mapping.specs import volume_rules, volume_spec
+from polyvol.mapping.specs import volume_spec
+
+if TYPE_CHECKING:
+    from polyvol.engine import VolumeRules
 
 
 def grow_in_engine(context: Context, volume: Volume) -> None:
     """Have the engine serve a volume as large as the catalog says. The caller holds its lock."""
     catalog = context.catalog
     spec = volume_spec(catalog, volume, context.state_dir)
+    rules: VolumeRules = {"log_rules": spec["log_rules"], "snapshots": [*spec["snapshots"]]}
     with context.engine_errors(f"having volume {volume.name} grow"):
         context.engine.grow_volume(spec)
     # It has grown, whether what follows succeeds or not; the next start does it otherwise.
-    with isolate(context, f"setting the log rules of volume {volume.name}", volume=volume.name):
-        # processors that are new in it take turns, too
-        rules, areas = catalog.log_areas.rules(volume.id), catalog.log_areas.of(volume.id)
-        context.engine.set_log_rules(volume.id, volume_rules(catalog, volume, rules, areas))
+    if any(each["log_rules"] for each in (rules, *rules["snapshots"])):
+        with isolate(context, f"setting the log rules of volume {volume.name}", volume=volume.name):
+            # processors that are new in it take turns, too
+            context.engine.set_log_rules(volume.id, rules)
     with isolate(context, f"recording the manifests of volume {volume.name}", volume=volume.name):
         catalog.volumes.set_manifests(volume.id, len(spec["partitions"]))
 

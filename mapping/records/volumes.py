@@ -49,6 +49,11 @@ class Volume:
     relocation_rate: int | None = None
 
     @property
+    def is_relocated(self) -> bool:
+        """Whether its blocks are brought back to their base places; a clone has none."""
+        return self.relocation_rate != 0 and self.source is None
+
+    @property
     def partition_count(self) -> int:
         """How many partitions it has."""
         return partition_count(self.size, self.partition_size)

@@ -68,9 +68,11 @@ impl TakenBases {
 
     /// Notes that the live map has left these base places to a frozen map, or that no version sees them any more.
     pub(super) fn set(&mut self, first: BlockIndex, count: u32, taken: bool) {
-        let Some(known) = &mut self.0 else { return };
-        for block in first..first + count {
-            if let Some(bits) = known.get_mut(&(block / LEAF_BLOCKS)) {
+        let (Some(known), end) = (&mut self.0, first + count) else { return };
+        for leaf in first / LEAF_BLOCKS..=(end - 1) / LEAF_BLOCKS {
+            let Some(bits) = known.get_mut(&leaf) else { continue };
+            let start = leaf * LEAF_BLOCKS;
+            for block in first.max(start)..end.min(start + LEAF_BLOCKS) {
                 let (word, bit) = (block % LEAF_BLOCKS / 64, 1 << (block % 64));
                 match taken {
                     true => bits[word as usize] |= bit,

@@ -102,6 +102,12 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// The blocks of a part.
+    pub(super) fn of(part: &Part) -> Span {
+        let (first, last) = part.blocks();
+        Span { local: part.local, first, last, write: part.request.verb.is_write() }
+    }
+
     /// Whether they have blocks in common.
     pub(super) fn overlaps(&self, other: &Span) -> bool {
         self.local == other.local && self.first <= other.last && other.first <= self.last
@@ -177,6 +183,11 @@ impl InFlight {
         self.next_id
     }
 
+    /// Whether one of these blocks is reserved.
+    pub(super) fn has_reserved(&self, span: &Span) -> bool {
+        self.reserved.iter().any(|out| out.span.overlaps(span))
+    }
+
     /// Whether a snapshot is being read at one of these blocks.
     pub(super) fn reads_snapshots(&self, span: &Span) -> bool {
         self.readers.values().any(|out| out.span.overlaps(span))
@@ -234,9 +245,7 @@ impl Share {
 
     /// Passes a part's job to threads that may wait.
     pub(super) fn hand_over(&mut self, part: Part, job: Job, context: &mut Context<'_>) {
-        let (first, last) = part.blocks();
-        let write = part.request.verb.is_write();
-        let span = Span { local: part.local, first, last, write };
+        let span = Span::of(&part);
         self.send(Some(part), span, job, context);
     }
 

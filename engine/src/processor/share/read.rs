@@ -153,7 +153,7 @@ impl Share {
 }
 
 /// A run of slots up to its chunk's end: the next chunk may be in another extent.
-fn within_chunk(found: Found<'_>) -> Found<'_> {
+pub(super) fn within_chunk(found: Found<'_>) -> Found<'_> {
     if !found.place.is_slot() {
         return found;
     }

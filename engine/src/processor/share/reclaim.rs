@@ -230,10 +230,7 @@ impl Share {
         let batch = self.freed_bases.iter().take(PUNCH_RUNS_MAX).take_while(fits).count();
         let ends = self.freed_bases.iter().take(batch).map(|freed| freed.first + freed.count - 1);
         let last = ends.max().expect("the front fits");
-        let overlaps =
-            |other: &Span| other.local == local && other.first <= last && first <= other.last;
-        let busy = self.out.reserved.iter().any(|out| overlaps(&out.span));
-        if busy {
+        if self.out.has_reserved(&Span { local, first, last, write: true }) {
             return None; // it is retried when that is done
         }
         let mut steps = Vec::new();

@@ -25,8 +25,9 @@ use crate::error::Errno;
 use crate::geometry::Partition;
 use crate::geometry::pins::Pins;
 use crate::mutants::{Bug, bug};
-use crate::processor::io_job::{Frees, Job, NewPlace, Spot, Step, read_slots, write_base};
+use crate::processor::io_job::{Job, NewPlace, Spot, Step, read_slots, write_base};
 use crate::processor::share::in_flight::Span;
+use crate::processor::share::read::within_chunk;
 use crate::processor::share::{Context, Share};
 use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
@@ -196,9 +197,8 @@ impl Share {
         let live = &self.locals[local.index()].versions.live;
         let mut done = 0;
         while done < count {
-            let found = live.find(block + done, count - done);
-            let here = found.count.min(found.place.slot_number().left_in_chunk());
-            let run = (self.spot(None, found.place), found.checksums[..here as usize].to_vec());
+            let found = within_chunk(live.find(block + done, count - done));
+            let run = (self.spot(None, found.place), found.checksums.to_vec());
             match copies.last_mut() {
                 Some(Step::CopyHome { first, slots })
                     if *first + blocks_of(slots) == block + done =>
@@ -207,34 +207,13 @@ impl Share {
                 }
                 _ => copies.push(Step::CopyHome { first: block + done, slots: vec![run] }),
             }
-            done += here;
+            done += found.count;
         }
     }
 
     /// Whether host requests, or other work of the share, have some of these blocks, or wait for them.
     fn overlaps_other_work(&self, span: &Span) -> bool {
-        let waits = |part: &crate::processor::part::Part| {
-            let (first, last) = part.blocks();
-            part.local == span.local && first <= span.last && span.first <= last
-        };
-        self.out.reserved.iter().any(|out| out.span.overlaps(span))
-            || self.waiting.iter().any(waits)
-    }
-
-    /// A job of the share itself, without steps.
-    pub(super) fn own_job(&self, local: LocalIndex) -> Job {
-        Job {
-            geometry: Arc::clone(&self.geometry),
-            partition: self.locals[local.index()].partition,
-            request: None,
-            steps: Vec::new(),
-            changes: Vec::new(),
-            zeroes: true,
-            stopped_at: None,
-            failed: None,
-            frees: Frees::new(),
-            bad: Arc::clone(&self.bad),
-        }
+        self.out.has_reserved(span) || self.waiting.iter().any(|part| Span::of(part).overlaps(span))
     }
 
     /// Handles the end of a copy: records which blocks are at their base places now. `span`: what was reserved. One that

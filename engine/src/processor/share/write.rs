@@ -53,8 +53,11 @@ pub(super) struct NoSpace {
 
 impl Share {
     pub(super) fn write(&mut self, part: Part, context: &mut Context<'_>) {
-        self.prepare_change(&part);
+        self.freeze(part.local);
         let placement = self.placement(&part);
+        if placement != Placement::InPlace {
+            self.learn_taken(&part);
+        }
         let small = self.is_small(&part);
         if small && placement == Placement::InPlace {
             match self.overwrite_now(&part) {
@@ -85,12 +88,17 @@ impl Share {
         }
     }
 
-    /// Freezes what a snapshot sees before a part changes it, and finds out which base places are free for it.
-    pub(super) fn prepare_change(&mut self, part: &Part) {
-        let versions = &mut self.locals[part.local.index()].versions;
+    /// Freezes what a snapshot sees, before a partition is changed.
+    pub(super) fn freeze(&mut self, local: LocalIndex) {
         if !bug(Bug::NoFreeze) {
+            let versions = &mut self.locals[local.index()].versions;
             versions.freeze_before(self.epoch, self.history.retained_epochs());
         }
+    }
+
+    /// Finds out which base places are free, for blocks of a part that are to be written and are not there.
+    pub(super) fn learn_taken(&mut self, part: &Part) {
+        let versions = &mut self.locals[part.local.index()].versions;
         let (first, last) = part.blocks();
         if self.origin.is_none() && !versions.live.is_base(first, last - first + 1) {
             versions.learn_taken(first, last - first + 1);
@@ -267,13 +275,19 @@ impl Share {
 
     /// A job without steps that writes a part's payload, or zeroes.
     pub(super) fn new_job(&self, part: &Part, zeroes: bool) -> Job {
+        let request = Some(Arc::clone(&part.request));
+        Job { request, zeroes, ..self.own_job(part.local) }
+    }
+
+    /// A job of the share itself, without steps.
+    pub(super) fn own_job(&self, local: LocalIndex) -> Job {
         Job {
             geometry: Arc::clone(&self.geometry),
-            partition: self.locals[part.local.index()].partition,
-            request: Some(Arc::clone(&part.request)),
+            partition: self.locals[local.index()].partition,
+            request: None,
             steps: Vec::new(),
             changes: Vec::new(),
-            zeroes,
+            zeroes: true,
             stopped_at: None,
             failed: None,
             frees: Frees::new(),

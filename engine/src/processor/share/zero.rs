@@ -43,7 +43,7 @@ impl Share {
             Verb::Zero { no_hole, .. } => ClearMode { trim: false, keep_allocated: no_hole },
             _ => ClearMode { trim: true, keep_allocated: false },
         };
-        self.prepare_change(&part);
+        self.freeze(part.local);
         let mut job = self.new_job(&part, true);
         // The last block of a volume ends with the volume, so complete blocks are aligned ones.
         part.cut(piece_end(part.offset, part.offset + part.length));
@@ -54,6 +54,7 @@ impl Share {
             part.cut(end * block);
         } else if !mode.trim {
             let (from, to) = (u64::from(from), u64::from(to));
+            self.learn_taken(&part);
             let wanted = self.slots_for(part.local, from, to);
             if let Err(NoSpace { wanted }) = self.claim(part.local, wanted) {
                 return self.wait_for_space(part, wanted, context);
