@@ -332,7 +332,7 @@ fn scattered_blocks_go_home_after_what_a_snapshot_sees_there() {
     assert_eq!(world.relocate().bytes, 0, "a snapshot sees the base places");
     assert_eq!(world.relocate_away(true).bytes, 0, "they were written since the snapshot");
     let second = world.cut();
-    world.client("v").write(0, &[0 ^ 3; BLOCK as usize], false).unwrap();
+    world.client("v").write(0, &[3; BLOCK as usize], false).unwrap();
     let changes = |world: &World| world.engine().changes(1, first, None, 0, 9999).unwrap().extents;
     let before = changes(&world);
     assert_eq!(world.relocate_away(true).bytes, SIZE / 4 - BLOCK, "one was written since");
