@@ -89,6 +89,9 @@ impl Engine {
                 std::thread::sleep(batch_began.elapsed() * SLEEP_FACTOR);
             }
         }
+        if bounds.kind != Kind::Home && done.bytes > 0 {
+            self.flush(volume.id)?; // base places are held until then
+        }
         Ok(done)
     }
 }
