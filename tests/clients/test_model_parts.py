@@ -317,4 +317,4 @@ def test_views_are_right_after_the_same_verbs(daemon: Daemon) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_views_are_right_after_any_verbs(daemon: Daemon) -> None:
-    run_machine(daemon, max_examples=8, stateful_step_count=40)
+    run_machine(daemon, max_examples=6, stateful_step_count=40)
