@@ -85,6 +85,7 @@ class _Watched:
     seen: _Seen
     done: _Seen | None = None
     done_s: float = field(default_factory=time.monotonic)
+    is_active: bool = False
     active_s: float = field(default_factory=time.monotonic)
     """When hosts were seen active last."""
 
@@ -142,7 +143,7 @@ class RelocationWorker:
         seen = self._see(volume)
         watched = self._watched.setdefault(volume.id, _Watched(seen))
         active = watched.seen.requests != seen.requests
-        watched.seen = seen
+        watched.seen, watched.is_active = seen, active
         if active:
             watched.active_s = time.monotonic()
         if watched.done == seen and time.monotonic() - watched.done_s < IDLE_S:
@@ -186,11 +187,11 @@ class RelocationWorker:
 
     def _move_away(self, volume: Volume, watched: _Watched, wanted: int) -> bool:
         """Move away what snapshots see at base places of scattered blocks, at most `wanted` bytes of it, if
-        hosts are idle and the credit allows it; whether blocks can come home now."""
+        hosts are idle and the credit allows it; whether there may be more to move soon."""
         progress = self._context.relocations.get(volume.id)
+        if progress is None or watched.is_active:
+            return progress is not None
         idle_s = time.monotonic() - watched.active_s
-        if progress is None or idle_s < LOOK_S:
-            return False
         most = min(wanted, AWAY_BYTES, progress.credit(watched.seen.written) // 2)
         if most < AWAY_LEAST:
             return False

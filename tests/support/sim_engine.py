@@ -330,7 +330,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "reads": 0,
             "writes": sum(each.writes for each in target.stored.counts.values()),
             "read_bytes": 0,
-            "write_bytes": 0,
+            "write_bytes": sum(each.written for each in target.stored.counts.values()),
             "zeroes": 0,
             "trims": 0,
             "flushes": 0,

@@ -105,3 +105,36 @@ def test_the_speed_is_that_of_the_last_seconds() -> None:
     progress.add(begin + 120, 0, 1)
     assert progress._speed < MIB
     assert (progress.moved, progress.failed) == (590 * MIB, 1)
+
+
+def written(volume: Daemon, size: int) -> None:
+    live = volume.service.engine.open("v")
+    for begin in range(0, size, MIB):
+        live.pwrite(bytes(MIB), begin)
+    live.close()
+
+
+def test_scattered_blocks_go_home_within_what_hosts_have_written(volume: Daemon) -> None:
+    volume.world.scattered[VOLUME] = 12 * MIB
+    written(volume, 16 * MIB)
+    # Each block costs two copies: 8, then what is left is less than a pass is worth.
+    wait_until(lambda: volume.world.scattered[VOLUME] == 4 * MIB, "what fits in the credit", 20)
+    wait_until(lambda: shown(volume)["state"] == "nothing to move", "its end", 20)
+    assert shown(volume)["moved"] == 16 * MIB
+    written(volume, 8 * MIB)
+    wait_until(lambda: shown(volume)["moved"] == 24 * MIB, "the rest", 20)
+    assert volume.world.scattered[VOLUME] == 0
+
+
+def test_nothing_moves_away_while_hosts_are_active(volume: Daemon) -> None:
+    context = volume.service._context
+    worker = RelocationWorker(context)
+    found = context.catalog.volumes.get(VOLUME)
+    assert found is not None
+    assert worker._is_due(found)
+    written(volume, 16 * MIB)
+    volume.world.scattered[VOLUME] = 12 * MIB
+    volume.world.used[VOLUME] = json.loads(volume.ok("volume", "show", "v", "--json"))["space"]["size"] * 3 // 5
+    assert worker._is_due(found)  # for blocks that can go home
+    worker._move(found)
+    assert volume.world.scattered[VOLUME] == 12 * MIB
