@@ -134,7 +134,8 @@ def test_nothing_moves_away_while_hosts_are_active(volume: Daemon) -> None:
     assert worker._is_due(found)
     written(volume, 16 * MIB)
     volume.world.scattered[VOLUME] = 12 * MIB
-    volume.world.used[VOLUME] = json.loads(volume.ok("volume", "show", "v", "--json"))["space"]["size"] * 3 // 5
+    size = json.loads(volume.ok("volume", "show", "v", "--json"))["space"]["size"]
+    volume.world.used[VOLUME] = size * 3 // 5
     assert worker._is_due(found)  # for blocks that can go home
     worker._move(found)
     assert volume.world.scattered[VOLUME] == 12 * MIB
