@@ -75,10 +75,12 @@ pub enum Bug {
     FreeBeforeHome,
     /// A relocation is recorded although a write has changed the block.
     MoveOverWrite,
+    /// Slots are free while they are punched.
+    UnownedPunch,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 34] = [
+pub const ALL: [Bug; 35] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -113,6 +115,7 @@ pub const ALL: [Bug; 34] = [
     Bug::TakenHome,
     Bug::FreeBeforeHome,
     Bug::MoveOverWrite,
+    Bug::UnownedPunch,
 ];
 
 #[cfg(feature = "simulator")]

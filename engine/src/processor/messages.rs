@@ -63,8 +63,10 @@ pub enum Control {
     },
     /// Continue a `Release`.
     ReleaseMore(u32),
-    /// So many empty chunks of a share were returned to their logs.
-    ChunksReturned(u32, u64),
+    /// A job of a share that punches slots has ended.
+    SlotsPunched(u32),
+    /// Punch slots of a share that were freed, however lately.
+    GiveBack(u32),
     /// Answer a scrub's query of a share.
     Scrub(u32, Question),
     /// Relocate up to so many blocks of a share, then answer.

@@ -377,8 +377,11 @@ impl Processor {
                 self.with_share(number, |share, context| share.release(result, context));
             }
             Control::ReleaseMore(number) => self.release_more(number),
-            Control::ChunksReturned(number, chunks) => {
-                self.with_share(number, |share, _| share.chunks_returned(chunks));
+            Control::SlotsPunched(number) => {
+                self.with_share(number, |share, _| share.slots_punched());
+            }
+            Control::GiveBack(number) => {
+                self.with_share(number, |share, context| share.punch_backed(0, context));
             }
             Control::TryAgain(number) => {
                 self.with_share(number, |share, context| share.retry_without_space(context));

@@ -21,6 +21,7 @@ pub mod compare;
 mod counting;
 mod cut;
 pub(super) mod fast_path;
+mod give_back;
 pub mod grow;
 pub(super) mod in_flight;
 mod inspect;
@@ -65,6 +66,7 @@ use crate::processor::queue::Queue;
 use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::share::checkpoint::FailedCheckpoint;
 use crate::processor::share::counting::Touched;
+use crate::processor::share::give_back::GivingBack;
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::log_orders::LogOrders;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
@@ -259,8 +261,7 @@ pub struct Share {
     release_asked: bool,
     /// The last requested sync failed: another one is requested only for a part that needs it.
     release_failed: bool,
-    /// Empty chunks that a pool thread is returning to their logs.
-    returning: u64,
+    giving_back: GivingBack,
     checkpointing: bool,
     failed_checkpoint: Option<FailedCheckpoint>,
     /// Waiters for the checkpoint in progress, and for the one after it.
@@ -325,7 +326,7 @@ impl Share {
             dropped: Vec::new(),
             release_asked: false,
             release_failed: false,
-            returning: 0,
+            giving_back: GivingBack::default(),
             punching: false,
             leaving: false,
             checkpointing: false,
@@ -342,6 +343,7 @@ impl Share {
         share.order_logs();
         share.refresh_devices();
         share.expect_release();
+        share.expect_survey();
         share
     }
 
@@ -469,7 +471,7 @@ impl Share {
         self.out.len() == 0
             && !self.checkpointing
             && !self.journal.is_preparing()
-            && self.returning == 0
+            && self.giving_back.is_idle()
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.backlog.is_empty()
