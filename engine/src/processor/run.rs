@@ -377,12 +377,6 @@ impl Processor {
                 self.with_share(number, |share, context| share.release(result, context));
             }
             Control::ReleaseMore(number) => self.release_more(number),
-            Control::SlotsPunched(number) => {
-                self.with_share(number, |share, _| share.slots_punched());
-            }
-            Control::GiveBack(number) => {
-                self.with_share(number, |share, context| share.punch_backed(0, context));
-            }
             Control::TryAgain(number) => {
                 self.with_share(number, |share, context| share.retry_without_space(context));
             }
@@ -413,7 +407,7 @@ impl Processor {
         false
     }
 
-    /// Answers queries.
+    /// Answers queries, and does what nobody waits for.
     fn answer(&mut self, question: Control) {
         match question {
             Control::Scrub(number, question) => {
@@ -436,6 +430,9 @@ impl Processor {
             }
             Control::Relocate(number, blocks, answer) => {
                 self.with_share(number, |share, context| share.relocate(blocks, answer, context));
+            }
+            Control::GiveBack(number) => {
+                self.with_share(number, |share, context| share.punch_backed(0, context));
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));

@@ -111,7 +111,9 @@ proptest! {
                     let Some(taken) = take(&space, slots, want) else { continue };
                     let before = backed.len();
                     for (place, count) in &taken {
-                        numbers(*place, *count).for_each(|slot| drop(backed.remove(&slot)));
+                        for slot in numbers(*place, *count) {
+                            backed.remove(&slot);
+                        }
                         area.write(*place, *count);
                     }
                     if lean {
@@ -170,7 +172,11 @@ proptest! {
 }
 
 /// Slots of which each eighth is used, the others freed.
-fn scattered(area: &Area, slots: &mut Slots, space: &crate::change_log::space::Space) -> Vec<(Place, u32)> {
+fn scattered(
+    area: &Area,
+    slots: &mut Slots,
+    space: &crate::change_log::space::Space,
+) -> Vec<(Place, u32)> {
     let all: Vec<_> = (0..2048).flat_map(|_| take(space, slots, 1).unwrap()).collect();
     all.iter().for_each(|(place, count)| area.write(*place, *count));
     let (kept, freed): (Vec<_>, Vec<_>) =

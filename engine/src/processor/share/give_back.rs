@@ -4,16 +4,20 @@
 //!                   ([`punching`](crate::change_log::punching)), which ticks begin while there may be any. If slots or
 //!                   base places wait for a commit, and hosts have changed nothing for a while, or it has lasted long, a
 //!                   sync is requested. A log area whose device is full is *lean* for some seconds: writes get slots that
-//!                   are backed, if there are any, and nothing is punched.
+//!                   are backed, if there are any, and nothing is punched. If any other write finds a disk full, all that is
+//!                   backed elsewhere is punched at once.
 //! Costs             They follow what was freed. No request waits for a punch; where hosts do not free slots there is no
 //!                   tick and no sweep.
 //! Owner and locks   the share's processor; sweeps run on the pool's threads.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::block_map::place::Place;
 use crate::change_log::space::{EmptyChunk, LogArea};
+use crate::error::Errno;
+use crate::io::fault::is_lack_of_space;
 use crate::processor::io_job::NewPlace;
 use crate::processor::messages::{Control, Event};
 use crate::processor::share::{Context, Share};
@@ -38,8 +42,8 @@ const UNWRITTEN_RUNS_MAX: usize = 1024;
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct GivingBack {
-    /// Jobs of pool threads.
-    jobs: u64,
+    /// Jobs of pool threads that punch.
+    jobs: Arc<AtomicU64>,
     /// Requests that have changed something, when the last one was seen, and since when something waits for a commit.
     changes: u64,
     changed_at: Tick,
@@ -53,17 +57,15 @@ pub(super) struct GivingBack {
 impl GivingBack {
     /// Whether no thread punches.
     pub(super) fn is_idle(&self) -> bool {
-        self.jobs == 0
+        self.jobs.load(Ordering::Acquire) == 0
     }
 }
 
 impl Share {
     /// Has the log areas surveyed that were used before this start; one share of a volume does that.
-    pub(super) fn expect_survey(&mut self) {
-        if self.ordinal == 0 {
-            let logs = self.space.logs();
-            self.slots.backed_in = logs.iter().fold(0, |bits, log| bits | log.bit());
-        }
+    pub(super) fn expect_survey(&mut self, logs: &[Arc<LogArea>]) {
+        let new = logs.iter().filter(|log| self.ordinal == 0 && !log.is_surveyed());
+        self.slots.backed_in |= new.fold(0, |bits, log| bits | log.bit());
     }
 
     /// Whether a tick has something to do here.
@@ -129,6 +131,14 @@ impl Share {
         self.slots.backed_in = left;
     }
 
+    /// Has all backed slots punched, if a write has failed because a disk is full: others may find space then. Not those
+    /// of lean areas.
+    pub(super) fn give_back_if_full(&mut self, result: Result<(), Errno>, context: &Context<'_>) {
+        if result.is_err_and(is_lack_of_space) {
+            self.punch_backed(0, context);
+        }
+    }
+
     fn sweep(&mut self, log: Arc<LogArea>, tick: Tick, sweeps: u8, context: &Context<'_>) {
         let device = Arc::clone(log.next_swept());
         self.punch_on(device.id, context, move |space_waiters| {
@@ -172,19 +182,17 @@ impl Share {
         context: &Context<'_>,
         f: impl FnOnce(&SpaceWaiters) + Send + 'static,
     ) {
-        self.giving_back.jobs += 1;
+        let jobs = Arc::clone(&self.giving_back.jobs);
+        jobs.fetch_add(1, Ordering::Relaxed);
         let (share, queue) = (self.number, Arc::clone(context.queue));
         let space_waiters = Arc::clone(&self.space_waiters);
         context.pool.run(Lane::Device(device), move || {
             f(&space_waiters);
             drop(space_waiters);
-            queue.push(Event::Control(Box::new(Control::SlotsPunched(share))));
+            jobs.fetch_sub(1, Ordering::Release);
+            // The share may have waited for this to be idle.
+            queue.push(Event::Control(Box::new(Control::TryAgain(share))));
         });
-    }
-
-    /// Notes that a job that punches has ended.
-    pub fn slots_punched(&mut self) {
-        self.giving_back.jobs -= 1;
     }
 
     /// Notes that a write found the device of a slot full, and that these of its changes were not made.

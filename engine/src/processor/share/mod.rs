@@ -343,18 +343,18 @@ impl Share {
         share.order_logs();
         share.refresh_devices();
         share.expect_release();
-        share.expect_survey();
         share
     }
 
-    /// Updates what depends on the volume's devices. They may be many, so a cut, which sorts the logs again, does not
-    /// do this.
+    /// Updates what depends on the volume's devices, and has new areas surveyed. The devices may be many, so a cut,
+    /// which sorts the logs again, does not do this.
     fn refresh_devices(&mut self) {
         let logs = self.space.logs();
         let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.direct = all().any(|device| device.mode.direct);
         self.inline = all().all(|device| device.never_waits());
         self.writes_now = self.inline || all().all(|device| device.can_write_nowait());
+        self.expect_survey(&logs);
     }
 
     /// Takes a part that has just arrived, or whose turn it is.

@@ -57,6 +57,7 @@ impl Share {
             if result.is_ok() {
                 self.count_change(&part, epoch, context.wall_ns);
             }
+            self.give_back_if_full(result, context);
             return self.end(part, result, context);
         };
         let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;
