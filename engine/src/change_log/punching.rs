@@ -16,7 +16,7 @@
 //! Owner and locks   the pool thread that sweeps; the chunks have their own locks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::chunks::{CHUNK_SLOTS, SlotBits};
 use super::space::LogArea;
@@ -29,18 +29,6 @@ use crate::units::{BLOCK_SIZE, SlotIndex};
 const SWEEP_TICKS: Tick = 4;
 /// How many times as long as a sweep took the next one waits, if it did not come to the end.
 const PAUSE_FACTOR: u64 = 9;
-
-/// The state of an area's sweeps.
-#[derive(Debug, Default)]
-pub(super) struct Sweep {
-    running: AtomicBool,
-    /// The tick of the next one.
-    next: AtomicU32,
-    /// The chunk with which that begins.
-    chunk: AtomicU64,
-    /// The slot up to which it is known which free slots are backed.
-    surveyed: AtomicU64,
-}
 
 impl LogArea {
     /// Begins a sweep, if one is due, or `now`; it ends with [`LogArea::end_sweep`] (PU3).
@@ -166,14 +154,14 @@ impl Punching {
             return None;
         }
         let most = log.slots.visit_backed(chunk, sweeps)?;
-        log.returning.fetch_add(most, crate::sync::Ordering::SeqCst); // SP2
+        log.returning.fetch_add(most, Ordering::SeqCst); // SP2
         let claimed = log.try_decrement_free(most);
         let taken = if claimed { log.slots.take_backed(chunk, most) } else { None };
         let count = taken.as_ref().map_or(0, |(_, count)| *count);
         if claimed {
             log.add_free(most - count);
         }
-        log.returning.fetch_sub(most - count, crate::sync::Ordering::SeqCst);
+        log.returning.fetch_sub(most - count, Ordering::SeqCst);
         let (slots, _) = taken?;
         let mut punching = Punching { log: Arc::clone(log), chunk, slots, count };
         if bug(Bug::UnownedPunch) {
@@ -231,7 +219,7 @@ impl Punching {
         if count > 0 {
             self.log.slots.free_exactly(self.chunk, &self.slots);
             self.log.add_free(count);
-            self.log.returning.fetch_sub(count, crate::sync::Ordering::SeqCst); // SP2
+            self.log.returning.fetch_sub(count, Ordering::SeqCst); // SP2
         }
     }
 }

@@ -16,10 +16,9 @@
 //! Owner and locks   counters, and the locks of the chunks; areas are only ever added.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{self, AtomicBool, AtomicU32};
 
 use super::chunks::{CHUNK_BYTES, CHUNK_SLOTS, Chunks, SlotBits};
-use super::punching::Sweep;
 use super::slot_set::SlotSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Device;
@@ -49,6 +48,18 @@ pub struct LogArea {
     lean: AtomicBool,
     /// Held for a claim in several areas, the same one for all areas of a volume (SQ2).
     pub(super) spanning: Arc<Mutex<()>>,
+}
+
+/// The state of an area's sweeps; see [`punching`](super::punching).
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    pub(super) running: AtomicBool,
+    /// The tick of the next one.
+    pub(super) next: AtomicU32,
+    /// The chunk with which that begins.
+    pub(super) chunk: atomic::AtomicU64,
+    /// The slot up to which it is known which free slots are backed.
+    pub(super) surveyed: atomic::AtomicU64,
 }
 
 /// The bits of some log areas: of area `n`, bit `n` modulo 64.
