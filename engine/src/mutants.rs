@@ -71,6 +71,8 @@ pub enum Bug {
     TakenBase,
     /// A block is relocated to its base place although a snapshot sees that.
     TakenHome,
+    /// A base place is used although the record that moved its contents away is not durable.
+    UseHeldBase,
     /// A slot is free as soon as its block was copied, before that is recorded durably.
     FreeBeforeHome,
     /// A relocation is recorded although a write has changed the block.
@@ -113,6 +115,7 @@ pub const ALL: [Bug; 35] = [
     Bug::AnyArea,
     Bug::TakenBase,
     Bug::TakenHome,
+    Bug::UseHeldBase,
     Bug::FreeBeforeHome,
     Bug::MoveOverWrite,
     Bug::UnownedPunch,

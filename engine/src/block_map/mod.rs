@@ -13,7 +13,7 @@ pub mod diff;
 pub mod history;
 pub mod leaf;
 pub mod place;
-mod relocation;
+pub mod relocation;
 mod taken_bases;
 pub mod tree;
 pub mod usage;

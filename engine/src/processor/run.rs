@@ -428,8 +428,10 @@ impl Processor {
             Control::Inspect(answer) => {
                 let _ = answer.send(self.look()); // the caller may have gone
             }
-            Control::Relocate(number, blocks, answer) => {
-                self.with_share(number, |share, context| share.relocate(blocks, answer, context));
+            Control::Relocate(number, kind, blocks, answer) => {
+                self.with_share(number, |share, context| {
+                    share.relocate(kind, blocks, answer, context);
+                });
             }
             Control::GiveBack(number) => {
                 self.with_share(number, |share, context| share.punch_backed(0, context));
