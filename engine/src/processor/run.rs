@@ -376,7 +376,9 @@ impl Processor {
             Control::Release { share: number, result } => {
                 self.with_share(number, |share, context| share.release(result, context));
             }
-            Control::ReleaseMore(number) => self.release_more(number),
+            Control::ReleaseMore(number) => {
+                self.with_share(number, |share, context| share.release_more(context));
+            }
             Control::TryAgain(number) => {
                 self.with_share(number, |share, context| share.retry_without_space(context));
             }
@@ -486,10 +488,6 @@ impl Processor {
             });
         }
         made
-    }
-
-    fn release_more(&mut self, number: u32) {
-        self.with_share(number, |share, context| share.release_more(context));
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {
