@@ -77,10 +77,12 @@ pub enum Bug {
     FreeBeforeHome,
     /// A relocation is recorded although a write has changed the block.
     MoveOverWrite,
+    /// Slots are free while they are punched.
+    UnownedPunch,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 35] = [
+pub const ALL: [Bug; 36] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -116,6 +118,7 @@ pub const ALL: [Bug; 35] = [
     Bug::UseHeldBase,
     Bug::FreeBeforeHome,
     Bug::MoveOverWrite,
+    Bug::UnownedPunch,
 ];
 
 #[cfg(feature = "simulator")]

@@ -65,6 +65,7 @@ fn mutants_are_detected() {
         Bug::TakenBase,
         Bug::TakenHome,
         Bug::MoveOverWrite,
+        Bug::UnownedPunch,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -1,4 +1,4 @@
-//! Chunk: which slots of one chunk are used, which are reserved, and who owns it. See [`chunks`](super::chunks).
+//! Chunk: which slots of one chunk are used, reserved or backed, and who owns it. See [`chunks`](super::chunks).
 //!
 //! Owner and locks   the lock of the chunk in [`Chunks`](super::chunks::Chunks).
 
@@ -21,8 +21,6 @@ pub(super) enum Role {
     Idle,
     /// A processor allocates its slots here.
     Active,
-    /// Empty, and being punched out of its device.
-    Returning,
 }
 
 /// See the module's head.
@@ -34,6 +32,11 @@ pub(super) struct Chunk {
     pub(super) reserved: Option<Box<SlotBits>>,
     pub(super) used: u16,
     pub(super) reserved_count: u16,
+    /// `None`: no slot is backed.
+    pub(super) backed: Option<Box<SlotBits>>,
+    pub(super) backed_count: u16,
+    /// Sweeps that have visited it since a slot was last allocated or freed.
+    pub(super) quiet_sweeps: u8,
     pub(super) owner: Option<ProcessorIndex>,
     pub(super) role: Role,
     /// Its owner has listed it, or it is in `returned` (CH2).
@@ -49,12 +52,13 @@ impl Chunk {
         u32::from(self.used) < SLOTS
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        u32::from(self.used + self.reserved_count) < SLOTS
+    /// The words of backed slots.
+    pub(super) fn backed(&self, word: usize) -> u64 {
+        self.backed.as_ref().map_or(0, |bits| bits[word])
     }
 
-    pub(super) fn is_available(&self) -> bool {
-        self.has_free_slots() && self.role != Role::Returning
+    pub(super) fn is_open(&self) -> bool {
+        u32::from(self.used + self.reserved_count) < SLOTS
     }
 
     /// The words of slots that are used, or reserved if `all`.
@@ -106,6 +110,44 @@ impl Chunk {
     pub(super) fn allocate(&mut self, first: u32, count: u32) {
         set(self.bits.get_or_insert_default(), first, count);
         self.used += count as u16;
+        self.quiet_sweeps = 0;
+        self.forget_backed(first, count);
+    }
+
+    /// Notes that those of these slots that are free are backed.
+    pub(super) fn add_backed(&mut self, first: u32, count: u32) {
+        for (word, mask) in masks(first, count) {
+            let fresh = mask & !self.taken(word, false) & !self.backed(word);
+            if fresh != 0 {
+                self.backed.get_or_insert_default()[word] |= fresh;
+                self.backed_count += fresh.count_ones() as u16;
+            }
+        }
+    }
+
+    /// Notes that these slots are not backed.
+    pub(super) fn forget_backed(&mut self, first: u32, count: u32) {
+        let Some(bits) = &mut self.backed else { return };
+        for (word, mask) in masks(first, count) {
+            self.backed_count -= (bits[word] & mask).count_ones() as u16;
+            bits[word] &= !mask;
+        }
+    }
+
+    /// Allocates all backed slots, which are not backed then, and ends their reservations.
+    pub(super) fn take_backed(&mut self) -> Option<Box<SlotBits>> {
+        let slots = self.backed.take()?;
+        let bits = self.bits.get_or_insert_default();
+        for (word, mask) in slots.iter().enumerate() {
+            assert!(bits[word] & mask == 0, "CH3: a backed slot is free");
+            bits[word] |= mask;
+            if let Some(reserved) = &mut self.reserved {
+                self.reserved_count -= (reserved[word] & mask).count_ones() as u16; // CH4
+                reserved[word] &= !mask;
+            }
+        }
+        self.used += std::mem::take(&mut self.backed_count);
+        Some(slots)
     }
 
     pub(super) fn reserve(&mut self, first: u32, count: u32) {

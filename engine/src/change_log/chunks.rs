@@ -5,12 +5,13 @@
 //!                   (elsewhere: an open segment). A second bitmap has the slots that are reserved for the
 //!                   [windows](super::windows) of partitions. A reservation is a hint, and is not counted: only its
 //!                   processor respects it, until nothing else is free. So processors share a chunk only when nothing
-//!                   else is left: then they allocate any free slot, down to the last one.
+//!                   else is left: then they allocate any free slot, down to the last one. A third bitmap has the
+//!                   backed slots: free ones whose space the device still has, because they were written since they
+//!                   were last [punched](super::punching).
 //! Invariants        CH1 a slot is allocated to one owner until it is freed;
-//!                   CH2 an idle chunk that nobody owns is in `empty`; one that has free slots that are not reserved is
-//!                       in its owner's list or in `returned`; each with free slots is in `free`, unless it is
-//!                       returning;
-//!                   CH3 nothing is allocated from a chunk that is returning;
+//!                   CH2 an idle chunk that is empty is in `empty`; one with an owner that has free slots that are not
+//!                       reserved is in its owner's list or in `returned`; each with free slots is in `free`;
+//!                   CH3 a backed slot is free, and its chunk is in `backed`;
 //!                   CH4 a reserved slot is not used, and its chunk has an owner.
 //! Owner and locks   one lock for each chunk, held for a search in it; no two are ever held together. `empty` and
 //!                   `returned` are hints: a thread that follows one checks the chunk itself.
@@ -75,6 +76,7 @@ pub struct Chunks {
     empty: ChunkSet,
     returned: ChunkSet,
     free: ChunkSet,
+    backed: ChunkSet,
     used: AtomicU64,
     claimed: AtomicU64,
 }
@@ -92,6 +94,7 @@ impl Chunks {
             empty,
             returned: ChunkSet::new(count),
             free,
+            backed: ChunkSet::new(count),
             used: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
         }
@@ -118,11 +121,19 @@ impl Chunks {
         self.chunks[chunk as usize].lock().expect("no holder panics").owner
     }
 
+    /// Whether a slot is backed.
+    #[cfg(test)]
+    pub fn is_backed(&self, slot: SlotIndex) -> bool {
+        let (chunk, slot) = slot.chunk();
+        let chunk = self.chunks[chunk as usize].lock().expect("no holder panics");
+        chunk.backed(slot as usize / 64) >> (slot % 64) & 1 == 1
+    }
+
     /// Changes a chunk under its lock, and updates the counters.
     fn change<T>(&self, number: u64, f: impl FnOnce(&mut Chunk) -> T) -> T {
         let mut chunk = self.chunks[number as usize].lock().expect("no holder panics");
         let (used, claimed) = (u64::from(chunk.used), u64::from(chunk.is_claimed()));
-        let available = chunk.is_available();
+        let (free, backed) = (chunk.has_free_slots(), chunk.backed_count > 0);
         let result = f(&mut chunk);
         // Modulo 2^64, so a decrease is added as its complement.
         let more_used = u64::from(chunk.used).wrapping_sub(used);
@@ -135,12 +146,15 @@ impl Chunks {
             (chunk.owner, chunk.listed) = (None, false);
             self.empty.set(number); // CH2
         }
-        match (available, chunk.is_available()) {
+        match (free, chunk.has_free_slots()) {
             (false, true) => self.free.set(number), // CH2
             (true, false) => {
                 self.free.clear(number);
             }
             _ => {}
+        }
+        if !backed && chunk.backed_count > 0 {
+            self.backed.set(number); // CH3
         }
         drop(chunk);
         if more_used != 0 {
@@ -156,7 +170,7 @@ impl Chunks {
     /// `window` slots from the first one on, as far as they are free. `None`: no run has at least `least` slots.
     pub fn carve(&self, chunk: u64, want: u32, window: u32, least: u32) -> Option<Carved> {
         self.change(chunk, |chunk| {
-            assert!(chunk.role == Role::Active, "CH3: the caller made it active");
+            assert!(chunk.role == Role::Active, "the caller made it active");
             // Where any run will do, a search of many small ones would cost more than it gains.
             let runs = if least > 1 { usize::MAX } else { RUNS_MAX };
             let found = chunk.find(want.max(window), runs);
@@ -220,7 +234,7 @@ impl Chunks {
     ) -> Option<(u64, u32, u32, bool)> {
         self.free.from(from).find_map(|number| {
             let run = self.change(number, |chunk| {
-                if !chunk.is_available() {
+                if !chunk.has_free_slots() {
                     return None;
                 }
                 let word = (0..WORDS).find(|word| chunk.taken(*word, false) != u64::MAX)?;
@@ -323,7 +337,7 @@ impl Chunks {
         });
     }
 
-    /// Frees exactly these slots.
+    /// Frees exactly these slots; nothing is known of their space.
     pub fn free_exactly(&self, number: u64, slots: &SlotBits) {
         self.change(number, |chunk| {
             let bits = chunk.bits.as_mut().expect("CH1: these are allocated");
@@ -347,6 +361,8 @@ impl Chunks {
                 bits[word] &= !mask;
             }
             chunk.used -= count as u16;
+            chunk.quiet_sweeps = 0;
+            chunk.add_backed(first, count);
             let mut open = chunk.used > 0 && chunk.list();
             if open && chunk.owner != Some(processor) {
                 self.returned.set(number); // CH2
@@ -356,19 +372,67 @@ impl Chunks {
         })
     }
 
-    /// Takes an empty chunk out of use, to be punched (CH3); `false` if it is not empty, or active.
-    pub fn retire(&self, chunk: u64) -> bool {
-        self.change(chunk, |chunk| {
-            let empty = chunk.used == 0 && chunk.role == Role::Idle;
-            if empty {
-                chunk.role = Role::Returning;
-            }
-            empty
+    /// Notes that those of these slots that are free are backed, as far as is known; or that none of them is.
+    pub fn set_backed(&self, number: u64, first: u32, count: u32, backed: bool) {
+        self.change(number, |chunk| match backed {
+            true => chunk.add_backed(first, count),
+            false => chunk.forget_backed(first, count),
+        });
+    }
+
+    /// Allocates up to `want` consecutive slots that are backed, of any chunk, even reserved ones; like
+    /// [`Chunks::steal`].
+    pub fn steal_backed(
+        &self,
+        from: u64,
+        processor: ProcessorIndex,
+        want: u32,
+    ) -> Option<(u64, u32, u32, bool)> {
+        self.backed.from(from).find_map(|number| {
+            let run = self.change(number, |chunk| {
+                let word = (0..WORDS).find(|word| chunk.backed(*word) != 0)?;
+                let first = word as u32 * 64 + chunk.backed(word).trailing_zeros();
+                let count = chunk.run(first, want, Chunk::backed);
+                chunk.unreserve(first, count);
+                chunk.allocate(first, count);
+                let ours = *chunk.owner.get_or_insert(processor) == processor;
+                Some((first, count, ours && chunk.list()))
+            });
+            run.map(|(first, count, open)| (number, first, count, open))
         })
     }
 
-    /// Makes a retired chunk idle again.
-    pub fn revive(&self, chunk: u64) {
-        self.change(chunk, |chunk| chunk.role = Role::Idle);
+    /// Chunks with backed slots, from this one on.
+    pub fn backed(&self, from: u64) -> impl Iterator<Item = u64> {
+        let numbers = self.backed.from(from);
+        numbers.skip_while(move |number| *number < from).take_while(move |number| *number >= from)
+    }
+
+    /// Notes that a sweep visits a chunk; returns the number of backed slots, if it has any and at least `sweeps`
+    /// earlier ones found it unchanged.
+    pub fn visit_backed(&self, number: u64, sweeps: u8) -> Option<u64> {
+        self.change(number, |chunk| {
+            if chunk.backed_count == 0 {
+                chunk.backed = None;
+                self.backed.clear(number); // CH3: nothing is added while its lock is held
+                return None;
+            }
+            if chunk.quiet_sweeps < sweeps {
+                chunk.quiet_sweeps += 1;
+                return None;
+            }
+            Some(u64::from(chunk.backed_count))
+        })
+    }
+
+    /// Allocates all backed slots of a chunk, if there are any and at most `most`: which, and how many.
+    pub fn take_backed(&self, number: u64, most: u64) -> Option<(Box<SlotBits>, u64)> {
+        self.change(number, |chunk| {
+            let count = u64::from(chunk.backed_count);
+            if count == 0 || count > most {
+                return None;
+            }
+            Some((chunk.take_backed()?, count))
+        })
     }
 }

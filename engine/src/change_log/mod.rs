@@ -33,6 +33,7 @@ pub mod manifest;
 mod old_segments;
 pub mod partition_shape;
 pub mod past;
+pub mod punching;
 pub mod recover;
 pub mod segment;
 mod shared_journal;

@@ -9,7 +9,8 @@
 //!                   priority instead, if there is one; at last it takes the free slots of the area wherever they are.
 //!                   So an area that a rule names is full before one that the rule names later is used. A freed slot is
 //!                   pending until its freeing is durable (J4), then it can be allocated again. A [young](super::young)
-//!                   one is free at once.
+//!                   one is free at once. While the device of an area is full, backed slots come first, wherever they
+//!                   are: for others it has no space.
 //! Invariants        S1 a slot is free, used or pending, and never two of them;
 //!                   S2 no more slots are allocated than were [claimed](super::claim), and in the areas in which they
 //!                      were.
@@ -48,7 +49,7 @@ struct AreaSlots {
     /// Chunks with reserved slots, of the present change logs and of older ones.
     reserved: Vec<u64>,
     expired: Vec<u64>,
-    /// The chunk in which [`AreaSlots::take_last_ones`] last found a slot.
+    /// The chunk in which a slot was last found that may be anywhere.
     last_ones: u64,
 }
 
@@ -129,6 +130,21 @@ impl AreaSlots {
         want: u32,
     ) -> Option<Run> {
         let (chunk, first, count, open) = self.log.slots.steal(self.last_ones, processor, want)?;
+        self.last_ones = chunk;
+        self.list(chunk, Left { empty: false, open });
+        window.took(count);
+        Some(Run { chunk, first, count })
+    }
+
+    /// Allocates the first run of backed slots, even if it is reserved or in a chunk of another processor.
+    fn take_backed(
+        &mut self,
+        processor: ProcessorIndex,
+        window: &mut Window,
+        want: u32,
+    ) -> Option<Run> {
+        let slots = &self.log.slots;
+        let (chunk, first, count, open) = slots.steal_backed(self.last_ones, processor, want)?;
         self.last_ones = chunk;
         self.list(chunk, Left { empty: false, open });
         window.took(count);
@@ -238,6 +254,8 @@ pub struct Slots {
     pending_count: u64,
     /// Areas in which slots were freed since the last [`Slots::take_freed_in`].
     freed_in: AreaBits,
+    /// Areas in which slots that were freed here may be backed.
+    pub backed_in: AreaBits,
     /// The processor's young slots.
     pub young: Young,
 }
@@ -261,7 +279,10 @@ impl Slots {
         let window = self.windows.of(local);
         let before = *window;
         let area = area_of(&mut self.logs, &areas[index]);
-        let found = area.take(self.processor, window, want).map(|run| (&areas[index], run));
+        let lean = areas[index].is_lean();
+        let backed = if lean { area.take_backed(self.processor, window, want) } else { None };
+        let found = backed.or_else(|| area.take(self.processor, window, want));
+        let found = found.map(|run| (&areas[index], run));
         let alike = &areas[claim.alike()];
         let found = found.or_else(|| self.allocate_elsewhere(local, alike, want));
         let (log, Run { chunk, first, count }) =
@@ -413,6 +434,16 @@ impl Slots {
         }
         area.log.add_free(u64::from(count));
         self.freed_in |= area.log.bit();
+        self.backed_in |= area.log.bit();
+    }
+
+    /// Notes whether those of these slots that are free are backed.
+    pub fn set_backed(&mut self, place: Place, count: u32, backed: bool) {
+        let log = &self.logs.get(&place.log()).expect("the slot was allocated here").log;
+        for (chunk, first, count) in by_chunk(place, count) {
+            log.slots.set_backed(chunk, first, count, backed);
+        }
+        self.backed_in |= log.bit();
     }
 
     /// Frees pending slots that need the commit of `committed` or an earlier record, at most `runs` runs; returns how

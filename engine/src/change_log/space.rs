@@ -5,9 +5,8 @@
 //!                   slots it [claims](super::claim) their number in the areas that it may use; claimed slots exist
 //!                   somewhere in their area. So a write finds all its slots, or allocates none. Which slots are used
 //!                   is not stored: it follows from the maps that refer to them.
-//! Invariants        SP1 the slots of an area that every processor knows are claimed or used, free, or in a chunk that
-//!                   is returning; its `free` counts the free ones, and is never too large. What is reserved for
-//!                   windows is free;
+//! Invariants        SP1 the slots of an area that every processor knows are claimed or used, free, or being punched;
+//!                   its `free` counts the free ones, and is never too large. What is reserved for windows is free;
 //!                   SP2 slots of an area that will become free are counted in its `pending_free` or `returning` until
 //!                       `free` includes them, and those of writes in flight in `in_flight`: what they claimed there,
 //!                       from before `free` is reduced, and what they may free there, until `pending_free` or `free`
@@ -17,6 +16,7 @@
 //! Owner and locks   counters, and the locks of the chunks; areas are only ever added.
 
 use std::sync::Arc;
+use std::sync::atomic::{self, AtomicBool, AtomicU32};
 
 use super::chunks::{CHUNK_BYTES, CHUNK_SLOTS, Chunks, SlotBits};
 use super::slot_set::SlotSet;
@@ -40,10 +40,26 @@ pub struct LogArea {
     open_size: AtomicU64,
     free: AtomicU64,
     pending_free: AtomicU64,
-    returning: AtomicU64,
+    pub(super) returning: AtomicU64,
     in_flight: AtomicU64,
+    /// The state of what is being punched out of it.
+    pub(super) sweep: Sweep,
+    /// Its device is full: slots that are backed come first.
+    lean: AtomicBool,
     /// Held for a claim in several areas, the same one for all areas of a volume (SQ2).
     pub(super) spanning: Arc<Mutex<()>>,
+}
+
+/// The state of an area's sweeps; see [`punching`](super::punching).
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    pub(super) running: AtomicBool,
+    /// The tick of the next one.
+    pub(super) next: AtomicU32,
+    /// The chunk with which that begins.
+    pub(super) chunk: atomic::AtomicU64,
+    /// The slot up to which it is known which free slots are backed.
+    pub(super) surveyed: atomic::AtomicU64,
 }
 
 /// The bits of some log areas: of area `n`, bit `n` modulo 64.
@@ -67,16 +83,24 @@ impl LogArea {
             pending_free: AtomicU64::new(0),
             returning: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            sweep: Sweep::default(),
+            lean: AtomicBool::new(false),
             spanning: Arc::default(),
         })
     }
 
     /// The device and offset of a slot.
     pub fn locate(&self, slot: SlotIndex) -> (&Arc<Device>, u64) {
+        let (device, offset, _) = self.locate_run(slot);
+        (device, offset)
+    }
+
+    /// The same, and the bytes from there to the end of the slot's extent.
+    pub(super) fn locate_run(&self, slot: SlotIndex) -> (&Arc<Device>, u64, u64) {
         let mut offset = slot.0 << BLOCK_SHIFT;
         for extent in &self.extents {
             if offset < extent.length {
-                return (&extent.device, extent.offset + offset);
+                return (&extent.device, extent.offset + offset, extent.length - offset);
             }
             offset -= extent.length;
         }
@@ -115,7 +139,7 @@ impl LogArea {
         if self.claim(wanted) { wanted } else { 0 }
     }
 
-    fn try_decrement_free(&self, slots: u64) -> bool {
+    pub(super) fn try_decrement_free(&self, slots: u64) -> bool {
         let taken = |free: u64| free.checked_sub(slots);
         self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken).is_ok()
     }
@@ -160,7 +184,7 @@ impl LogArea {
         self.pending_free.load(Ordering::SeqCst)
     }
 
-    /// Slots of chunks that are being punched, and then become free.
+    /// Slots that are being punched, and then become free.
     pub fn returning(&self) -> u64 {
         self.returning.load(Ordering::SeqCst)
     }
@@ -170,6 +194,16 @@ impl LogArea {
         let size = self.open_size.load(Ordering::Acquire);
         let unused = self.free() + self.pending_free() + self.returning();
         Use { size, used: size.saturating_sub(unused) }
+    }
+
+    /// Whether a write lately found its device full: then slots that are backed come first.
+    pub fn is_lean(&self) -> bool {
+        self.lean.load(Ordering::Relaxed)
+    }
+
+    /// See [`LogArea::is_lean`].
+    pub fn set_lean(&self, lean: bool) {
+        self.lean.store(lean, Ordering::Relaxed);
     }
 
     /// Its devices.
@@ -234,6 +268,11 @@ impl Space {
         }
     }
 
+    /// Whether slots are held.
+    pub fn holds(&self) -> bool {
+        !self.held.lock().expect("no holder panics").is_empty()
+    }
+
     /// Frees the held slots, because the recovered maps are durable. Returns whether any were held.
     pub fn release_held(&self) -> bool {
         let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
@@ -272,7 +311,7 @@ impl Space {
     }
 }
 
-/// A chunk that has become empty: its range can be punched while it is retired.
+/// A chunk that has become empty.
 #[derive(Clone, Debug)]
 pub struct EmptyChunk {
     /// The log area.
@@ -282,43 +321,8 @@ pub struct EmptyChunk {
 }
 
 impl EmptyChunk {
-    /// Takes it out of use while it is punched, if enough other slots are free.
-    pub fn retire(&self) -> bool {
-        let log = &self.log;
-        log.returning.fetch_add(CHUNK_SLOTS, Ordering::SeqCst); // SP2
-        let mut retired = log.try_decrement_free(CHUNK_SLOTS);
-        if retired && !log.slots.retire(self.chunk) {
-            log.add_free(CHUNK_SLOTS);
-            retired = false;
-        }
-        if !retired {
-            log.returning.fetch_sub(CHUNK_SLOTS, Ordering::SeqCst);
-        }
-        retired
-    }
-
-    /// Makes it usable again.
-    pub fn revive(&self) {
-        let log = &self.log;
-        log.slots.revive(self.chunk);
-        log.add_free(CHUNK_SLOTS);
-        log.returning.fetch_sub(CHUNK_SLOTS, Ordering::SeqCst); // SP2
-    }
-
     /// Its device.
     pub fn device(&self) -> &Arc<Device> {
         self.log.locate(SlotIndex::in_chunk(self.chunk, 0)).0
-    }
-
-    /// Whether its device supports punching.
-    pub fn can_punch(&self) -> bool {
-        self.device().can_punch()
-    }
-
-    /// Punches it out of its device.
-    pub fn punch(&self) {
-        let (device, offset) = self.log.locate(SlotIndex::in_chunk(self.chunk, 0));
-        // After an error only disk space stays allocated; the chunk is still free.
-        let _ = device.punch(offset, CHUNK_BYTES);
     }
 }

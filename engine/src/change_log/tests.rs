@@ -31,6 +31,7 @@ mod agreement;
 mod areas;
 mod damage;
 mod failed_sync;
+mod punching;
 mod segments;
 mod slots;
 mod states;

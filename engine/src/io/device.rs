@@ -370,6 +370,11 @@ impl Device {
         !self.opened.load().no_punch.load(Ordering::Relaxed)
     }
 
+    /// Whether [`Device::allocation`] says which of its bytes have space: it is a file.
+    pub fn knows_holes(&self) -> bool {
+        self.opened.load().grows
+    }
+
     /// Whether [`Device::zero_range`] may be supported.
     pub fn can_zero(&self) -> bool {
         !self.opened.load().no_zero.load(Ordering::Relaxed)

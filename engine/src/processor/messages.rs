@@ -63,8 +63,8 @@ pub enum Control {
     },
     /// Continue a `Release`.
     ReleaseMore(u32),
-    /// So many empty chunks of a share were returned to their logs.
-    ChunksReturned(u32, u64),
+    /// Punch slots of a share that were freed, however lately.
+    GiveBack(u32),
     /// Answer a scrub's query of a share.
     Scrub(u32, Question),
     /// Relocate up to so many blocks of a share, of this kind, then answer.
@@ -73,7 +73,7 @@ pub enum Control {
     DeviceBack(u32),
     /// A tick: end what has lasted too long.
     Tick,
-    /// There may be slots for the parts that wait for them.
+    /// There may be slots for the parts that wait for them, or a job that punches has ended.
     TryAgain(u32),
     /// The volume has these log rules, and perhaps one more log area. Answer when that is done.
     LogRules(u32, VolumeRules, Sender<()>),

@@ -376,9 +376,8 @@ impl Processor {
             Control::Release { share: number, result } => {
                 self.with_share(number, |share, context| share.release(result, context));
             }
-            Control::ReleaseMore(number) => self.release_more(number),
-            Control::ChunksReturned(number, chunks) => {
-                self.with_share(number, |share, _| share.chunks_returned(chunks));
+            Control::ReleaseMore(number) => {
+                self.with_share(number, |share, context| share.release_more(context));
             }
             Control::TryAgain(number) => {
                 self.with_share(number, |share, context| share.retry_without_space(context));
@@ -410,7 +409,7 @@ impl Processor {
         false
     }
 
-    /// Answers queries.
+    /// Answers queries, and does what nobody waits for.
     fn answer(&mut self, question: Control) {
         match question {
             Control::Scrub(number, question) => {
@@ -435,6 +434,9 @@ impl Processor {
                 self.with_share(number, |share, context| {
                     share.relocate(kind, blocks, answer, context);
                 });
+            }
+            Control::GiveBack(number) => {
+                self.with_share(number, |share, context| share.punch_backed(0, context));
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));
@@ -486,10 +488,6 @@ impl Processor {
             });
         }
         made
-    }
-
-    fn release_more(&mut self, number: u32) {
-        self.with_share(number, |share, context| share.release_more(context));
     }
 
     fn drop_more(&mut self, number: u32, dropping: Dropping) {

@@ -19,7 +19,8 @@
 
 use std::sync::Arc;
 
-use crate::change_log::space::{AreaBits, EmptyChunk, LogArea};
+use crate::change_log::punching::Punching;
+use crate::change_log::space::{AreaBits, LogArea};
 use crate::events::{self, Events};
 use crate::processor::messages::{Control, Event};
 use crate::processor::queue::Queue;
@@ -199,12 +200,12 @@ impl SpaceWaiters {
         self.waited.load(Ordering::SeqCst)
     }
 
-    /// Retires these chunks for punching, but none while a share waits for slots of its area.
-    pub fn retire(&self, mut chunks: Vec<EmptyChunk>) -> Vec<EmptyChunk> {
+    /// Takes the backed slots of a chunk for punching, but none while a share waits for slots of its area, nor while
+    /// its device is full: then writes need them.
+    pub fn take_backed(&self, log: &Arc<LogArea>, chunk: u64, sweeps: u8) -> Option<Punching> {
         let state = self.lock();
-        let waited = state.waiters.iter().fold(0, |areas, waiter| areas | waiter.areas);
-        chunks.retain(|chunk| waited & chunk.log.bit() == 0 && chunk.can_punch() && chunk.retire());
-        chunks
+        let waited = state.waiters.iter().any(|waiter| waiter.areas & log.bit() != 0);
+        if waited || log.is_lean() { None } else { Punching::take(log, chunk, sweeps) }
     }
 }
 

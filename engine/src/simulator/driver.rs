@@ -340,7 +340,7 @@ impl Simulation {
         if self.disk.lock().changes_size() {
             return self.change_size(running);
         }
-        match self.random.below(15) {
+        match self.random.below(17) {
             0..=3 => self.take_snapshot(running),
             4..=5 => self.delete_snapshot(running),
             6..=7 => self.flush(running).map(|_| ()),
@@ -357,6 +357,7 @@ impl Simulation {
                 Ok(())
             }
             11..=13 => self.relocate(running),
+            14..=15 => self.give_back(running),
             _ => {
                 let budget = std::mem::take(&mut self.host.lock().budget);
                 self.drain(running)?;

@@ -45,4 +45,20 @@ impl Simulation {
         self.host.settle();
         self.run_state().map(|_| ())
     }
+
+    /// Has freed slots punched, while other work goes on.
+    pub(super) fn give_back(&mut self, running: &Running) -> Result<()> {
+        let Ok(volume) = running.engine.volume(VOLUME) else { return Ok(()) };
+        for _ in 0..self.random.within(1, 6) {
+            for share in &volume.shares {
+                let control = Control::GiveBack(volume.share);
+                share.queue.push(Event::Control(Box::new(control)));
+            }
+            for _ in 0..self.random.below(20) {
+                running.system.turn();
+            }
+        }
+        self.host.settle();
+        self.run_state().map(|_| ())
+    }
 }

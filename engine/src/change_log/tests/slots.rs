@@ -12,6 +12,7 @@ use crate::block_map::place::Place;
 use crate::block_map::versions::{Change, Versions};
 use crate::change_log::chunks::{CHUNK_BYTES, CHUNK_SLOTS};
 use crate::change_log::claim::Claim;
+use crate::change_log::punching::Punching;
 use crate::change_log::slots::Slots;
 use crate::change_log::space::{EmptyChunk, LogArea, Space};
 use crate::change_log::used_slots::UsedSlots;
@@ -45,7 +46,7 @@ pub(super) fn numbers(place: Place, count: u32) -> impl Iterator<Item = u64> {
 }
 
 /// Allocates exactly `want` slots of any area, or none.
-fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>> {
+pub(super) fn take(space: &Space, slots: &mut Slots, want: u32) -> Option<Vec<(Place, u32)>> {
     let logs = space.logs();
     take_for(LocalIndex(0), (&logs, logs.len()), slots, want)
 }
@@ -78,15 +79,13 @@ fn end_write(logs: &[Arc<LogArea>], place: Place, count: u32) {
 }
 
 /// Those of each processor.
-fn owners<const N: usize>() -> [(Slots, Vec<(Place, u32)>); N] {
+pub(super) fn owners<const N: usize>() -> [(Slots, Vec<(Place, u32)>); N] {
     std::array::from_fn(|processor| (Slots::new(processor as u32), Vec::new()))
 }
 
 fn punch(empty: Vec<EmptyChunk>) {
-    for chunk in empty.iter().filter(|chunk| chunk.retire()) {
-        chunk.punch();
-        chunk.revive();
-    }
+    let taken = empty.iter().filter_map(|one| Punching::take(&one.log, one.chunk, 0));
+    taken.for_each(|punching| punching.punch());
 }
 
 proptest! {
@@ -179,7 +178,7 @@ fn the_last_free_slot_is_found_wherever_it_is() {
 }
 
 #[test]
-fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
+fn slots_that_are_punched_are_not_allocated_and_never_the_last_free_ones() {
     let scratch = Scratch::new();
     let space = space(&scratch, &[2]);
     let log = space.log(1).unwrap();
@@ -188,16 +187,17 @@ fn a_chunk_that_is_punched_is_not_allocated_and_never_the_last_free_one() {
     let mut empty = Vec::new();
     runs.iter().for_each(|(place, count)| slots.free_now(*place, *count, &mut empty));
     assert_eq!(empty.len(), 2);
-    assert!(empty[0].retire());
+    let punching = Punching::take(&log, empty[0].chunk, 0).unwrap();
     assert_eq!((log.free(), log.returning(), log.usage().used), (1024, 1024, 0));
     assert_eq!(take(&space, &mut slots, 1025), None);
     assert!(log.claim(1), "a processor is about to allocate one");
-    assert!(!empty[1].retire(), "it would remove claimed slots");
+    assert!(Punching::take(&log, empty[1].chunk, 0).is_none(), "it would remove claimed slots");
+    assert_eq!((log.free(), log.returning()), (1023, 1024));
     log.add_free(1);
     let chunk = empty[0].chunk;
     let taken = take(&space, &mut slots, 1024).unwrap();
     assert!(taken.iter().all(|(place, _)| place.slot_number().chunk().0 != chunk));
-    empty[0].revive();
+    drop(punching);
     assert_eq!((log.free(), log.returning()), (1024, 0));
     assert!(take(&space, &mut slots, 1024).is_some());
 }

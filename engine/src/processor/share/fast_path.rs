@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::Errno;
+use crate::io::fault::is_lack_of_space;
 use crate::mutants::{Bug, bug};
 use crate::processor::flusher::Waiter;
 use crate::processor::part::Part;
@@ -96,6 +97,8 @@ impl Share {
         // The thread that runs the processor rewrites a part that was written incompletely.
         match self.overwrite_now(part) {
             Ok(false) => None,
+            // It is tried again, and backed slots are punched.
+            Err(errno) if is_lack_of_space(errno) => None,
             result => Some(result.map(|_| ())),
         }
     }

@@ -334,6 +334,7 @@ impl Share {
         self.end_checkpoint_waits(ticks);
         self.retry_checkpoint(context);
         self.answer_settled(ticks);
+        self.give_back(context);
         self.resume_waiting(context);
     }
 
@@ -407,6 +408,7 @@ impl Share {
             || !self.without_space.is_empty()
             || !self.settling.is_empty()
             || self.failed_checkpoint.is_some()
+            || self.has_to_give_back()
             || self.checkpoint_waiters.iter().any(|waiters| !waiters.is_empty())
     }
 }

@@ -21,6 +21,7 @@ pub mod compare;
 mod counting;
 mod cut;
 pub(super) mod fast_path;
+mod give_back;
 pub mod grow;
 pub(super) mod in_flight;
 mod inspect;
@@ -66,6 +67,7 @@ use crate::processor::queue::Queue;
 use crate::processor::share::backlog::{Backlog, Kind, WAITING_MAX};
 use crate::processor::share::checkpoint::FailedCheckpoint;
 use crate::processor::share::counting::Touched;
+use crate::processor::share::give_back::GivingBack;
 use crate::processor::share::in_flight::InFlight;
 use crate::processor::share::log_orders::LogOrders;
 use crate::processor::share::reclaim::{Dropped, FreedBase};
@@ -260,8 +262,7 @@ pub struct Share {
     release_asked: bool,
     /// The last requested sync failed: another one is requested only for a part that needs it.
     release_failed: bool,
-    /// Empty chunks that a pool thread is returning to their logs.
-    returning: u64,
+    giving_back: GivingBack,
     checkpointing: bool,
     failed_checkpoint: Option<FailedCheckpoint>,
     /// Waiters for the checkpoint in progress, and for the one after it.
@@ -326,7 +327,7 @@ impl Share {
             dropped: Vec::new(),
             release_asked: false,
             release_failed: false,
-            returning: 0,
+            giving_back: GivingBack::default(),
             punching: false,
             leaving: false,
             checkpointing: false,
@@ -346,14 +347,15 @@ impl Share {
         share
     }
 
-    /// Updates what depends on the volume's devices. They may be many, so a cut, which sorts the logs again, does not
-    /// do this.
+    /// Updates what depends on the volume's devices, and has new areas surveyed. The devices may be many, so a cut,
+    /// which sorts the logs again, does not do this.
     fn refresh_devices(&mut self) {
         let logs = self.space.logs();
         let all = || self.geometry.devices().chain(logs.iter().flat_map(|log| log.devices()));
         self.direct = all().any(|device| device.mode.direct);
         self.inline = all().all(|device| device.never_waits());
         self.writes_now = self.inline || all().all(|device| device.can_write_nowait());
+        self.expect_survey(&logs);
     }
 
     /// Takes a part that has just arrived, or whose turn it is.
@@ -470,7 +472,7 @@ impl Share {
         self.out.len() == 0
             && !self.checkpointing
             && !self.journal.is_preparing()
-            && self.returning == 0
+            && self.giving_back.is_idle()
             && self.stopped_at.is_none()
             && self.waiting.is_empty()
             && self.backlog.is_empty()

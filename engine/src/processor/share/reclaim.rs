@@ -1,14 +1,13 @@
 //! Reclaim: space reclamation (garbage collection): how places that no version sees become usable again.
 //!
 //! How it works      A change frees slots, dropping a snapshot frees slots and base places. All are reusable only when
-//!                   the freeing is durable (J4): then slots can be allocated again, and empty chunks and base places
-//!                   are punched out of their devices. A drop begins with [`Share::begin_drop`]; its caller is answered
+//!                   the freeing is durable (J4): then slots can be allocated again, and they and base places are
+//!                   punched out of their devices ([`give_back`](super::give_back)). A drop begins with [`Share::begin_drop`]; its caller is answered
 //!                   when the places are reusable. A part without a free slot
 //!                   [waits](crate::processor::space_waiters) for slots whose freeing is not durable yet.
 //! Invariants        T1 a base place is punched only while it is reserved as for a write, and only if no version sees
 //!                   it at that time, or has seen it since the last durable record.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
@@ -25,8 +24,7 @@ use crate::processor::part::Part;
 use crate::processor::share::in_flight::Span;
 use crate::processor::share::{Context, Local, Share, count};
 use crate::processor::space_waiters::{Verdict, Wanted};
-use crate::system::pool::Lane;
-use crate::units::{BLOCK_SIZE, DeviceId, Epoch, LocalIndex};
+use crate::units::{BLOCK_SIZE, Epoch, LocalIndex};
 
 /// Runs of freed base places that are punched by one job.
 const PUNCH_RUNS_MAX: usize = 16;
@@ -128,7 +126,7 @@ impl Share {
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
         self.expect_release();
-        self.punch_chunks(empty, context);
+        self.punch_empty(empty, context);
         if self.slots.can_release(committed) {
             let control = Control::ReleaseMore(self.number);
             context.queue.push(Event::Control(Box::new(control)));
@@ -155,38 +153,6 @@ impl Share {
         if !self.dropped.is_empty() {
             self.ask_release(context);
         }
-    }
-
-    /// Queues the punching of empty chunks out of their devices, if nothing waits for slots.
-    fn punch_chunks(&mut self, empty: Vec<EmptyChunk>, context: &Context<'_>) {
-        let retired = self.space_waiters.retire(empty);
-        if retired.is_empty() {
-            return;
-        }
-        let mut by_device: BTreeMap<DeviceId, Vec<EmptyChunk>> = BTreeMap::new();
-        for chunk in retired {
-            by_device.entry(chunk.device().id).or_default().push(chunk);
-        }
-        for (device, retired) in by_device {
-            let chunks = retired.len() as u64;
-            self.returning += chunks;
-            let (share, queue) = (self.number, Arc::clone(context.queue));
-            let space_waiters = Arc::clone(&self.space_waiters);
-            context.pool.run(Lane::Device(device), move || {
-                for chunk in &retired {
-                    chunk.punch();
-                    chunk.revive();
-                }
-                space_waiters.wake(retired.iter().fold(0, |bits, chunk| bits | chunk.log.bit()));
-                drop(retired);
-                queue.push(Event::Control(Box::new(Control::ChunksReturned(share, chunks))));
-            });
-        }
-    }
-
-    /// Notes that a pool thread has punched so many chunks.
-    pub fn chunks_returned(&mut self, chunks: u64) {
-        self.returning -= chunks;
     }
 
     /// Retries parts that found too few slots.

@@ -49,6 +49,7 @@ impl Share {
             let _ = self.settle_changes(part.local, epoch, &job.changes, &job.frees, result);
             return self.take(part, context);
         }
+        let first_failed = job.failed.unwrap_or(0);
         let failed = job.failed.map(|index| (job.changes[index].place, job.changes[index].count));
         let mut changes = job.changes;
         let (Some((place, count)), Err(errno)) = (failed, result) else {
@@ -56,6 +57,7 @@ impl Share {
             if result.is_ok() {
                 self.count_change(&part, epoch, context.wall_ns);
             }
+            self.give_back_if_full(result, context);
             return self.end(part, result, context);
         };
         let room = self.slot_retry.quarantined.len() < QUARANTINED_RUNS_MAX;
@@ -67,6 +69,9 @@ impl Share {
         }
         // The error stays; this frees the slots.
         let result = self.settle_changes(part.local, epoch, &changes, &job.frees, result);
+        if is_lack_of_space(errno) {
+            self.note_full(place, &changes[first_failed..], context.ticks);
+        }
         if !self.slot_retry.last_to_try.contains(&place.log()) {
             self.slot_retry.last_to_try.push(place.log());
             self.order_logs();
@@ -77,6 +82,12 @@ impl Share {
         }
         part.tried = part.tried.saturating_add(1);
         self.take(part, context);
+    }
+
+    /// Ends the state of a log that came last because its device was full.
+    pub(super) fn try_full_again(&mut self, log: u16) {
+        self.slot_retry.last_to_try.retain(|number| *number != log);
+        self.order_logs();
     }
 
     /// Whether a log comes last in the order: a device of it is missing, or it could not be written. Such logs stay in

@@ -110,6 +110,7 @@ impl Share {
         if result.is_ok() {
             self.count_change(&part, self.epoch, context.wall_ns);
         }
+        self.give_back_if_full(result, context);
         self.end(part, result, context);
     }
 
