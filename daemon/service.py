@@ -74,6 +74,7 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.version import build
 from polyvol.daemon.volumes import manifest_digests
+from polyvol.daemon.volumes.log_growth import LogGrowth
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
 from polyvol.daemon.volumes.verbs import Volumes
@@ -377,7 +378,8 @@ class Service:
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
         relocation = RelocationWorker(self._context)
-        parts = (self._context, self._snapshots, self._state_space, relocation.relieve)
+        growth = LogGrowth(self._context, self._volumes.log_areas)
+        parts = (self._context, self._snapshots, self._state_space, relocation.relieve, growth)
         space = SpaceMonitor(*parts, also=self._look_at_space)
         for worker in (space, relocation, self._deletions, self._scrubs):
             undo.callback(worker.stop)

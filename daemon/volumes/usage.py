@@ -34,11 +34,22 @@ def snapshot_uses(context: Context, volumes: Iterable[Volume]) -> dict[tuple[int
 
 
 def volume_use(context: Context, volume: Volume) -> VolumeUseView | None:
-    """What a volume holds in its change logs; None while it is not served."""
+    """What a volume holds in its change logs, counted now and noted in `uses`; None while it is not served.
+    Waits for its processors."""
     if not context.is_served(volume):
         return None
     with contextlib.suppress(context.engine_error):
-        live = context.engine.snapshot_use(volume.id)["live_log_bytes"]
+        found = context.engine.snapshot_use(volume.id)
+        live, home, pinned = found["live_log_bytes"], found["home_bytes"], found["pinned_bytes"]
         used = max(context.engine.space(volume.id)["used_bytes"], live)
-        return VolumeUseView(used=used, live=live, snapshots_only=used - live)
+        use = VolumeUseView(
+            used=used,
+            live=live,
+            snapshots_only=used - live,
+            comes_back=home,
+            snapshots_keep=live - home - pinned,
+            clones_keep=pinned,
+        )
+        context.uses[volume.id] = use
+        return use
     return None

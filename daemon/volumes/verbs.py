@@ -13,6 +13,7 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
                   start: `volume_trouble` has the findings, and the other volumes are served.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,8 +40,9 @@ from polyvol.daemon.hooks.run import hook_view
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.log_areas import LogAdd
+from polyvol.daemon.types.log_areas import LogAdd, LogLimitView
 from polyvol.daemon.types.scrubs import BadBlockView
+from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
     CloneSourceView,
@@ -55,6 +57,7 @@ from polyvol.daemon.types.volumes import (
     VolumeView,
 )
 from polyvol.daemon.volumes import manifest_digests
+from polyvol.daemon.volumes.advice import advice
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import (
     deleted_clause,
@@ -68,10 +71,11 @@ from polyvol.daemon.volumes.failed_checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete_restores import restore_reason, restore_view
 from polyvol.daemon.volumes.log_areas import LogAreas, inventory, rule_views
+from polyvol.daemon.volumes.log_growth import LogGrowth
 from polyvol.daemon.volumes.plan_views import plan_view, planned
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
-from polyvol.daemon.volumes.settings import change_settings
+from polyvol.daemon.volumes.settings import change_settings, log_limit_of
 from polyvol.daemon.volumes.usage import volume_use
 from polyvol.mapping.plans.clones import CloneRequest, plan_clone
 from polyvol.mapping.plans.volumes import VolumePlan
@@ -82,9 +86,13 @@ from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.snapshot import export_name
 
 
-def _relocation(context: Context, volume: Volume) -> RelocationView:
+def _relocation(context: Context, volume: Volume, use: VolumeUseView | None) -> RelocationView | None:
+    """How the relocation of a volume is; None if it was closed."""
     progress = context.relocations.get(volume.id) or RelocationProgress()
-    return progress.view(volume.relocation_rate)
+    with contextlib.suppress(context.engine_error):
+        written = context.engine.volume_stats(volume.id)["write_bytes"]
+        return progress.view(volume.relocation_rate, use, written)
+    return None
 
 
 class Volumes:
@@ -202,7 +210,8 @@ class Volumes:
     def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
         """Make a volume from a snapshot of another one, and export it."""
         context = self._context
-        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
+        limit = log_limit_of(request.log_limit)
+        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full, limit)
         with context.holding_served(volume_name, "volume clone", restoring=True) as source:
             snapshot = context.find_undeleted(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
@@ -303,9 +312,12 @@ class Volumes:
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
+        use = volume_use(self._context, volume)
         view = self._view(volume, partitions=partitions)
-        relocation = _relocation(self._context, volume) if self._context.is_served(volume) else None
-        return replace(view, use=volume_use(self._context, volume), relocation=relocation)
+        if view.space is None or view.space.level == "ok":
+            return view
+        room = LogGrowth(self._context, self.log_areas).room(volume)
+        return replace(view, advice=advice(volume, use, room))
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -376,6 +388,7 @@ class Volumes:
         ]
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
+        use = context.uses.get(volume.id) if serving else None
         devices = context.catalog.volumes.devices(volume.id)
         bad = bad_block_views(context, volume, names) if serving else []
         degraded = self._degraded(volume, devices, bad) if serving else None
@@ -416,6 +429,9 @@ class Volumes:
             last_scrub=self._scrubs.last(volume),
             hooks=hook_view(context.catalog.hooks.of_volume(volume.id)),
             restore=restore,
+            log_limit=LogLimitView(bytes=volume.log_bound, auto=volume.log_limit is None),
+            use=use,
+            relocation=_relocation(context, volume, use) if serving else None,
             partitions=partition_views(context, volume, names) if partitions else None,
         )
 
