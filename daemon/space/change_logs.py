@@ -238,11 +238,8 @@ class SpaceMonitor:
             return False
         with self._context.locks.room({volume.id: volume.name}, _WHAT):
             now = self._context.catalog.volumes.get(volume.id)
-            if now is None or not self._context.is_served(now) or self._growth.grow(now, areas) == 0:
-                return False
-            if now.id in self._context.refusing:
-                self._context.ask_when_full(now)
-            return True
+            served = now is not None and self._context.is_served(now)
+            return now is not None and served and self._growth.grow(now, areas) > 0
 
     def _grow_ahead(self, volume: Volume) -> None:
         """Have log areas grow that are almost full, unless that was in vain."""

@@ -279,6 +279,8 @@ class LogAreas:
             with context.catalog_lock:
                 context.catalog.log_areas.forget(volume.id, areas[done:], before)
             raise
+        if volume.id in context.refusing:
+            context.ask_when_full(volume)  # writes that were refused may have room now, or get some
 
     def record_file(self, volume: Volume, new: NewDevice) -> Device:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under

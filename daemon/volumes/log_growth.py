@@ -29,6 +29,8 @@ from polyvol.mapping.sizes import format_size
 
 FILES_LEFT = 512 << 20
 """What a file for log areas leaves free of the file system that also has the state directory, bytes."""
+_Limits = tuple[int, int, int, tuple[LogRule, ...]]
+"""The limit, the free room, how many areas there are, the rules."""
 _LOW, _CRITICAL = LEVELS[1][1], LEVELS[2][1]
 
 
@@ -38,7 +40,7 @@ class LogGrowth:
     def __init__(self, context: Context, log_areas: LogAreas) -> None:
         self._context = context
         self._log_areas = log_areas
-        self._vain: dict[VolumeId, tuple[int, int, int]] = {}
+        self._vain: dict[VolumeId, _Limits] = {}
 
     def grow(self, volume: Volume, areas: Collection[int]) -> int:
         """Make a step for writes that may use the areas of these numbers: how many bytes; 0: none can be
@@ -123,8 +125,8 @@ class LogGrowth:
     def _file_room(self) -> int:
         return free_bytes(self._context.state_dir / "devices") - FILES_LEFT
 
-    def _limits(self, volume: Volume, there: Iterable[LogArea]) -> tuple[int, int, int]:
+    def _limits(self, volume: Volume, there: Iterable[LogArea]) -> _Limits:
         """What a step depends on: while this stays, one that was not possible stays impossible."""
         areas = list(there)
         free = sum(room_on([area.device for area in areas], inventory(self._context)).values())
-        return volume.log_bound, free, len(areas)
+        return volume.log_bound, free, len(areas), self._rules(volume)

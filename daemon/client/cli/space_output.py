@@ -29,13 +29,15 @@ def use_text(use: Json | None) -> str | None:
     return f"{format_size(use['used'])}: {parts}"
 
 
-def live_text(use: Json | None) -> str | None:
+def live_text(use: Json | None, *, clone: bool) -> str | None:
     """What becomes of the data of a volume itself that is in its change logs, for people."""
     if use is None or not use["live"]:
         return None
+    if clone:
+        return f"{format_size(use['live'])} stays: a clone has no base places"
     parts = [f"{format_size(use['comes_back'])} can come back to base places"]
     if use["snapshots_keep"]:
-        parts.append(f"{format_size(use['snapshots_keep'])} stays: its base places are not free")
+        parts.append(f"{format_size(use['snapshots_keep'])} stays: snapshots need its base places")
     if use["clones_keep"]:
         parts.append(f"{format_size(use['clones_keep'])} stays: clones pin it")
     return ", ".join(parts)

@@ -324,7 +324,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
             ("held", use_text(shown["use"])),
-            ("live data", live_text(shown["use"])),
+            ("live data", live_text(shown["use"], clone=shown["source"] is not None)),
             ("what to do", shown["advice"]),
             ("created", moment(shown["created"])),
         ]
