@@ -75,11 +75,11 @@ class FillLevel:
 
     def _of_hour(self) -> tuple[float, int | None, int | None]:
         """For how long the last hour was measured, seconds, and what was redirected in it, and by how much
-        the use grew, bytes an hour; None while that is too short."""
+        the use grew, bytes an hour; 0 and None while that is too short."""
         (begin_s, began_used, began), (now_s, used, redirected) = self._measured
         measured_s = now_s - begin_s
         if measured_s < MEASURED_LEAST_S:
-            return measured_s, None, None
+            return 0.0, None, None
         hours = measured_s / HOUR_S
         return measured_s, int((redirected - began) / hours), int((used - began_used) / hours)
 
@@ -87,7 +87,7 @@ class FillLevel:
         samples = self._hour
         now = (now_s, used, redirected)
         if redirected < self._measured[1][2]:
-            samples.clear()  # the engine counts anew
+            samples.clear()  # the engine has begun again
         if not samples or now_s - samples[-1][0] >= STEP_S:
             samples.append(now)
         while len(samples) > 1 and samples[1][0] <= now_s - HOUR_S:

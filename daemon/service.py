@@ -74,7 +74,6 @@ from polyvol.daemon.types.volumes import (
 )
 from polyvol.daemon.version import build
 from polyvol.daemon.volumes import manifest_digests
-from polyvol.daemon.volumes.log_growth import LogGrowth
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.serving import Serving
 from polyvol.daemon.volumes.verbs import Volumes
@@ -212,7 +211,7 @@ class Service:
                     started_ns=self._started_ns,
                     uptime_ns=self._steady() - self._began_ns,
                 ),
-                volumes=self._volumes.list_all(),
+                volumes=self._volumes.list_all(counted=True),
                 devices=self._devices.list_all(),
                 notes=notes(self._context),
                 operations=operation_views(self._context),
@@ -378,9 +377,8 @@ class Service:
         undo.callback(self._devices.shrunk.note)
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
         relocation = RelocationWorker(self._context)
-        growth = LogGrowth(self._context, self._volumes.log_areas)
-        parts = (self._context, self._snapshots, self._state_space, relocation.relieve, growth)
-        space = SpaceMonitor(*parts, also=self._look_at_space)
+        parts = (self._context, self._snapshots, self._state_space, relocation.relieve)
+        space = SpaceMonitor(*parts, self._volumes.log_growth, also=self._look_at_space)
         for worker in (space, relocation, self._deletions, self._scrubs):
             undo.callback(worker.stop)
             worker.start()

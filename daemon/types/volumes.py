@@ -93,8 +93,8 @@ class VolumeView:
     served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
     its end, `hooks` are run around its cuts. `log_limit`: up to what size its log areas grow. `use` (of the
-    change logs, by whom) and `relocation` while it is served; `use` is counted when the volume is asked for
-    by name, else it is what was last counted, null: nothing yet. `advice`: what to do about change logs that
+    change logs, by whom) and `relocation` only while it is served: counted when the volume is asked for by
+    name, and in the status as they were last counted (null: not yet). `advice`: what to do about change logs that
     are not 'ok', if the volume is asked for by name. `partitions` only if asked for."""
 
     name: str

@@ -6,7 +6,7 @@ How it works      A step is made at once when writes wait for free slots, before
                   give enough back. It goes to a device that has areas which these writes may use already, so
                   log rules stay as they are. Where all of these lie in files that polyvold made, and any area
                   may be used, one more file is made, if the file system keeps FILES_LEFT bytes.
-Invariants        LG1 no step exceeds the limit (GR1); LG2 no area is added that none of the writes could use.
+Invariants        GA1 no step exceeds the limit (GL1); GA2 no area is added that none of the writes could use.
 Owner and locks   The caller of `grow` holds the volume's `room`. The rest waits for nothing.
 Errors            A step that fails is an event, and gives nothing.
 """
@@ -115,7 +115,7 @@ class LogGrowth:
         return own[0] if own else self._context.catalog.log_areas.rules(volume.id)
 
     def _may_make_file(self, volume: Volume, there: list[LogArea], mine: list[LogArea]) -> bool:
-        """Whether a file may be made for writes that may use the areas `mine` of what is there (LG2)."""
+        """Whether a file may be made for writes that may use the areas `mine` of what is there (GA2)."""
         if not mine or len(mine) < len(there) or not takes_any(self._rules(volume)):
             return False
         made = {each.id for each in self._context.catalog.devices.all() if each.made_for is not None}

@@ -42,7 +42,6 @@ from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.types.base import iso
 from polyvol.daemon.types.log_areas import LogAdd, LogLimitView
 from polyvol.daemon.types.scrubs import BadBlockView
-from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
     CloneSourceView,
@@ -86,8 +85,9 @@ from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.snapshot import export_name
 
 
-def _relocation(context: Context, volume: Volume, use: VolumeUseView | None) -> RelocationView | None:
+def _relocation(context: Context, volume: Volume) -> RelocationView | None:
     """How the relocation of a volume is; None if it was closed."""
+    use = context.uses.get(volume.id)
     progress = context.relocations.get(volume.id) or RelocationProgress()
     with contextlib.suppress(context.engine_error):
         written = context.engine.volume_stats(volume.id)["write_bytes"]
@@ -103,6 +103,7 @@ class Volumes:
         self._scrubs = scrubs
         self._devices = devices
         self.log_areas = LogAreas(context)
+        self.log_growth = LogGrowth(context, self.log_areas)
         self._removal = VolumeRemoval(context)
         self._pins = ClonePins(context, self._removal.remove)
 
@@ -303,21 +304,32 @@ class Volumes:
         return self.show(name, partitions=False)
 
     @reads
-    def list_all(self, *, kept: bool = False) -> list[VolumeView]:
-        """All volumes; with those that are deleted and kept for their clones, if `kept`."""
-        volumes = self._context.catalog.volumes.all()
-        return [self._view(volume) for volume in volumes if kept or not volume.kept]
+    def list_all(self, *, kept: bool = False, counted: bool = False) -> list[VolumeView]:
+        """All volumes; with those that are deleted and kept for their clones, if `kept`. `counted`: with what
+        was last counted of what they hold, and their relocation."""
+        context = self._context
+        volumes = [each for each in context.catalog.volumes.all() if kept or not each.kept]
+        views = [self._view(volume) for volume in volumes]
+        if not counted:
+            return views
+        return [
+            replace(view, use=context.uses.get(volume.id), relocation=_relocation(context, volume))
+            if view.space is not None
+            else view
+            for volume, view in zip(volumes, views, strict=True)
+        ]
 
     @reads
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
         use = volume_use(self._context, volume)
+        relocation = None if use is None else _relocation(self._context, volume)
         view = self._view(volume, partitions=partitions)
+        view = replace(view, use=use, relocation=relocation)
         if view.space is None or view.space.level == "ok":
             return view
-        room = LogGrowth(self._context, self.log_areas).room(volume)
-        return replace(view, advice=advice(volume, use, room))
+        return replace(view, advice=advice(volume, use, self.log_growth.room(volume)))
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -388,7 +400,6 @@ class Volumes:
         ]
         reason = context.volume_trouble.get(volume.id)
         serving = volume.state == "ready" and reason is None
-        use = context.uses.get(volume.id) if serving else None
         devices = context.catalog.volumes.devices(volume.id)
         bad = bad_block_views(context, volume, names) if serving else []
         degraded = self._degraded(volume, devices, bad) if serving else None
@@ -430,8 +441,6 @@ class Volumes:
             hooks=hook_view(context.catalog.hooks.of_volume(volume.id)),
             restore=restore,
             log_limit=LogLimitView(bytes=volume.log_bound, auto=volume.log_limit is None),
-            use=use,
-            relocation=_relocation(context, volume, use) if serving else None,
             partitions=partition_views(context, volume, names) if partitions else None,
         )
 

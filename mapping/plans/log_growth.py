@@ -4,7 +4,7 @@ Pure.
 How it works      An area is added on one of the devices that the log rules allow: on the first one with room
                   for the whole step, else on the one with most room. A step is a quarter of what the volume
                   has, so that growing to a multiple takes few areas, and all that is taken is wanted soon.
-Invariants        GR1 the areas that a volume has, with the added one, are not larger than its limit; GR2 an
+Invariants        GL1 the areas that a volume has, with the added one, are not larger than its limit; GL2 an
                   area is added on a device that it may use, and log rules stay as they are.
 """
 
@@ -23,7 +23,7 @@ STEP_SHARE = 4
 
 def step_size(present: int, limit: int) -> int:
     """How much the log areas of a volume, which have `present` bytes, grow at once; 0 if the limit leaves no
-    room for a chunk (GR1)."""
+    room for a chunk (GL1)."""
     wanted = max(round_up(present // STEP_SHARE, CHUNK_SIZE), AREA_SIZE_MIN)
     left = max(0, limit - present) // CHUNK_SIZE * CHUNK_SIZE
     return min(wanted, left)
