@@ -162,6 +162,8 @@ class SpaceMonitor:
         for identity in self._vain.keys() - served:
             self._vain.pop(identity, None)  # a worker may do so, too
         self._counts.keep_only(served)
+        if self._growth is not None:
+            self._growth.keep_only(served)
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be closed in the meantime.
@@ -245,13 +247,14 @@ class SpaceMonitor:
         """Have log areas grow that are almost full, unless that was in vain."""
         if self._growth is None or not volume.log_bound:
             return
-        areas = self._growth.almost_full(volume)
-        if areas and self._growth.may_grow(volume):
-            self._workers.run((volume.id, "ahead"), partial(self._grow_if_free, volume, areas))
+        groups = self._growth.almost_full(volume)
+        if groups:
+            self._workers.run((volume.id, "ahead"), partial(self._grow_if_free, volume, groups))
 
-    def _grow_if_free(self, volume: Volume, areas: Collection[int]) -> None:
+    def _grow_if_free(self, volume: Volume, groups: list[list[int]]) -> None:
         with contextlib.suppress(VolumeBusy, self._context.engine_error):  # the next look does it
-            self._grow(volume, areas)
+            for areas in groups:
+                self._grow(volume, areas)
 
     def _advice(self, volume: Volume, areas: Collection[int] | None = None) -> str:
         """What to do about log areas that are full, or will be."""
@@ -377,4 +380,5 @@ class SpaceMonitor:
             f"the change logs of volume {volume.name} are {so_full}:"
             f" {format_size(used)} of {format_size(size)} used; {self._advice(volume)}"
         )
-        self._context.events.add("warning", text, volume=volume.name)
+        grows = self._growth is not None and self._growth.room(volume).left(volume) > 0
+        self._context.events.add("info" if grows else "warning", text, volume=volume.name)

@@ -94,8 +94,8 @@ class VolumeView:
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
     its end, `hooks` are run around its cuts. `log_limit`: up to what size its log areas grow. `use` (of the
     change logs, by whom) and `relocation` only while it is served: counted when the volume is asked for by
-    name, and in the status as they were last counted (null: not yet). `advice`: what to do about change logs that
-    are not 'ok', if the volume is asked for by name. `partitions` only if asked for."""
+    name, and in the status as they were last counted (null: not yet). `advice`: what to do about change logs
+    that are not 'ok', if the volume is asked for by name. `partitions` only if asked for."""
 
     name: str
     uuid: str

@@ -11,6 +11,7 @@ Owner and locks   The caller of `grow` holds the volume's `room`. The rest waits
 Errors            A step that fails is an event, and gives nothing.
 """
 
+import time
 from collections.abc import Collection, Iterable
 
 from polyvol.daemon.context import Context
@@ -29,6 +30,9 @@ from polyvol.mapping.sizes import format_size
 
 FILES_LEFT = 512 << 20
 """What a file for log areas leaves free of the file system that also has the state directory, bytes."""
+AGAIN_S = 10.0
+"""After a step that was not possible refused writes are not asked to wait again for so long, unless somebody
+has changed something."""
 _Limits = tuple[int, int, int, tuple[LogRule, ...]]
 """The limit, the free room, how many areas there are, the rules."""
 _LOW, _CRITICAL = LEVELS[1][1], LEVELS[2][1]
@@ -40,7 +44,10 @@ class LogGrowth:
     def __init__(self, context: Context, log_areas: LogAreas) -> None:
         self._context = context
         self._log_areas = log_areas
-        self._vain: dict[VolumeId, _Limits] = {}
+        self._vain: dict[VolumeId, dict[frozenset[int], _Limits]] = {}
+        """For areas that are allowed together, where a step was not possible with these limits."""
+        self._failed_s: dict[VolumeId, float] = {}
+        """When the last step was not possible."""
 
     def grow(self, volume: Volume, areas: Collection[int]) -> int:
         """Make a step for writes that may use the areas of these numbers: how many bytes; 0: none can be
@@ -58,7 +65,7 @@ class LogGrowth:
             context.events.add_once("warning", text, volume=name)
             added = []
         if not added:
-            self._vain[volume.id] = tried
+            self._note_vain(volume, there, areas, tried)
             return 0
         grown = sum(total(area.extents) for area in added)
         now = sum(total(area.extents) for area in there) + grown
@@ -70,15 +77,35 @@ class LogGrowth:
         context.events.add("info", text, volume=name)
         return grown
 
-    def may_grow(self, volume: Volume) -> bool:
-        """Whether a step may be possible now for writes that were refused, although the last one was not."""
-        there = self._context.catalog.log_areas.of(volume.id)
-        now = self._limits(volume, there)
-        return now != self._vain.get(volume.id) and self.room(volume).left(volume) > 0
+    def _note_vain(
+        self, volume: Volume, there: list[LogArea], areas: Collection[int], tried: _Limits
+    ) -> None:
+        vain = self._vain.setdefault(volume.id, {})
+        for group in allowed_areas(self._rules(volume), there):
+            if set(group).issubset(areas):
+                vain[frozenset(group)] = tried
+        self._failed_s[volume.id] = time.monotonic()
 
-    def forget(self, volume: VolumeId) -> None:
-        """A volume is not served any more."""
-        self._vain.pop(volume, None)
+    def may_grow(self, volume: Volume) -> bool:
+        """Whether a step may be possible now for writes that were refused, although the last one was not.
+        Says so again after AGAIN_S."""
+        failed_s = self._failed_s.get(volume.id)
+        if failed_s is not None and time.monotonic() - failed_s < AGAIN_S:
+            return False
+        there = self._context.catalog.log_areas.of(volume.id)
+        groups = allowed_areas(self._rules(volume), there)
+        return any(self._is_open(volume, there, group) for group in groups)
+
+    def _is_open(self, volume: Volume, there: list[LogArea], group: list[int]) -> bool:
+        """Whether a step may be possible for writes that may use these areas."""
+        vain = self._vain.get(volume.id, {}).get(frozenset(group))
+        return vain != self._limits(volume, there) and self.room(volume, group).left(volume) > 0
+
+    def keep_only(self, volumes: set[VolumeId]) -> None:
+        """Forget all other volumes."""
+        for known in (self._vain, self._failed_s):
+            for gone in known.keys() - volumes:
+                known.pop(gone, None)
 
     def room(self, volume: Volume, areas: Collection[int] | None = None) -> Room:
         """The room for more areas, for writes that may use the areas of these numbers (None: any of its
@@ -91,22 +118,27 @@ class LogGrowth:
             free = max(0, self._file_room())
         return Room(size, free)
 
-    def almost_full(self, volume: Volume) -> list[int]:
-        """The numbers of the areas that a log rule in force allows, if they are almost full and relocation
-        cannot give enough of them back; none: it can wait. Engine errors."""
-        there = self._context.catalog.log_areas.of(volume.id)
+    def almost_full(self, volume: Volume) -> list[list[int]]:
+        """The numbers of the areas that a log rule in force allows, for each rule for which these are almost
+        full, relocation cannot give enough of them back, and a step may be possible. Engine errors."""
         stats = self._context.engine.volume_stats(volume.id)
         use = {log["number"]: (log["used_bytes"], log["size_bytes"]) for log in stats["logs"]}
         if all(used < _CRITICAL * size for used, size in use.values()):
             return []
+        there = self._context.catalog.log_areas.of(volume.id)
         counted = self._context.uses.get(volume.id)
         back = counted.comes_back if counted is not None and volume.is_relocated else 0
-        for numbers in allowed_areas(self._rules(volume), there):
-            used = sum(use[number][0] for number in numbers if number in use)
-            size = sum(use[number][1] for number in numbers if number in use)
-            if used >= _CRITICAL * size and used - back >= _LOW * size:
-                return numbers
-        return []
+        found = []
+        for group in allowed_areas(self._rules(volume), there):
+            used = sum(use[number][0] for number in group if number in use)
+            size = sum(use[number][1] for number in group if number in use)
+            if (
+                used >= _CRITICAL * size
+                and used - back >= _LOW * size
+                and self._is_open(volume, there, group)
+            ):
+                found.append(group)
+        return found
 
     def _rules(self, volume: Volume) -> tuple[LogRule, ...]:
         """The log rules in force."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +14,7 @@ from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.space import relocation
 from polyvol.daemon.types.usage import VolumeUseView
+from polyvol.daemon.volumes import log_growth
 from polyvol.daemon.volumes.advice import Room, advice
 from polyvol.daemon.volumes.log_growth import FILES_LEFT, LogGrowth
 from polyvol.mapping.ids import Epoch, VolumeId
@@ -45,7 +46,7 @@ def full(daemon: Daemon) -> str:
     engine.events.put({"kind": "log-full", "volume": VOLUME})
     answers = [("try_again", VOLUME), ("ask_when_full", VOLUME, False)]
     wait_until(lambda: any(call in answers for call in daemon.world.calls[begin:]), "an answer", 10)
-    return next(call[0] for call in daemon.world.calls[begin:] if call in answers)
+    return next(str(call[0]) for call in daemon.world.calls[begin:] if call in answers)
 
 
 def shown(daemon: Daemon) -> dict[str, Any]:
@@ -119,20 +120,22 @@ def test_a_larger_limit_is_used_at_once_by_writes_that_were_refused(volume: Daem
     assert sizes(volume) == [64, 36]
 
 
-def test_writes_that_were_refused_wait_again_when_there_is_room(volume: Daemon, tmp_path: Path) -> None:
-    volume.ok("device", "add", str(tmp_path / "small"), "--size", "65M")
-    volume.ok("volume", "create", "w", "--size", "64M", "--log-device", "slow", "--device", "small")
-    volume.ok("volume", "delete", "w", "--yes")
-    volume.ok("volume", "create", "w", "--size", "1023M", "--device", "slow", "--log-limit", "none")
-    volume.ok("volume", "set", "v", "--log-device", "fast")
+def test_writes_that_were_refused_wait_again_when_something_has_changed(
+    volume: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = volume.service._context.catalog.volumes.get(VOLUME)
     assert there is not None
     growth = LogGrowth(volume.service._context, volume.service.volumes.log_areas)
     assert growth.may_grow(there)
-    assert growth.grow(there, []) == 0, "none of its areas may be used"
+    monkeypatch.setattr(log_growth, "AGAIN_S", 0.0)
+    volume.world.fail["add_log"] = 0
+    assert growth.grow(there, [1]) == 0
+    volume.world.fail.clear()
     assert not growth.may_grow(there), "nothing has changed"
     volume.ok("volume", "add-log", "v", "--device", "fast", "--size", "8M")
     assert growth.may_grow(there)
+    monkeypatch.setattr(log_growth, "AGAIN_S", 60.0)
+    assert not growth.may_grow(there), "it is too soon"
 
 
 def test_other_devices_are_not_used_unless_the_rules_allow_any(volume: Daemon) -> None:
@@ -181,6 +184,25 @@ def test_growth_that_fails_is_told_once_and_the_writes_are_answered(volume: Daem
     assert full(volume) == "ask_when_full"
     assert len([text for text in events(volume) if "could not grow: " in text]) == 1
     assert sizes(volume) == [64]
+
+
+def test_each_log_rule_has_its_own_growth(volume: Daemon) -> None:
+    """What a full device without room has refused does not hold up the writes of another rule."""
+    volume.ok(
+        "volume", "create", "w", "--size", "2M", "--partition-size", "1M", "--log-device", "0-0=fast,slow"
+    )
+    context = volume.service._context
+    there = context.catalog.volumes.find("w")
+    assert there is not None
+    context.catalog.volumes.set_policies(replace(there, log_limit=1 << 30))
+    there = replace(there, log_limit=1 << 30)
+    growth = volume.service.volumes.log_growth
+    volume.ok("volume", "add-log", "v", "--device", "fast", "--size", "892M")  # all that is free there
+    volume.world.used[there.id] = 128 * MIB
+    wait_until(lambda: len(context.catalog.log_areas.of(there.id)) >= 3, "growth on the other device", 20)
+    assert growth.almost_full(there) == []
+    areas = context.catalog.log_areas.of(there.id)
+    assert len({area.device for area in areas[1:]}) == 1
 
 
 def test_log_areas_that_are_almost_full_grow_ahead_unless_relocation_gives_enough_back(
