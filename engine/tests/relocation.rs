@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use faulty::{Faulty, Rules};
+use polyvol_engine::block_map::homeward::Homeward;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::inspect::ProcessorLook;
 use polyvol_engine::engine::relocate::{Bounds, Relocation};
@@ -158,6 +159,12 @@ impl World {
         self.used_now()
     }
 
+    /// Bytes that a relocation would move now, and those that clones pin.
+    fn to_move(&self) -> (u64, u64) {
+        let found = self.engine().snapshot_use(1).unwrap().homeward;
+        (found.home * BLOCK, found.pinned * BLOCK)
+    }
+
     fn used_now(&self) -> u64 {
         let logs = self.engine().volume(1).unwrap().space.logs();
         logs.iter().map(|log| log.slots.used() * BLOCK).sum()
@@ -171,10 +178,11 @@ fn what_only_the_live_volume_needs_goes_back_and_the_log_is_empty() {
     let first = world.cut();
     world.write(2);
     assert_eq!(world.relocate().bytes, 0, "a snapshot sees the base places");
-    assert_eq!(world.used(), SIZE);
+    assert_eq!((world.used(), world.to_move()), (SIZE, (0, 0)));
     world.drop_snapshot(first);
+    assert_eq!(world.to_move(), (SIZE, 0));
     assert_eq!(world.relocate().bytes, SIZE);
-    assert_eq!(world.used(), 0);
+    assert_eq!((world.used(), world.to_move()), (0, (0, 0)));
     world.is("v", 2);
     world.restart();
     world.is("v", 2);
@@ -240,9 +248,12 @@ fn what_a_clone_shows_stays_until_it_is_gone() {
     world.engine().export("clone", "", 2, None).unwrap();
     world.drop_snapshot(first);
     assert_eq!(world.relocate().bytes, 0, "the clone's maps have the slots");
+    assert_eq!(world.to_move(), (0, SIZE));
+    assert_eq!(world.engine().snapshot_use(2).unwrap().homeward, Homeward::default());
     world.is("clone", 2);
     world.engine().exports.remove("clone").unwrap();
     world.engine().remove_volume(2).unwrap();
+    assert_eq!(world.to_move(), (SIZE, 0));
     assert_eq!(world.relocate().bytes, SIZE);
     world.is("v", 2);
     world.is(&format!("v@{second}"), 2);

@@ -205,6 +205,15 @@ def test_each_log_rule_has_its_own_growth(volume: Daemon) -> None:
     assert len({area.device for area in areas[1:]}) == 1
 
 
+def test_growth_leaves_log_rules_as_they_are(volume: Daemon) -> None:
+    volume.ok("volume", "set", "v", "--log-device", "0-0=fast,slow", "--log-limit", "1G")
+    before = shown(volume)["log_rules"]
+    volume.world.starved_areas[VOLUME] = [1]
+    assert full(volume) == "try_again"
+    assert [log["devices"] for log in shown(volume)["logs"]] == [["fast"], ["slow"], ["fast"]]
+    assert shown(volume)["log_rules"] == before, "fast is for partition 0 alone"
+
+
 def test_log_areas_that_are_almost_full_grow_ahead_unless_relocation_gives_enough_back(
     volume: Daemon,
 ) -> None:
