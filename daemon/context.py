@@ -61,9 +61,9 @@ class Context:
     devices, recent events, and the fill levels of change logs. `state_trouble`: why the state directory
     cannot take new data, as a sentence. `file_trouble`: which file of a volume's journals is gone, by volume
     id. `refusing`: volumes whose writes fail when their logs are full, because nothing is left to do. `uses`:
-    what volumes hold in change logs, as last counted. `left_over`: steps that could not be
-    undone, a sentence each, by the volume's id (None: several volumes) and the step; a restart settles them.
-    `restoring`: the export that a restore is written to, by volume id.
+    what volumes hold in change logs, as last counted; `use_seconds`: how long that took. `left_over`: steps
+    that could not be undone, a sentence each, by the volume's id (None: several volumes) and the step; a
+    restart settles them. `restoring`: the export that a restore is written to, by volume id.
     `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
     that they were deleted, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
@@ -89,6 +89,7 @@ class Context:
     refusing: set[VolumeId] = field(default_factory=set)
     relocations: dict[VolumeId, RelocationProgress] = field(default_factory=dict)
     uses: dict[VolumeId, VolumeUseView] = field(default_factory=dict)
+    use_seconds: dict[VolumeId, float] = field(default_factory=dict)
     left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
     deleted_snapshots: dict[VolumeId, frozenset[int]] = field(default_factory=dict)

@@ -40,7 +40,7 @@ class UseCounts:
 
     def keep_only(self, volumes: set[VolumeId]) -> None:
         """Forget all other volumes."""
-        for known in (self._seen, self._next_s, self._context.uses):
+        for known in (self._seen, self._next_s, self._context.uses, self._context.use_seconds):
             for gone in known.keys() - volumes:
                 known.pop(gone, None)
 
@@ -62,10 +62,9 @@ class UseCounts:
         return (*counts, 0 if moved is None else moved.moved, *used)
 
     def _count(self, volume: Volume, seen: _Seen) -> VolumeUseView | None:
-        began_s = time.monotonic()
         found = volume_use(self._context, volume)
-        now_s = time.monotonic()
-        self._next_s[volume.id] = now_s + max(LEAST_S, REST_FACTOR * (now_s - began_s))
+        took_s = self._context.use_seconds.get(volume.id, 0.0)
+        self._next_s[volume.id] = time.monotonic() + max(LEAST_S, REST_FACTOR * took_s)
         if found is not None:
             self._seen[volume.id] = seen
         return found

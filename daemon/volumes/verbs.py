@@ -75,7 +75,7 @@ from polyvol.daemon.volumes.plan_views import plan_view, planned
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
 from polyvol.daemon.volumes.settings import change_settings, log_limit_of
-from polyvol.daemon.volumes.usage import volume_use
+from polyvol.daemon.volumes.usage import shown_use
 from polyvol.mapping.plans.clones import CloneRequest, plan_clone
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.restores import RestoreRecord
@@ -323,7 +323,7 @@ class Volumes:
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
-        use = volume_use(self._context, volume)
+        use = shown_use(self._context, volume)
         relocation = None if use is None else _relocation(self._context, volume)
         view = self._view(volume, partitions=partitions)
         view = replace(view, use=use, relocation=relocation)

@@ -89,13 +89,9 @@ class SnapshotUse(TypedDict):
 
 
 class VolumeUse(TypedDict):
-    """What the live volume holds in change logs, bytes, and what each snapshot holds, by epoch. Of the live
-    blocks, relocation could bring `home_bytes` back to their base places now; `pinned_bytes` more could go
-    there if no clone had copies of the maps that refer to them."""
+    """What the live volume holds in change logs, bytes, and what each snapshot holds, by epoch."""
 
     live_log_bytes: int
-    home_bytes: int
-    pinned_bytes: int
     snapshots: list[SnapshotUse]
 
 

@@ -161,7 +161,7 @@ impl World {
 
     /// Bytes that a relocation would move now, and those that clones pin.
     fn to_move(&self) -> (u64, u64) {
-        let found = self.engine().snapshot_use(1).unwrap().homeward;
+        let found = self.engine().homeward(1).unwrap();
         (found.home * BLOCK, found.pinned * BLOCK)
     }
 
@@ -249,7 +249,7 @@ fn what_a_clone_shows_stays_until_it_is_gone() {
     world.drop_snapshot(first);
     assert_eq!(world.relocate().bytes, 0, "the clone's maps have the slots");
     assert_eq!(world.to_move(), (0, SIZE));
-    assert_eq!(world.engine().snapshot_use(2).unwrap().homeward, Homeward::default());
+    assert_eq!(world.engine().homeward(2).unwrap(), Homeward::default());
     world.is("clone", 2);
     world.engine().exports.remove("clone").unwrap();
     world.engine().remove_volume(2).unwrap();

@@ -77,7 +77,9 @@ class Comparisons(ABC):
         ]
         return {
             "live_log_bytes": self.world.live.get(volume, len(stored.blocks) * BLOCK),
-            "home_bytes": self.world.relocatable.get(volume, 0),
-            "pinned_bytes": self.world.pinned.get(volume, 0),
             "snapshots": held,  # type: ignore[typeddict-item]
         }
+
+    def homeward(self, volume: int) -> tuple[int, int]:
+        self._volume(volume)
+        return self.world.relocatable.get(volume, 0), self.world.pinned.get(volume, 0)

@@ -54,7 +54,8 @@ fn identity(versions: &Versions, pinned: &[Epoch]) -> u64 {
     for one in versions.frozen() {
         (one.last_epoch, one.map.write_seq, one.map.moved_seq).hash(&mut hasher);
     }
-    (versions.live.write_seq, versions.live.moved_seq, versions.live.blocks(), pinned).hash(&mut hasher);
+    (versions.live.write_seq, versions.live.moved_seq, versions.live.blocks(), pinned)
+        .hash(&mut hasher);
     hasher.finish()
 }
 
@@ -67,9 +68,9 @@ fn count(versions: &Versions, pinned: &[Epoch]) -> Homeward {
     for index in 0..leaves(versions.live.blocks()) as u32 {
         let NodeRef::Leaf(leaf) = versions.live.node(index) else { continue };
         let start = index * LEAF_BLOCKS;
+        own.learn_taken(start, 1); // of the whole leaf
         leaf.for_each_run(|first, run| {
             if run.place.is_slot() {
-                own.learn_taken(start + first, run.count);
                 count_run(&own, start + first, run.count, pinned, &mut found);
             }
         });
@@ -91,8 +92,8 @@ fn count_run(
         let (mut here, taken) = versions.base_is_taken(block, count - done);
         let mut is_pinned = false;
         if !taken {
-            let live = versions.live.place(block);
             for epoch in pinned {
+                let live = versions.live.place(block);
                 let map = versions.at(*epoch).0;
                 if block < map.blocks() {
                     let theirs = map.find(block, here);

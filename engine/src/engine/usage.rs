@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 
-use crate::block_map::homeward::Homeward;
 use crate::block_map::usage::{Measured, VersionUse, measure};
 use crate::engine::Engine;
 use crate::error::Result;
@@ -18,8 +17,6 @@ use crate::units::{Epoch, PartitionIndex, VolumeId};
 pub struct VolumeUse {
     /// Slots that the live volume refers to.
     pub live_slots: u64,
-    /// Of these, what relocation could move now, and what clones pin. A clone has no base places.
-    pub homeward: Homeward,
     /// What each snapshot refers to, by epoch.
     pub snapshots: Vec<(Epoch, VersionUse)>,
     /// How many maps were measured, rather than found in the memory.
@@ -34,7 +31,6 @@ impl Engine {
         let mut held: HashMap<Epoch, VersionUse> = HashMap::new();
         let mut found = VolumeUse::default();
         let mut measured = Measured::default();
-        let pinned = volume.pins.epochs();
         for share in &volume.shares {
             for page in self.versions_pages(&volume, share, 0..PartitionIndex::MAX) {
                 let VersionsPage { versions, history, .. } = page?;
@@ -42,9 +38,6 @@ impl Engine {
                     let memory = memory.of(*partition);
                     let (mut each, live) = measure(versions, &history, memory, &mut measured);
                     found.live_slots += live;
-                    if live > 0 && volume.origin.is_none() {
-                        found.homeward.add(memory.homeward(versions, &pinned));
-                    }
                     for (epoch, ours) in history.snapshots().iter().zip(&mut each) {
                         if volume.origin.is_some() {
                             ours.only_bases = 0; // they belong to its origin

@@ -40,8 +40,6 @@ pub fn snapshot_use<'py>(py: Python<'py>, found: &VolumeUse) -> PyResult<Bound<'
     }
     let dict = PyDict::new(py);
     dict.set_item("live_log_bytes", found.live_slots * BLOCK_SIZE)?;
-    dict.set_item("home_bytes", found.homeward.home * BLOCK_SIZE)?;
-    dict.set_item("pinned_bytes", found.homeward.pinned * BLOCK_SIZE)?;
     dict.set_item("snapshots", snapshots)?;
     Ok(dict)
 }

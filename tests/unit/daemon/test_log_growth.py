@@ -13,10 +13,12 @@ from polyvol.daemon.client.cli.space_output import lasts_text, limit_text, live_
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.space import relocation
+from polyvol.daemon.space.use_counts import UseCounts
 from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.daemon.volumes import log_growth
 from polyvol.daemon.volumes.advice import Room, advice
 from polyvol.daemon.volumes.log_growth import FILES_LEFT, LogGrowth
+from polyvol.daemon.volumes.usage import PATIENCE_S
 from polyvol.mapping.ids import Epoch, VolumeId
 from polyvol.mapping.records.volumes import CloneSource, Volume
 from tests.support.proc import wait_until
@@ -388,6 +390,21 @@ def test_uses_are_counted_in_the_background_when_something_changed(volume: Daemo
     wait_until(lambda: VOLUME in context.uses, "a count", 20)
     volume.ok("volume", "delete", "v", "--yes")
     wait_until(lambda: VOLUME not in context.uses, "the volume to be forgotten", 20)
+
+
+def test_who_asks_does_not_wait_for_a_count_that_takes_long(
+    volume: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_until(lambda: VOLUME in volume.service._context.uses, "a count", 20)
+    monkeypatch.setattr(UseCounts, "look", lambda *_: None)
+    context = volume.service._context
+    assert shown(volume)["use"]["live"] == 0
+    volume.world.live[VOLUME] = 8 * MIB
+    context.use_seconds[VOLUME] = 2 * PATIENCE_S
+    context.uses[VOLUME] = use(live=9)
+    assert shown(volume)["use"]["live"] == 9 * MIB, "the last one"
+    context.use_seconds[VOLUME] = PATIENCE_S / 2
+    assert shown(volume)["use"]["live"] == 8 * MIB
 
 
 def test_a_clone_is_told_in_the_same_words() -> None:
