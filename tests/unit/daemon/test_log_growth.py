@@ -116,6 +116,10 @@ def test_a_larger_limit_is_used_at_once_by_writes_that_were_refused(volume: Daem
     (said,) = [text for text in events(volume) if "fail with ENOSPC" in text]
     assert "`polyvol volume set v --log-limit SIZE`" in said
     begin = len(volume.world.calls)
+    volume.ok("volume", "set", "v", "--log-device", "fast+any")
+    assert ("ask_when_full", VOLUME, True) in volume.world.calls[begin:], "other rules may have room"
+    assert full(volume) == "ask_when_full"
+    begin = len(volume.world.calls)
     volume.ok("volume", "set", "v", "--log-limit", "100M")
     assert ("ask_when_full", VOLUME, True) in volume.world.calls[begin:]
     assert full(volume) == "try_again"
@@ -275,6 +279,7 @@ def test_writes_wait_for_growth_also_where_nothing_else_makes_room(volume: Daemo
         (made(), use(90, comes_back=50), Room(100, 0), ["relocation gives 50 MiB back by itself"]),
         # Relocation is off, or gives nothing back.
         (made(rate=0), use(90, comes_back=50), Room(100, 0), ["turn relocation on", "--relocate auto"]),
+        (made(rate=0), use(50, 40, 50), Room(100, 0), ["--relocate auto", "alone hold 40 MiB"]),
         (made(), use(90), Room(100, 0), ["need the base places of 90 MiB", "polyvol volume add-log v"]),
         # Snapshots hold something alone, or nothing.
         (made(), use(0, 90), Room(100, 0), ["delete snapshots, which alone hold 90 MiB", "add-log"]),
