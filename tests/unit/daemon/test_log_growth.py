@@ -333,7 +333,7 @@ def test_how_long_free_space_lasts_is_told_by_the_last_hour() -> None:
     assert lasts_text(asdict(view)) == (
         "as long as it goes on as in the last hour: 60 MiB an hour redirected, 60 MiB freed"
     )
-    # The engine counts anew.
+    # The engine counts again from 0.
     level.tell(6000.0, 5 * MIB, 1000 * MIB, 0)
     assert level.view(5 * MIB, 1000 * MIB).redirected_per_hour is None
     assert lasts_text(None) is None
