@@ -127,8 +127,11 @@ class EngineLike(CutEngine, Protocol):
     def set_log_rules(self, volume: int, rules: "VolumeRules") -> None:
         """Give a volume these log rules."""
 
-    def relocate(self, volume: int, bytes: int, seconds: float, urgent: bool) -> "RelocationReport":
-        """Bring blocks of a volume from slots back to their base places, within bounds."""
+    def relocate(
+        self, volume: int, bytes: int, seconds: float, urgent: bool, scattered: tuple[int, bool] | None
+    ) -> "RelocationReport":
+        """Bring blocks of a volume from slots back to their base places, or move away what snapshots see
+        there, within bounds."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes without free space wait and raise an event, or fail."""

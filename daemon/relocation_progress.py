@@ -38,6 +38,11 @@ class RelocationProgress:
         self._speed += (moved / passed_s - self._speed) * share
         self._at_s = now_s
 
+    def credit(self, written: int) -> int:
+        """How many bytes may be copied, so that no more are than hosts have written: `written` since polyvold
+        began to serve the volume."""
+        return max(0, written - self.moved)
+
     def view(
         self, rate: int | None, use: VolumeUseView | None = None, written: int | None = None
     ) -> RelocationView:

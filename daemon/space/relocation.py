@@ -6,6 +6,11 @@ How it works      One thread looks at every volume that is served each LOOK_S. A
                   and the engine gives way to them. When its log areas are almost full, hosts do not matter.
                   After a pass that has found nothing, nothing is done until hosts have changed something, a
                   snapshot was deleted, or IDLE_S is over.
+Away, and home    Where a snapshot sees the base places, blocks stay in change logs, in as many pieces as
+                  hosts have written. While hosts are idle, what snapshots see there is moved to slots first.
+                  A block costs two copies then, so this is done within a credit: relocation never copies more
+                  than hosts have written. What was written since the newest snapshot may be written again
+                  soon, so it waits until hosts were idle for SETTLED_S.
 Owner and locks   Its thread, `polyvol-relocation`, and its jobs take no lock: the engine refuses what cannot
                   be, and a volume may be closed at any time.
 Errors            An engine error ends the job; the next one is begun as if it had found nothing.
@@ -43,6 +48,14 @@ URGENT = 0.9
 RELIEF_BYTES = 64 << 20
 """How much is moved, at most, for writes that wait for free slots."""
 RELIEF_S = 2.0
+SETTLED_S = 60.0
+"""How long hosts are idle until what they wrote last is put in order too."""
+SCATTERED_RUNS = 8
+"""From so many runs of slots on, 2 MiB of a volume are scattered."""
+AWAY_BYTES = 64 << 20
+"""How much is moved away at a time: so much more of the log areas is used until the live blocks are home."""
+AWAY_LEAST = 1 << 20
+"""Less is not worth a pass."""
 _ALL = 1 << 50
 _NOTHING = "nothing to move"
 _log = logging.getLogger("polyvol.relocation")
@@ -50,10 +63,11 @@ _log = logging.getLogger("polyvol.relocation")
 
 @dataclass
 class _Seen:
-    """What a look at a volume has found: how many requests, how many drops of snapshots have ended, and what
-    its log areas use, in bytes."""
+    """What a look at a volume has found: how many requests, how many bytes hosts have written, how many drops
+    of snapshots have ended, and what its log areas use, in bytes."""
 
     requests: int
+    written: int
     drops: int
     used: int
     size: int
@@ -71,6 +85,8 @@ class _Watched:
     seen: _Seen
     done: _Seen | None = None
     done_s: float = field(default_factory=time.monotonic)
+    active_s: float = field(default_factory=time.monotonic)
+    """When hosts were seen active last."""
 
 
 class RelocationWorker:
@@ -127,6 +143,8 @@ class RelocationWorker:
         watched = self._watched.setdefault(volume.id, _Watched(seen))
         active = watched.seen.requests != seen.requests
         watched.seen = seen
+        if active:
+            watched.active_s = time.monotonic()
         if watched.done == seen and time.monotonic() - watched.done_s < IDLE_S:
             progress.state = _NOTHING
             return False
@@ -139,7 +157,7 @@ class RelocationWorker:
         engine = self._context.engine
         stats, space = engine.volume_stats(volume.id), engine.space(volume.id)
         requests = stats["reads"] + stats["writes"] + stats["zeroes"] + stats["trims"]
-        return _Seen(requests, stats["drops"], space["used_bytes"], space["size_bytes"])
+        return _Seen(requests, stats["write_bytes"], stats["drops"], space["used_bytes"], space["size_bytes"])
 
     def _move(self, volume: Volume) -> None:
         """Move blocks of a volume for a while, no faster than its rate."""
@@ -153,11 +171,12 @@ class RelocationWorker:
         progress.state = "moving"
         try:
             report = self._relocate(volume, wanted, JOB_S, urgent=before.share >= URGENT)
+            away = report["at_end"] and report["bytes"] == 0 and self._move_away(volume, watched, wanted)
         except context.engine_error as error:
             progress.state = f"failed: {error}"
             watched.done, watched.done_s = before, time.monotonic()
             return
-        if report["at_end"] and report["bytes"] == 0:
+        if report["at_end"] and report["bytes"] == 0 and not away:
             progress.state = _NOTHING
             watched.done, watched.done_s = before, time.monotonic()
         elif report["bytes"]:
@@ -165,9 +184,32 @@ class RelocationWorker:
         if volume.relocation_rate and report["bytes"]:
             self._stopping.wait(report["bytes"] / volume.relocation_rate - (time.monotonic() - began_s))
 
-    def _relocate(self, volume: Volume, most: int, time_s: float, *, urgent: bool) -> "RelocationReport":
+    def _move_away(self, volume: Volume, watched: _Watched, wanted: int) -> bool:
+        """Move away what snapshots see at base places of scattered blocks, at most `wanted` bytes of it, if
+        hosts are idle and the credit allows it; whether blocks can come home now."""
+        progress = self._context.relocations.get(volume.id)
+        idle_s = time.monotonic() - watched.active_s
+        if progress is None or idle_s < LOOK_S:
+            return False
+        most = min(wanted, AWAY_BYTES, progress.credit(watched.seen.written) // 2)
+        if most < AWAY_LEAST:
+            return False
+        progress.state = "moving what snapshots see away from base places"
+        scattered = (SCATTERED_RUNS, idle_s < SETTLED_S)
+        report = self._relocate(volume, most, JOB_S, urgent=False, scattered=scattered)
+        return report["bytes"] > 0
+
+    def _relocate(
+        self,
+        volume: Volume,
+        most: int,
+        time_s: float,
+        *,
+        urgent: bool,
+        scattered: tuple[int, bool] | None = None,
+    ) -> "RelocationReport":
         """Move at most so many bytes, and note it."""
-        report = self._context.engine.relocate(volume.id, most, time_s, urgent)
+        report = self._context.engine.relocate(volume.id, most, time_s, urgent, scattered)
         progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
         progress.add(time.monotonic(), report["bytes"], report["failed"])
         return report

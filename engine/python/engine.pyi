@@ -224,10 +224,17 @@ class Engine:
         """Give a volume these rules for what is redirected from now on, in place of those that it has.
         'not-found': a rule names an area that it does not have, or allows none."""
 
-    def relocate(self, volume: int, bytes: int, seconds: float, urgent: bool) -> RelocationReport:
+    def relocate(
+        self, volume: int, bytes: int, seconds: float, urgent: bool, scattered: tuple[int, bool] | None
+    ) -> RelocationReport:
         """Bring blocks of a volume from slots back to their base places, where no version sees these: at most
         so many bytes, for about so long. While hosts are active it moves little and sleeps most of the time,
-        unless it is `urgent`."""
+        unless it is `urgent`.
+
+        With `scattered`, move what snapshots see at the base places to slots instead, and flush, so that the
+        blocks can come back: where 512 blocks are in at least so many runs of slots; if the second is true,
+        only of blocks that were not written since the newest snapshot. An eighth of the log areas stays free,
+        and volumes of which snapshots have log rules of their own are left alone."""
 
     def ask_when_full(self, volume: int, asks: bool) -> None:
         """Whether writes that find no room in their log areas wait, and raise a 'log-full' event, or fail

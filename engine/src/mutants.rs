@@ -71,6 +71,8 @@ pub enum Bug {
     TakenBase,
     /// A block is relocated to its base place although a snapshot sees that.
     TakenHome,
+    /// A base place is used although the record that moved its contents away is not durable.
+    UseHeldBase,
     /// A slot is free as soon as its block was copied, before that is recorded durably.
     FreeBeforeHome,
     /// A relocation is recorded although a write has changed the block.
@@ -78,7 +80,7 @@ pub enum Bug {
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 34] = [
+pub const ALL: [Bug; 35] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -111,6 +113,7 @@ pub const ALL: [Bug; 34] = [
     Bug::AnyArea,
     Bug::TakenBase,
     Bug::TakenHome,
+    Bug::UseHeldBase,
     Bug::FreeBeforeHome,
     Bug::MoveOverWrite,
 ];

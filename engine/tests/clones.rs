@@ -29,7 +29,7 @@ enum Op {
     Delete(usize),
     RollBack { nth: usize, snapshot: usize },
     Grow(usize),
-    Relocate(usize),
+    Relocate(usize, bool),
     Restart { kill: bool },
 }
 
@@ -54,7 +54,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => nth().prop_map(Op::Delete),
         1 => (nth(), snapshot()).prop_map(|(nth, snapshot)| Op::RollBack { nth, snapshot }),
         1 => nth().prop_map(Op::Grow),
-        4 => nth().prop_map(Op::Relocate),
+        4 => (nth(), any::<bool>()).prop_map(|(nth, away)| Op::Relocate(nth, away)),
         1 => any::<bool>().prop_map(|kill| Op::Restart { kill }),
     ];
     prop::collection::vec(op, 1..60)
@@ -100,9 +100,9 @@ fn step(world: &mut World, op: &Op) {
             let Some(id) = world.nth(nth) else { return };
             world.grow(id);
         }
-        Op::Relocate(nth) => {
+        Op::Relocate(nth, away) => {
             let Some(id) = world.nth(nth) else { return };
-            world.relocate(id);
+            world.relocate(id, away);
         }
         Op::Restart { kill } => {
             world.stop(kill);

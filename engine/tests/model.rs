@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::relocate::Bounds;
+use polyvol_engine::engine::relocate::{Bounds, Kind, Scattered};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
@@ -46,7 +46,7 @@ enum Op {
     Drop(usize),
     RollBack { nth: usize, safety: bool, killed: bool },
     Cover,
-    Relocate { blocks: u64 },
+    Relocate { blocks: u64, away: bool },
     Forget { killed: bool },
     Grow,
     Extend,
@@ -74,7 +74,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => (0usize..6, any::<bool>(), prop::bool::weighted(0.3))
             .prop_map(|(nth, safety, killed)| Op::RollBack { nth, safety, killed }),
         1 => Just(Op::Cover),
-        4 => (1..600u64).prop_map(|blocks| Op::Relocate { blocks }),
+        4 => (1..600u64, any::<bool>()).prop_map(|(blocks, away)| Op::Relocate { blocks, away }),
         3 => any::<bool>().prop_map(|killed| Op::Forget { killed }),
         1 => Just(Op::Grow),
         1 => Just(Op::Extend),
@@ -289,7 +289,7 @@ impl Twin {
                 }
             }
             Op::Flush => self.client().flush().unwrap(),
-            Op::Relocate { blocks } => self.relocate(blocks * 4096),
+            Op::Relocate { blocks, away } => self.relocate(blocks * 4096, away),
             Op::Cut => self.cut(),
             Op::Drop(nth) => {
                 let Some(epoch) = self.snapshots.keys().nth(nth).copied() else { return };
@@ -379,11 +379,14 @@ impl Twin {
         }
     }
 
-    /// Brings blocks back to their base places: no difference of two versions changes.
-    fn relocate(&mut self, bytes: u64) {
+    /// Brings blocks back to their base places, or moves away what snapshots see there: no difference of two versions
+    /// changes.
+    fn relocate(&mut self, bytes: u64, away: bool) {
+        let kind = if away { Kind::Away(Scattered { runs: 1, cold: false }) } else { Kind::Home };
         let changes = || differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
         let (before, time) = (changes(), std::time::Duration::from_secs(20));
-        let done = self.engine().relocate(VOLUME, Bounds { bytes, time, urgent: true }).unwrap();
+        let done =
+            self.engine().relocate(VOLUME, Bounds { bytes, time, urgent: true, kind }).unwrap();
         let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
         assert!(complete && changes() == before, "moving is no change: {done:?}");
         self.check();

@@ -8,13 +8,14 @@ mod faulty;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use faulty::{Faulty, Rules};
 use polyvol_engine::block_map::homeward::Homeward;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::inspect::ProcessorLook;
-use polyvol_engine::engine::relocate::{Bounds, Relocation};
+use polyvol_engine::engine::relocate::{Bounds, Kind, Relocation, Scattered};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
@@ -118,6 +119,23 @@ impl World {
         self.client("v").write(0, &bytes, true).unwrap();
     }
 
+    /// Every fourth block.
+    fn scatter(&self, seed: u8) {
+        for at in (0..SIZE).step_by(4 * BLOCK as usize) {
+            let bytes = [(at >> 12) as u8 ^ seed; BLOCK as usize];
+            self.client("v").write(at, &bytes, false).unwrap();
+        }
+    }
+
+    /// `seed`, and every fourth block `scattered`.
+    fn is_scattered(&self, export: &str, seed: u8, scattered: u8) {
+        let found = self.client(export).read(0, SIZE).unwrap();
+        for (at, byte) in found.data.as_slice().iter().enumerate() {
+            let seed = if (at >> 12) % 4 == 0 { scattered } else { seed };
+            assert_eq!(*byte, (at >> 12) as u8 ^ seed, "byte {at} of {export}");
+        }
+    }
+
     fn is(&self, export: &str, seed: u8) {
         let found = self.client(export).read(0, SIZE).unwrap();
         for (at, byte) in found.data.as_slice().iter().enumerate() {
@@ -142,7 +160,16 @@ impl World {
     }
 
     fn relocate(&self) -> Relocation {
-        let bounds = Bounds { bytes: u64::MAX, time: Duration::from_secs(20), urgent: true };
+        self.relocate_all(Kind::Home)
+    }
+
+    /// Moves away what only snapshots see, where the live volume has at least two runs of slots in a leaf.
+    fn relocate_away(&self, cold: bool) -> Relocation {
+        self.relocate_all(Kind::Away(Scattered { runs: 2, cold }))
+    }
+
+    fn relocate_all(&self, kind: Kind) -> Relocation {
+        let bounds = Bounds { bytes: u64::MAX, time: Duration::from_secs(20), urgent: true, kind };
         let mut all = Relocation::default();
         loop {
             let done = self.engine().relocate(1, bounds).unwrap();
@@ -153,10 +180,37 @@ impl World {
         }
     }
 
-    /// Bytes in slots, after a flush.
-    fn used(&self) -> u64 {
+    fn relocate_for(&self, time: Duration, kind: Kind) -> Relocation {
+        self.engine().relocate(1, Bounds { bytes: MIB, time, urgent: true, kind }).unwrap()
+    }
+
+    /// Begins to read the last block of the first extent of partition 0, whose device hangs, and two of the second one.
+    fn begin_reading(&self, snapshot: u64) -> JoinHandle<Vec<u8>> {
+        self.rules.lock().unwrap().insert(("base-a", "hang"));
+        let client = self.client(&format!("v@{snapshot}"));
+        let reader = std::thread::spawn(move || {
+            client.read(MIB - BLOCK, 3 * BLOCK).unwrap().data.as_slice().to_vec()
+        });
+        let reads = || {
+            let shares = |look: ProcessorLook| look.shares.unwrap_or_default().1;
+            let mut shares = self.engine().inspect_processors().into_iter().flat_map(shares);
+            shares.any(|share| !share.handed.is_empty())
+        };
+        while !reads() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        reader
+    }
+
+    /// After a flush, so many bytes are in slots soon.
+    #[track_caller]
+    fn uses(&self, expected: u64) {
         self.engine().flush(1).unwrap();
-        self.used_now()
+        let began = Instant::now();
+        while self.used_now() != expected && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(self.used_now(), expected);
     }
 
     /// Bytes that a relocation would move now, and those that clones pin.
@@ -178,15 +232,17 @@ fn what_only_the_live_volume_needs_goes_back_and_the_log_is_empty() {
     let first = world.cut();
     world.write(2);
     assert_eq!(world.relocate().bytes, 0, "a snapshot sees the base places");
-    assert_eq!((world.used(), world.to_move()), (SIZE, (0, 0)));
+    world.uses(SIZE);
+    assert_eq!(world.to_move(), (0, 0));
     world.drop_snapshot(first);
     assert_eq!(world.to_move(), (SIZE, 0));
     assert_eq!(world.relocate().bytes, SIZE);
-    assert_eq!((world.used(), world.to_move()), (0, (0, 0)));
+    world.uses(0);
+    assert_eq!(world.to_move(), (0, 0));
     world.is("v", 2);
     world.restart();
     world.is("v", 2);
-    assert_eq!(world.used(), 0);
+    world.uses(0);
 }
 
 #[test]
@@ -207,7 +263,7 @@ fn blocks_move_for_all_snapshots_that_share_them() {
         assert_eq!(changed(&world, since).extents, [(0, BLOCK)], "moving is no change");
     }
     // The snapshots have block 0 in a slot, which is not the live volume's.
-    assert_eq!(world.used(), BLOCK);
+    world.uses(BLOCK);
     for _ in 0..2 {
         world.is(&format!("v@{second}"), 2);
         world.is(&format!("v@{third}"), 2);
@@ -232,7 +288,7 @@ fn a_bad_block_stays_in_its_slot_and_is_told() {
     std::fs::write(&path, log).unwrap();
     let done = world.relocate();
     assert_eq!((done.bytes, done.failed > 0), (SIZE - BLOCK, true));
-    assert_eq!(world.used(), BLOCK);
+    world.uses(BLOCK);
     assert_eq!(world.engine().volume(1).unwrap().bad.listed().len(), 1);
     assert_eq!(world.client("v").read(0, SIZE).err(), Some(Errno::EIO), "it is never given out");
 }
@@ -268,25 +324,81 @@ fn a_slot_that_is_being_read_for_a_snapshot_is_not_freed() {
     world.client("v").write(MIB, &[2; 3 * BLOCK as usize], true).unwrap();
     let second = world.cut();
     world.drop_snapshot(first);
-    // The reader comes to them after a block of the first extent, whose device hangs.
-    world.rules.lock().unwrap().insert(("base-a", "hang"));
-    let client = world.client(&format!("v@{second}"));
-    let reader = std::thread::spawn(move || client.read(MIB - BLOCK, 3 * BLOCK).unwrap());
-    let reads = |world: &World| {
-        let shares = |look: ProcessorLook| look.shares.unwrap_or_default().1;
-        let mut shares = world.engine().inspect_processors().into_iter().flat_map(shares);
-        shares.any(|share| !share.handed.is_empty())
-    };
-    while !reads(&world) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let bounds = Bounds { bytes: MIB, time: Duration::from_millis(300), urgent: true };
-    let done = world.engine().relocate(1, bounds).unwrap();
+    let reader = world.begin_reading(second);
+    let done = world.relocate_for(Duration::from_millis(300), Kind::Home);
     assert_eq!((done.bytes, done.at_end), (0, false), "it is tried again, and nothing is freed");
     assert_eq!(world.used_now(), 3 * BLOCK);
     world.rules.lock().unwrap().clear();
     let found = reader.join().unwrap();
-    assert_eq!(found.data.as_slice()[BLOCK as usize..], [2; 2 * BLOCK as usize]);
+    assert_eq!(found[BLOCK as usize..], [2; 2 * BLOCK as usize]);
     assert_eq!(world.relocate().bytes, 3 * BLOCK);
-    assert_eq!(world.used(), 0);
+    world.uses(0);
+}
+
+#[test]
+fn scattered_blocks_go_home_after_what_a_snapshot_sees_there() {
+    let mut world = World::new();
+    world.write(1);
+    let first = world.cut();
+    world.scatter(2);
+    world.uses(SIZE / 4);
+    assert_eq!(world.relocate().bytes, 0, "a snapshot sees the base places");
+    assert_eq!(world.relocate_away(true).bytes, 0, "they were written since the snapshot");
+    let second = world.cut();
+    world.client("v").write(0, &[3; BLOCK as usize], false).unwrap();
+    let changes = |world: &World| world.engine().changes(1, first, None, 0, 9999).unwrap().extents;
+    let before = changes(&world);
+    assert_eq!(world.relocate_away(true).bytes, SIZE / 4 - BLOCK, "one was written since");
+    assert_eq!(world.relocate_away(false).bytes, BLOCK);
+    world.uses(SIZE / 2 + BLOCK);
+    assert_eq!(world.relocate().bytes, SIZE / 4);
+    world.uses(SIZE / 4 + BLOCK);
+    assert_eq!(changes(&world), before, "moving is no change");
+    for _ in 0..2 {
+        world.is(&format!("v@{first}"), 1);
+        world.is_scattered(&format!("v@{second}"), 1, 2);
+        let live = world.client("v").read(0, 5 * BLOCK).unwrap();
+        assert_eq!(live.data.as_slice()[..BLOCK as usize], [3; BLOCK as usize]);
+        assert_eq!(live.data.as_slice()[4 * BLOCK as usize..], [4 ^ 2; BLOCK as usize]);
+        world.restart();
+        for epoch in [first, second] {
+            world.engine().export(&format!("v@{epoch}"), "", 1, Some(epoch)).unwrap();
+        }
+    }
+    assert_eq!(world.relocate_away(false).bytes, 0, "there is nothing left to move");
+}
+
+#[test]
+fn what_a_clone_or_a_reader_of_a_snapshot_needs_is_not_moved_away() {
+    let mut world = World::new();
+    world.write(1);
+    let first = world.cut();
+    world.scatter(2);
+    world.engine().add_volume(world.spec(2, Some((1, first)))).unwrap();
+    assert_eq!(world.relocate_away(false).bytes, 0, "the clone's maps have the base places");
+    world.engine().remove_volume(2).unwrap();
+    world.engine().flush(1).unwrap();
+
+    assert_eq!(world.relocate_away(false).bytes, SIZE / 4);
+    world.uses(SIZE / 2);
+    assert_eq!(world.relocate().bytes, SIZE / 4);
+    world.uses(SIZE / 4);
+    let second = world.cut();
+    for block in [0, 2, 4] {
+        world.client("v").write(MIB + block * BLOCK, &[7; BLOCK as usize], false).unwrap();
+    }
+    let used = SIZE / 4 + 3 * BLOCK;
+    world.uses(used);
+    let reader = world.begin_reading(second);
+    let away = Kind::Away(Scattered { runs: 2, cold: false });
+    let done = world.relocate_for(Duration::from_millis(300), away);
+    assert_eq!((done.bytes, done.at_end), (0, false), "it is tried again");
+    assert_eq!(world.used_now(), used, "the copies are given up");
+    world.rules.lock().unwrap().clear();
+    reader.join().unwrap();
+    assert_eq!(world.relocate_away(false).bytes, 3 * BLOCK);
+    world.uses(used + 3 * BLOCK);
+    assert_eq!(world.relocate().bytes, 3 * BLOCK);
+    world.is(&format!("v@{first}"), 1);
+    world.is_scattered(&format!("v@{second}"), 1, 2);
 }

@@ -64,6 +64,7 @@ fn mutants_are_detected() {
         Bug::AnyArea,
         Bug::TakenBase,
         Bug::TakenHome,
+        Bug::UseHeldBase,
         Bug::MoveOverWrite,
     ];
     for bug in soon {

@@ -94,6 +94,8 @@ class SimWorld(SimLog):
         self.live: dict[int, int] = {}
         self.pinned: dict[int, int] = {}
         """Bytes that the volume itself has in change logs, and those of them that clones pin, by volume."""
+        self.scattered: dict[int, int] = {}
+        """Bytes that can be after what snapshots see there has moved away, by volume."""
         self.starving: set[int] = set()
         """Volumes with writes that wait for room."""
         self.hold: dict[str, threading.Event] = {}
@@ -199,9 +201,15 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
         refuse_source(self, volume, None)
         del self.volumes[volume]
 
-    def relocate(self, volume: int, bytes: int, seconds: float, urgent: bool) -> "RelocationReport":
+    def relocate(
+        self, volume: int, bytes: int, seconds: float, urgent: bool, scattered: tuple[int, bool] | None
+    ) -> "RelocationReport":
         self._volume(volume)  # it is no call of a verb: the worker makes it at any time
-        moved = min(bytes, self.world.relocatable.pop(volume, 0))
+        known = self.world.relocatable if scattered is None else self.world.scattered
+        moved = min(bytes, known.get(volume, 0))
+        known[volume] = known.get(volume, 0) - moved
+        if scattered is not None:
+            self.world.relocatable[volume] = self.world.relocatable.get(volume, 0) + moved
         return {"bytes": moved, "failed": 0, "at_end": moved == 0, "hosts": False}
 
     def ask_when_full(self, volume: int, asks: bool) -> None:

@@ -14,7 +14,7 @@ pub mod history;
 pub mod homeward;
 pub mod leaf;
 pub mod place;
-mod relocation;
+pub mod relocation;
 mod taken_bases;
 pub mod tree;
 pub mod usage;

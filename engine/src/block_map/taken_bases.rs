@@ -6,6 +6,8 @@
 //!                   written. It is made from all frozen maps when it is needed first, and then follows the changes: a
 //!                   base place becomes taken when the live map leaves it to a frozen one, and free when the last
 //!                   version that sees it is released.
+//! Held              what snapshots saw at a base place may have moved to a slot. Until the record of that is durable, a
+//!                   power loss restores the base place, so it is held: no write may use it (TB1).
 //! Memory            about 100 bytes for each leaf in which a block was redirected and written again.
 //! Owner and locks   the partition's versions. A clone of these has none: it is made for reading.
 
@@ -21,12 +23,25 @@ const WORDS: usize = LEAF_BLOCKS as usize / 64;
 /// A bit for each block of a leaf.
 type Bits = [u64; WORDS];
 
-/// By leaf.
-type Leaves = FxHashMap<u32, Box<Bits>>;
+/// Base places that are held until a record is durable.
+#[derive(Debug)]
+struct Held {
+    seq: u64,
+    first: BlockIndex,
+    count: u32,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By leaf.
+    leaves: FxHashMap<u32, Box<Bits>>,
+    /// In order of their records.
+    held: Vec<Held>,
+}
 
 /// See the module's head. Most partitions have none, which costs a pointer.
 #[derive(Debug, Default)]
-pub(super) struct TakenBases(Option<Box<Leaves>>);
+pub(super) struct TakenBases(Option<Box<Known>>);
 
 impl Clone for TakenBases {
     fn clone(&self) -> TakenBases {
@@ -45,7 +60,7 @@ impl TakenBases {
     ) {
         let known = self.0.get_or_insert_default();
         for leaf in first / LEAF_BLOCKS..=(first + count - 1) / LEAF_BLOCKS {
-            known.entry(leaf).or_insert_with(|| {
+            known.leaves.entry(leaf).or_insert_with(|| {
                 let theirs = bases_of_all(leaf, frozen.clone());
                 let mine = bases(live.node(leaf));
                 Box::new(std::array::from_fn(|word| theirs[word] & !mine[word]))
@@ -58,7 +73,7 @@ impl TakenBases {
     pub(super) fn run(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
         let (leaf, inner) = (block / LEAF_BLOCKS, block % LEAF_BLOCKS);
         let limit = limit.min(LEAF_BLOCKS - inner);
-        let bits = self.0.as_ref().and_then(|known| known.get(&leaf));
+        let bits = self.0.as_ref().and_then(|known| known.leaves.get(&leaf));
         let Some(bits) = bits else { return (limit, true) };
         let taken = |at: u32| bits[at as usize / 64] >> (at % 64) & 1 == 1;
         let answer = taken(inner);
@@ -70,7 +85,7 @@ impl TakenBases {
     pub(super) fn set(&mut self, first: BlockIndex, count: u32, taken: bool) {
         let (Some(known), end) = (&mut self.0, first + count) else { return };
         for leaf in first / LEAF_BLOCKS..=(end - 1) / LEAF_BLOCKS {
-            let Some(bits) = known.get_mut(&leaf) else { continue };
+            let Some(bits) = known.leaves.get_mut(&leaf) else { continue };
             let start = leaf * LEAF_BLOCKS;
             for block in first.max(start)..end.min(start + LEAF_BLOCKS) {
                 let (word, bit) = (block % LEAF_BLOCKS / 64, 1 << (block % 64));
@@ -82,9 +97,50 @@ impl TakenBases {
         }
     }
 
-    /// Forgets all: the maps have changed in another way.
+    /// Forgets what was made from the maps: they have changed in another way.
     pub(super) fn forget(&mut self) {
-        self.0 = None;
+        match &mut self.0 {
+            Some(known) if !known.held.is_empty() => known.leaves.clear(),
+            _ => self.0 = None,
+        }
+    }
+
+    /// Holds base places until record `seq` is durable.
+    pub(super) fn hold(&mut self, first: BlockIndex, count: u32, seq: u64) {
+        self.0.get_or_insert_default().held.push(Held { seq, first, count });
+    }
+
+    /// Ends the holding of those whose records are durable, up to `committed`.
+    pub(super) fn release_held(&mut self, committed: u64) {
+        if let Some(known) = &mut self.0 {
+            known.held.retain(|held| held.seq > committed);
+        }
+    }
+
+    /// The last record for which one of these base places is held; 0: none is.
+    pub(super) fn held_until(&self, first: BlockIndex, count: u32) -> u64 {
+        let Some(known) = &self.0 else { return 0 };
+        let here = |held: &&Held| held.first < first + count && first < held.first + held.count;
+        known.held.iter().filter(here).map(|held| held.seq).max().unwrap_or(0)
+    }
+
+    /// The length of the run from `block`, at most `limit`, for which the answer is the same, and the answer: is the
+    /// base place held?
+    pub(super) fn held_run(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
+        let (mut count, mut found) = (limit, false);
+        for held in self.0.iter().flat_map(|known| &known.held) {
+            if (held.first..held.first + held.count).contains(&block) {
+                let left = held.first + held.count - block;
+                (count, found) = if found {
+                    (count.max(left.min(limit)), true)
+                } else {
+                    (left.min(limit), true)
+                };
+            } else if !found && held.first > block {
+                count = count.min(held.first - block);
+            }
+        }
+        (count, found)
     }
 }
 

@@ -8,6 +8,7 @@ use super::diff::differing;
 use super::history::{History, Rollback};
 use super::homeward::Homeward;
 use super::place::Place;
+use super::relocation::Move;
 use super::tree::Map;
 use super::usage::{Measured, Memory, VersionUse, measure};
 use super::versions::{Change, Versions};
@@ -45,6 +46,13 @@ enum Op {
         first: u32,
         count: u32,
     },
+    /// What only snapshots see there.
+    Away {
+        first: u32,
+        count: u32,
+    },
+    /// All records so far are durable.
+    Commit,
     Cut,
     Drop(usize),
     RollBack {
@@ -61,7 +69,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(first, step, logs)| Op::Scatter { first, step, logs }),
         2 => range.clone().prop_map(|(first, count)| Op::Zero { first, count }),
         3 => range.clone().prop_map(|(first, count)| Op::Bases { first, count }),
-        3 => range.prop_map(|(first, count)| Op::Relocate { first, count }),
+        3 => range.clone().prop_map(|(first, count)| Op::Relocate { first, count }),
+        3 => range.prop_map(|(first, count)| Op::Away { first, count }),
+        2 => Just(Op::Commit),
         1 => Just(Op::Zero { first: 0, count: BLOCKS }),
         2 => Just(Op::Cut),
         3 => (0usize..8).prop_map(Op::Drop),
@@ -80,6 +90,8 @@ struct Twin {
     next_slot: u64,
     used: std::collections::BTreeSet<u64>,
     seq: u64,
+    /// Base places that are held.
+    held: std::collections::BTreeSet<u32>,
     /// Results of earlier measurements.
     memory: Memory,
     logs: change_logs::Logs,
@@ -96,6 +108,7 @@ impl Twin {
             next_slot: 0,
             used: Default::default(),
             seq: 0,
+            held: Default::default(),
             memory: Memory::default(),
             logs: change_logs::Logs::default(),
         }
@@ -182,7 +195,9 @@ impl Twin {
         self.versions.learn_taken(first, count);
         let taken = |twin: &Twin, block: u32| {
             let mut frozen = twin.versions.frozen().iter();
-            frozen.any(|frozen| frozen.map.place(block) == Place::BASE)
+            frozen.len() > 0
+                && (twin.held.contains(&block)
+                    || frozen.any(|frozen| frozen.map.place(block) == Place::BASE))
         };
         let mut block = first;
         while block < first + count {
@@ -205,38 +220,78 @@ impl Twin {
     /// Relocates the live blocks that are in slots to their base places, where no version sees these. No difference of
     /// two versions changes.
     fn relocate(&mut self, first: u32, count: u32) {
-        let differences = self.differences();
+        let can_go = |versions: &Versions, block, here| {
+            let (here, taken) = versions.base_is_taken(block, here);
+            (here, !taken)
+        };
+        let mut moves = self.moves(first, count, can_go);
+        for one in &mut moves {
+            one.from = self.live[one.first as usize];
+        }
+        self.make(&moves);
+    }
+
+    /// Relocates to new slots what snapshots see at the base places of live blocks that are in slots.
+    fn move_away(&mut self, first: u32, count: u32) {
+        let mut moves = self.moves(first, count, Versions::snapshot_sees_base);
+        for one in &mut moves {
+            one.to = Place::slot(1, SlotIndex(self.next_slot));
+            one.sums = (0..one.count).map(|i| one.to.step(i).raw() as u32).collect();
+            self.next_slot += u64::from(one.count) + 1;
+            self.used.extend((0..one.count).map(|i| one.to.step(i).raw()));
+            self.held.extend(one.first..one.first + one.count);
+        }
+        self.make(&moves);
+    }
+
+    /// The runs of live blocks in slots for which the answer is yes, from base place to base place.
+    fn moves(
+        &mut self,
+        first: u32,
+        count: u32,
+        can_go: impl Fn(&Versions, u32, u32) -> (u32, bool),
+    ) -> Vec<Move> {
         self.versions.learn_taken(first, count);
-        let mut block = first;
+        let (mut block, mut moves) = (first, Vec::new());
         while block < first + count {
             let live = self.versions.live.find(block, first + count - block);
-            let (place, mut here) = (live.place, live.count);
-            if place.is_slot() {
-                let (known, taken) = self.versions.base_is_taken(block, here);
-                here = known;
-                if !taken {
-                    self.seq += 1;
-                    self.versions.relocate(block, here, place, self.seq);
-                    (0..here).for_each(|i| self.relocated(block + i, place.step(i)));
-                    self.release(&[(here, place)]);
-                }
+            let (here, goes) = match live.place.is_slot() {
+                true => can_go(&self.versions, block, live.count),
+                false => (live.count, false),
+            };
+            if goes {
+                let (from, to, sums) = (Place::BASE, Place::BASE, Vec::new());
+                moves.push(Move { first: block, count: here, from, to, sums });
             }
             block += here;
+        }
+        moves
+    }
+
+    fn make(&mut self, moves: &[Move]) {
+        let differences = self.differences();
+        self.seq += 1;
+        self.versions.relocate(moves, self.seq);
+        for one in moves {
+            for i in 0..one.count {
+                self.relocated(one.first + i, one.from.step(i), one.to.step(i));
+            }
+            self.release(&[(one.count, one.from)]);
         }
         assert!(self.differences() == differences, "moving is no change");
     }
 
-    fn relocated(&mut self, block: u32, from: Place) {
+    fn relocated(&mut self, block: u32, from: Place, to: Place) {
         let snapshots = self.snapshots.iter_mut().map(|(epoch, contents)| (*epoch, contents));
         let mut moved = Vec::new();
         for (epoch, contents) in snapshots.chain([(Epoch::MAX, &mut self.live)]) {
             let place = &mut contents[block as usize];
             if *place == from {
-                *place = Place::BASE;
+                *place = to;
                 moved.push(epoch);
             }
         }
-        self.logs.relocated(block, from, &moved);
+        self.logs.relocated(block, from, to, &moved);
     }
 
     /// For each pair of versions, the blocks that differ.
@@ -278,6 +333,11 @@ impl Twin {
             Op::Zero { first, count } => self.set(first, count, Place::ZERO),
             Op::Bases { first, count } => self.bases(first, count),
             Op::Relocate { first, count } => self.relocate(first, count),
+            Op::Away { first, count } => self.move_away(first, count),
+            Op::Commit => {
+                self.versions.release_held(self.seq);
+                self.held.clear();
+            }
             Op::Cut => self.cut(),
             Op::RollBack { nth, cut } => {
                 let Some(to) = self.epochs().get(nth).copied() else { return };

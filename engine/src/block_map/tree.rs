@@ -260,7 +260,8 @@ pub fn leaves(blocks: u32) -> usize {
     blocks.div_ceil(LEAF_BLOCKS) as usize
 }
 
-fn nodes_mut(root: &mut Root, blocks: u32) -> &mut Vec<Node> {
+/// The nodes of a root of a map of `blocks` blocks, to change.
+pub(super) fn nodes_mut(root: &mut Root, blocks: u32) -> &mut Vec<Node> {
     if let Root::Uniform(place) = root {
         *root = Root::Nodes(vec![Node::Uniform(*place); leaves(blocks)]);
     }

@@ -22,13 +22,14 @@
 //!                   [taken](super::taken_bases). A rollback gives the live map the places of its parent. Relocation
 //!                   changes a place in all versions that have it.
 
+mod bases;
+
 use std::sync::Arc;
 
 use super::counters::{Counters, LiveCounters};
 use super::diff::only_in;
 use super::history::{History, Rollback};
 use super::place::Place;
-use super::relocation::Relocation;
 use super::taken_bases::TakenBases;
 use super::tree::Map;
 use crate::units::{BlockIndex, Epoch};
@@ -443,41 +444,6 @@ impl Versions {
         if self.frozen.is_empty() {
             self.taken.forget();
         }
-    }
-
-    /// Records that blocks were relocated to their base places, by record `seq`: every version that has them in the slots
-    /// from `from` on has them there now. No version saw these base places.
-    pub fn relocate(&mut self, first: BlockIndex, count: u32, from: Place, seq: u64) {
-        let mut moved = Relocation::new(first, count, from, seq);
-        if !self.frozen.is_empty() {
-            let frozen = Arc::make_mut(&mut self.frozen).iter_mut();
-            frozen.for_each(|frozen| moved.apply(&mut frozen.map));
-        }
-        moved.apply(&mut self.live);
-    }
-
-    /// Prepares [`Versions::base_is_taken`] for these blocks.
-    pub fn learn_taken(&mut self, first: BlockIndex, count: u32) {
-        if !self.frozen.is_empty() {
-            let frozen = self.frozen.iter().map(|frozen| &frozen.map);
-            self.taken.learn(first, count, &self.live, frozen);
-        }
-    }
-
-    /// The length of the run from `block`, at most `limit`, for which the answer is the same, and the answer: does a
-    /// frozen map see these base places? The live map does not. [`Versions::learn_taken`] has prepared it; else the
-    /// answer is yes.
-    pub fn base_is_taken(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
-        match self.frozen.is_empty() {
-            true => (limit, false),
-            false => self.taken.run(block, limit),
-        }
-    }
-
-    /// Whether any version sees one of these blocks at its base place.
-    pub fn sees_base(&self, first: BlockIndex, count: u32) -> bool {
-        let maps = self.frozen.iter().map(|frozen| &frozen.map).chain([&self.live]);
-        maps.into_iter().any(|map| map.sees(Place::BASE, first, count))
     }
 }
 

@@ -67,6 +67,20 @@ pub struct Entry<'a> {
     pub checksums: &'a [u32],
 }
 
+impl<'a> Entry<'a> {
+    /// The entry that says that blocks were relocated from their base places to these slots.
+    pub fn away(
+        epoch: Epoch,
+        partition: PartitionIndex,
+        first: BlockIndex,
+        to: Place,
+        checksums: &'a [u32],
+    ) -> Entry<'a> {
+        let (kind, place, count) = (RecordKind::Away, to.raw(), checksums.len() as u32);
+        Entry { kind, epoch, partition, first, count, place, checksums }
+    }
+}
+
 impl Entry<'static> {
     /// The entry of a cut. One that has ended in an earlier run has an instant of 0, and 0 partitions.
     pub fn cut(cut: RecordedCut) -> Entry<'static> {

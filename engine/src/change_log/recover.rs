@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::agreement::{Agreement, CatalogState, records_ends};
 use super::expected::{expect_files, expect_records, list, read_checkpoint};
 use super::files::{Identity, corrupt};
-use super::format::{COUNTED_VERSION, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES};
+use super::format::{COUNTED_VERSION, FIRST_VERSION, FORMAT_VERSION, HEADER_BYTES, HOME_VERSION};
 use super::format::{Record, RecordKind, possible, seed, u32_at};
 use super::journal::Start;
 use super::manifest::{self, Found};
@@ -389,10 +389,14 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
             RecordKind::Dropped | RecordKind::Grown | RecordKind::State => {
                 return Err("it is inconsistent".to_owned());
             }
-            RecordKind::Home if version < FORMAT_VERSION => {
+            RecordKind::Home if version < HOME_VERSION => {
                 return Err("it is inconsistent".to_owned());
             }
-            RecordKind::Map | RecordKind::Home | RecordKind::Cut | RecordKind::Rollback => {}
+            RecordKind::Away if version < FORMAT_VERSION => {
+                return Err("it is inconsistent".to_owned());
+            }
+            RecordKind::Map | RecordKind::Home | RecordKind::Away => {}
+            RecordKind::Cut | RecordKind::Rollback => {}
         }
         let rolled = self.agreement.applied_rollbacks();
         for number in rolled..rolled + self.agreement.check_record(record, version)? {
@@ -421,13 +425,14 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let in_range = record.first < blocks && record.count <= blocks - record.first;
         let entry = recovered.partitions.entry(record.partition);
         let rolled = self.agreement.applied_rollbacks();
-        if record.kind == RecordKind::Home {
-            let from = record.relocated_from(&self.sums).filter(|_| in_range);
-            let from = from.ok_or("it is inconsistent")?;
+        if let Some(moved) = record.moved(&self.sums) {
+            let moved = moved.filter(|_| in_range).ok_or("it is inconsistent")?;
             if let Entry::Occupied(mut versions) = entry {
-                versions.get_mut().relocate(record.first, record.count, from, record.seq);
+                versions.get_mut().relocate(std::slice::from_ref(&moved), record.seq);
             }
-            recovered.freed.add(from, record.count);
+            if moved.from.is_slot() {
+                recovered.freed.add(moved.from, moved.count);
+            }
             return Ok(());
         }
         let place = record.checked_place(&self.sums).filter(|_| in_range);

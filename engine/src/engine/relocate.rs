@@ -14,6 +14,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::processor::messages::Control;
 use crate::processor::queue::ask;
+pub use crate::processor::share::relocate::{Kind, Scattered};
 use crate::units::{BLOCK_SIZE, VolumeId};
 use crate::volume::Volume;
 
@@ -35,6 +36,8 @@ pub struct Bounds {
     pub time: Duration,
     /// Hosts that are active do not matter: a log is full.
     pub urgent: bool,
+    /// What is moved.
+    pub kind: Kind,
 }
 
 /// What one call has done.
@@ -65,7 +68,7 @@ impl Engine {
             let wanted = (bounds.bytes - done.bytes).div_ceil(BLOCK_SIZE).min(u64::from(batch));
             let batch_began = Instant::now();
             let answer = ask(&*self.system, &volume.shares[share].queue, |answer| {
-                Control::Relocate(volume.share, wanted as u32, answer)
+                Control::Relocate(volume.share, bounds.kind, wanted as u32, answer)
             });
             let Ok(answer) = answer else { break }; // it is being closed
             done.bytes += answer.blocks * BLOCK_SIZE;
@@ -85,6 +88,9 @@ impl Engine {
             } else if gives_way && answer.blocks > 0 {
                 std::thread::sleep(batch_began.elapsed() * SLEEP_FACTOR);
             }
+        }
+        if bounds.kind != Kind::Home && done.bytes > 0 {
+            self.flush(volume.id)?; // base places are held until then
         }
         Ok(done)
     }

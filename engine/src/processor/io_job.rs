@@ -86,6 +86,8 @@ pub enum Step {
     Clear { offset: u64, length: u64, keep_allocated: bool },
     /// Copy slots, each run with its checksums, to the base places of consecutive blocks from `first` on.
     CopyHome { first: BlockIndex, slots: Vec<(Spot, Vec<u32>)> },
+    /// Copy the base places of a change's blocks to its slots.
+    CopyAway { change: usize, to: Spot },
     /// Query the allocation of a run of base places; `at` is in the volume.
     Allocation { of: Option<Arc<Origin>>, offset: u64, length: u64, at: u64 },
     /// Read-ahead of a run of base places.
@@ -157,6 +159,7 @@ impl Job {
         match steps.first() {
             Some(Step::Clear { .. }) => return self.clear_all(partition, &steps),
             Some(Step::CopyHome { .. }) => return self.copy_home(partition, &steps),
+            Some(Step::CopyAway { .. }) => return self.copy_away(partition, &steps),
             Some(Step::Allocation { .. }) => return self.query_allocation(partition, &steps),
             Some(Step::AheadBase { .. } | Step::AheadSlots { .. }) => {
                 return self.read_ahead(partition, &steps);

@@ -19,7 +19,7 @@ use crate::processor::share::Share;
 use crate::processor::share::compare::{Pair, VersionsPage};
 use crate::processor::share::grow::Growth;
 use crate::processor::share::reclaim::Dropping;
-use crate::processor::share::relocate::Relocated;
+use crate::processor::share::relocate::{Kind, Relocated};
 use crate::processor::share::scrub::Question;
 use crate::units::{Epoch, PartitionIndex};
 
@@ -67,8 +67,8 @@ pub enum Control {
     ChunksReturned(u32, u64),
     /// Answer a scrub's query of a share.
     Scrub(u32, Question),
-    /// Relocate up to so many blocks of a share, then answer.
-    Relocate(u32, u32, Sender<Relocated>),
+    /// Relocate up to so many blocks of a share, of this kind, then answer.
+    Relocate(u32, Kind, u32, Sender<Relocated>),
     /// A device was reopened.
     DeviceBack(u32),
     /// A tick: end what has lasted too long.

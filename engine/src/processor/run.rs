@@ -431,8 +431,10 @@ impl Processor {
             Control::Inspect(answer) => {
                 let _ = answer.send(self.look()); // the caller may have gone
             }
-            Control::Relocate(number, blocks, answer) => {
-                self.with_share(number, |share, context| share.relocate(blocks, answer, context));
+            Control::Relocate(number, kind, blocks, answer) => {
+                self.with_share(number, |share, context| {
+                    share.relocate(kind, blocks, answer, context);
+                });
             }
             Control::Use(number, answer) => {
                 self.with_share(number, |share, _| answer.send(share.usage()));

@@ -10,7 +10,7 @@ use pyo3::types::{PyDict, PyList};
 
 use crate::block_map::history::Rollback;
 use crate::engine::Engine as Inner;
-use crate::engine::relocate::Bounds;
+use crate::engine::relocate::{Bounds, Kind, Scattered};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Mode;
 use crate::limits;
@@ -159,10 +159,13 @@ impl Engine {
         bytes: u64,
         seconds: f64,
         urgent: bool,
+        scattered: Option<(u32, bool)>,
     ) -> PyResult<Bound<'py, PyDict>> {
+        let away = |(runs, cold)| Kind::Away(Scattered { runs, cold });
+        let kind = scattered.map_or(Kind::Home, away);
         let time = Duration::try_from_secs_f64(seconds)
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let bounds = Bounds { bytes, time, urgent };
+        let bounds = Bounds { bytes, time, urgent, kind };
         let done = self.call(py, |this| this.inner.relocate(volume, bounds))?;
         report::relocation(py, done)
     }

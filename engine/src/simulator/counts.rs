@@ -11,6 +11,8 @@ pub struct Counts {
     pub snapshots: u64,
     /// Blocks relocated.
     pub relocated: u64,
+    /// Blocks that only snapshots saw, relocated to slots.
+    pub relocated_away: u64,
     /// Requests made.
     pub requests: u64,
     /// Operations on the disk.
@@ -26,6 +28,7 @@ impl Counts {
         self.crashes += other.crashes;
         self.snapshots += other.snapshots;
         self.relocated += other.relocated;
+        self.relocated_away += other.relocated_away;
         self.requests += other.requests;
         self.operations += other.operations;
         self.faults += other.faults;

@@ -8,13 +8,14 @@ use super::shape::VOLUME;
 use crate::engine::partitions::PartitionSnapshot;
 use crate::units::{Epoch, PartitionIndex};
 
-/// Whether two descriptions of a partition snapshot have the same number, size, zeroes, latest change and counters, and
-/// no block has come into a slot: relocation only moves blocks from slots to their base places.
+/// Whether two descriptions of a partition snapshot have the same number, size, zeroes, other blocks, latest change and
+/// counters: relocation moves blocks between slots and base places.
 fn same(one: &PartitionSnapshot, later: &PartitionSnapshot) -> bool {
     let state = |of: &PartitionSnapshot| {
-        (of.partition, of.size, of.places.zeroes, of.write_seq, of.counters)
+        let blocks = [of.places.zeroes, of.places.slots + of.places.bases];
+        (of.partition, of.size, blocks, of.write_seq, of.counters)
     };
-    state(one) == state(later) && one.places.slots >= later.places.slots
+    state(one) == state(later)
 }
 
 impl Simulation {

@@ -10,7 +10,7 @@ use crate::copied;
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
-use polyvol_engine::engine::relocate::Bounds;
+use polyvol_engine::engine::relocate::{Bounds, Kind, Scattered};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
@@ -320,9 +320,10 @@ impl World {
         self.engine().export(&name, "", id, None).unwrap();
     }
 
-    pub fn relocate(&self, id: u64) {
-        let bounds =
-            Bounds { bytes: u64::MAX, time: std::time::Duration::from_secs(20), urgent: true };
+    pub fn relocate(&self, id: u64, away: bool) {
+        let kind = if away { Kind::Away(Scattered { runs: 1, cold: false }) } else { Kind::Home };
+        let (bytes, time) = (u64::MAX, std::time::Duration::from_secs(20));
+        let bounds = Bounds { bytes, time, urgent: true, kind };
         let done = self.engine().relocate(id, bounds).unwrap();
         assert!(done.failed == 0 && done.at_end, "{done:?}");
         self.engine().flush(id).unwrap(); // what was freed is used again, or punched

@@ -14,8 +14,8 @@ const VOLUME: u64 = 7;
 const PARTITION: u64 = 1 << 20;
 const ALL: std::ops::Range<u32> = 0..u32::MAX;
 
-/// What is known of one partition at a snapshot: its size, its zero and its other blocks (relocation moves these from
-/// slots to their base places), its latest change, and what was counted.
+/// What is known of one partition at a snapshot: its size, its zero and its other blocks (relocation moves these
+/// between slots and their base places), its latest change, and what was counted.
 type State = (u64, [u32; 2], u64, Counters);
 
 /// The reference.

@@ -74,21 +74,28 @@ impl Logs {
         }
     }
 
-    /// A block is at its base place now, in the versions of these epochs, which had it in this slot (`Epoch::MAX`: in the
-    /// live one): a change of the same log.
-    pub(super) fn relocated(&mut self, block: u32, from: Place, versions: &[Epoch]) {
-        let begin = self.begin[&from.raw()];
-        let seq = u64::MAX - from.raw(); // no other change has it
-        self.bases.begin.insert(seq, begin);
-        self.bases.now.resize(BLOCKS as usize, 0);
-        for epoch in versions {
-            let changes = match *epoch {
-                Epoch::MAX => &mut self.bases.now,
-                epoch => self.bases.at.get_mut(&epoch).unwrap(),
-            };
-            changes.resize(BLOCKS as usize, 0);
-            changes[block as usize] = seq;
+    /// A block is at this place now, in the versions of these epochs, which had it at another (`Epoch::MAX`: in the live
+    /// one): a change of the same log.
+    pub(super) fn relocated(&mut self, block: u32, from: Place, to: Place, versions: &[Epoch]) {
+        let mut changes: Vec<&mut u64> = Vec::new();
+        let Changes { now, at, begin } = &mut self.bases;
+        for (epoch, of) in at.iter_mut().map(|(epoch, of)| (*epoch, of)).chain([(Epoch::MAX, now)])
+        {
+            of.resize(BLOCKS as usize, 0);
+            if versions.contains(&epoch) {
+                changes.push(&mut of[block as usize]);
+            }
         }
+        if from.is_slot() {
+            let seq = u64::MAX - from.raw(); // no other change has it
+            begin.insert(seq, self.begin[&from.raw()]);
+            changes.into_iter().for_each(|change| *change = seq);
+            return;
+        }
+        // What was always at its base place is in the log that begins with the volume.
+        let seq = changes.first().map_or(0, |change| **change);
+        self.begin.insert(to.raw(), begin.get(&seq).copied().unwrap_or(0));
+        changes.into_iter().for_each(|change| *change = 0);
     }
 
     pub(super) fn cut(&mut self, epoch: Epoch) {

@@ -41,7 +41,9 @@ fn write(version: u32, records: &Records) -> Scratch {
             RecordKind::Cut => (place, Vec::new(), 0),
             RecordKind::Dropped => (place, Vec::new(), 0),
             RecordKind::Rollback | RecordKind::Grown => (place, Vec::new(), BLOCKS),
-            RecordKind::State | RecordKind::Home => unreachable!("these have tests of their own"),
+            RecordKind::State | RecordKind::Home | RecordKind::Away => {
+                unreachable!("these have tests of their own")
+            }
         };
         let partition = if kind == RecordKind::Map { 4 } else { blocks };
         let count = sums.len() as u32;

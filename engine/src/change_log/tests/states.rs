@@ -156,7 +156,7 @@ fn a_checkpoint_of_an_older_version_is_read_and_one_of_a_newer_is_refused() {
     assert_eq!((header.version, read.epoch, read.past.blocks), (2, 3, 9));
     assert_eq!(read.past.counted_from, 3);
     let newer = with_version(FORMAT_VERSION + 1, body).unwrap_err();
-    let words = "it has format version 5, which this version of polyvol cannot read".to_owned();
+    let words = "it has format version 6, which this version of polyvol cannot read".to_owned();
     assert_eq!(newer, checkpoint::Bad::Corrupt(words));
     assert!(with_version(UNCOUNTED_VERSION, body).is_err());
     assert_ne!(seed(1), 0);

@@ -81,6 +81,12 @@ impl Job {
                     base(own, u64::from(*first) * BLOCK_SIZE, blocks as u64 * BLOCK_SIZE);
                     from.iter().for_each(|(spot, _)| slots.add(&spot.device));
                 }
+                Step::CopyAway { change, to } => {
+                    let NewPlace { first, count, .. } = self.changes[*change];
+                    let (start, length) = (u64::from(first), u64::from(count));
+                    base(own, start * BLOCK_SIZE, length * BLOCK_SIZE);
+                    slots.add(&to.device);
+                }
                 Step::ReadSlots { spot, .. } | Step::AheadSlots { spot, .. } => {
                     slots.add(&spot.device);
                 }

@@ -30,6 +30,7 @@ mod pieces;
 pub mod read;
 pub mod reclaim;
 pub mod relocate;
+mod relocate_away;
 mod roll_back;
 pub mod scrub;
 mod slot_retry;
@@ -299,7 +300,7 @@ impl Share {
             ask: config.ask,
             flusher: config.flusher,
             bad: config.bad,
-            relocation: Relocation::new(config.pins),
+            relocation: Relocation::new(config.pins, &config.locals),
             stats: config.stats,
             touched: Touched::new(config.locals.len()),
             locals: config.locals,

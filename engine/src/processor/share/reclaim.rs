@@ -70,7 +70,7 @@ pub(super) struct FreedBase {
 impl Share {
     /// Makes the next flush release the slots that are pending here, if there are any.
     pub(super) fn expect_release(&mut self) {
-        if self.slots.pending_free() > 0 {
+        if self.slots.pending_free() > 0 || self.relocation.holds() {
             self.journal.shared().expect_commit();
         }
     }
@@ -124,6 +124,7 @@ impl Share {
     pub fn release_more(&mut self, context: &mut Context<'_>) {
         let shared = self.journal.shared();
         let committed = if bug(Bug::EarlyReuse) { shared.appended() } else { shared.committed() };
+        self.release_held(committed);
         let mut empty: Vec<EmptyChunk> = Vec::new();
         let released = self.slots.release(committed, RELEASE_RUNS_MAX, &mut empty);
         self.expect_release();
@@ -242,6 +243,11 @@ impl Share {
                 // A version may have seen it again and freed it again, which is not durable.
                 let seq = versions.live.write_seq;
                 self.freed_bases.push_back(FreedBase { seq, ..freed });
+                continue;
+            }
+            let held_until = versions.held_until(freed.first, freed.count);
+            if held_until > committed {
+                self.freed_bases.push_back(FreedBase { seq: held_until, ..freed }); // TB1
                 continue;
             }
             // It was written again: the space is in use.

@@ -1,7 +1,8 @@
 //! Relocate: brings live blocks from slots back to their base places.
 //!
 //! How it works      A call looks for blocks of one leaf that the live map has in slots, and whose base places no version
-//!                   sees. A pool thread reads these slots, checks them, and writes the base places, while the blocks
+//!                   sees. (Where one does, [`relocate_away`](super::relocate_away) moves what it sees to slots first.)
+//!                   A pool thread reads these slots, checks them, and writes the base places, while the blocks
 //!                   are reserved as for a write. Then the processor records for each run of slots that its blocks are
 //!                   at their base places, in all versions that had them in the slots, and frees the slots. The caller
 //!                   decides how much and how often ([`Engine::relocate`](crate::engine::Engine::relocate)).
@@ -14,11 +15,13 @@
 //!                   place in the meantime. A host's write waits for the copy, and finds either place in the map.
 //! Owner and locks   the share's processor.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::block_map::leaf::LEAF_BLOCKS;
 use crate::block_map::place::Place;
+use crate::block_map::relocation::Move;
 use crate::block_map::tree::{NodeRef, leaves};
 use crate::change_log::journal::Entry;
 use crate::error::Errno;
@@ -28,7 +31,8 @@ use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Spot, Step, read_slots, write_base};
 use crate::processor::share::in_flight::Span;
 use crate::processor::share::read::within_chunk;
-use crate::processor::share::{Context, Share};
+use crate::processor::share::relocate_away::slot_runs;
+use crate::processor::share::{Context, Local, Share};
 use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// How long one call looks for blocks, nanoseconds.
@@ -49,28 +53,72 @@ pub struct Relocated {
     pub busy: bool,
 }
 
+/// What is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Live blocks, from slots to base places that no version sees.
+    Home,
+    /// What only snapshots see, from base places to slots, where the live map has the blocks in many pieces: so that
+    /// these can go home.
+    Away(Scattered),
+}
+
+/// Which live blocks are to go home after what snapshots see there has moved away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scattered {
+    /// Those of leaves that have the blocks in so many runs of slots, or more.
+    pub runs: u32,
+    /// Only those that were not written since the newest snapshot.
+    pub cold: bool,
+}
+
 /// The state of a share's relocation.
 pub(super) struct Relocation {
-    pins: Arc<Pins>,
-    /// Where the next call begins: a partition, and a leaf.
-    next: (usize, u32),
+    pub(super) pins: Arc<Pins>,
+    /// Where the next call begins: a partition, and a leaf; for each kind.
+    next: [(usize, u32); 2],
     /// In this pass, blocks were left out because of other work.
     skipped: bool,
-    /// The number of the job in flight, and who waits for it.
-    running: Option<(u64, Sender<Relocated>)>,
+    /// The number of the job in flight, its kind, and who waits for it.
+    running: Option<(u64, Kind, Sender<Relocated>)>,
+    /// Partitions with held base places, each with the record that it waits for, in order.
+    held: VecDeque<(u64, LocalIndex)>,
 }
 
 impl Relocation {
-    /// None was made.
-    pub(super) fn new(pins: Arc<Pins>) -> Relocation {
-        Relocation { pins, next: (0, 0), skipped: false, running: None }
+    /// None was made in this run. Recovered partitions may hold base places: the records of that may not be durable.
+    pub(super) fn new(pins: Arc<Pins>, locals: &[Local]) -> Relocation {
+        let until = |local: &Local| local.versions.held_until(0, local.versions.live.blocks());
+        let all = locals.iter().enumerate();
+        let all = all.map(|(index, local)| (until(local), LocalIndex(index as u32)));
+        let mut held: Vec<_> = all.filter(|(seq, _)| *seq > 0).collect();
+        held.sort_unstable_by_key(|(seq, _)| *seq);
+        let held = VecDeque::from(held);
+        Relocation { pins, next: [(0, 0); 2], skipped: false, running: None, held }
     }
 
     /// Whether this is the job in flight.
     pub(super) fn is(&self, id: u64) -> bool {
-        self.running.as_ref().is_some_and(|(running, _)| *running == id)
+        self.running.as_ref().is_some_and(|(running, ..)| *running == id)
+    }
+
+    /// Whether base places are held until a record is durable.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Notes that a partition holds base places until record `seq` is durable.
+    pub(super) fn hold(&mut self, seq: u64, local: LocalIndex) {
+        self.held.push_back((seq, local));
+    }
+
+    fn next(&mut self, kind: Kind) -> &mut (usize, u32) {
+        &mut self.next[usize::from(kind != Kind::Home)]
     }
 }
+
+/// Runs of blocks of a partition: the first one, and how many.
+pub(super) type Runs = Vec<(BlockIndex, u32)>;
 
 /// Blocks to copy, in runs of consecutive blocks: their slots with their checksums.
 type Copies = Vec<Step>;
@@ -79,6 +127,7 @@ impl Share {
     /// Relocates up to `blocks_max` blocks of the next leaf that has some, and then answers.
     pub fn relocate(
         &mut self,
+        kind: Kind,
         blocks_max: u32,
         answer: Sender<Relocated>,
         context: &mut Context<'_>,
@@ -90,77 +139,100 @@ impl Share {
         }
         let began = context.system.monotonic_ns();
         let mut looks = 0;
-        while let Some((local, leaf)) = self.next_leaf() {
+        while let Some((local, leaf)) = self.next_leaf(kind) {
             looks += 1;
             if looks % LOOKS == 0 && context.system.monotonic_ns() - began > LOOK_NS_MAX {
                 let _ = answer.send(Relocated::default()); // the caller asks again
                 return;
             }
-            let (copies, span) = self.plan_relocation(local, leaf, blocks_max);
-            let Some(span) = span else { continue };
+            let (runs, more) = self.movable_runs(kind, local, leaf, blocks_max);
+            let (Some(begin), Some(end)) = (runs.first(), runs.last()) else { continue };
+            let first = begin.0;
+            let last = if bug(Bug::MoveOverWrite) { first } else { end.0 + end.1 - 1 };
+            let span = Span { local, first, last, write: true };
             if self.overlaps_other_work(&span) {
                 self.relocation.skipped = true;
                 continue;
             }
-            let job = Job { steps: copies, ..self.own_job(local) };
+            let job = match kind {
+                Kind::Home => Some(self.plan_home(local, &runs)),
+                Kind::Away(_) => self.plan_away(local, &runs),
+            };
+            let Some(job) = job else { break }; // there is no room for it
+            if more {
+                self.relocation.next(kind).1 = leaf; // the rest of it
+            }
             self.send(None, span, job, context);
-            self.relocation.running = Some((self.out.last_id(), answer));
+            self.relocation.running = Some((self.out.last_id(), kind, answer));
             return;
         }
-        self.relocation.next = (0, 0);
+        *self.relocation.next(kind) = (0, 0);
         self.release_freed(context);
         let busy = std::mem::take(&mut self.relocation.skipped);
         let _ = answer.send(Relocated { at_end: true, busy, ..Relocated::default() });
     }
 
     /// The next leaf of a map that has any; moves on.
-    fn next_leaf(&mut self) -> Option<(LocalIndex, u32)> {
+    fn next_leaf(&mut self, kind: Kind) -> Option<(LocalIndex, u32)> {
         if self.origin.is_some() {
             return None; // a clone has no base places
         }
+        let next = self.relocation.next(kind);
         loop {
-            let (local, leaf) = self.relocation.next;
+            let (local, leaf) = *next;
             let live = &self.locals.get(local)?.versions.live;
             if leaf as usize >= leaves(live.blocks()) || live.is_uniform() {
-                self.relocation.next = (local + 1, 0);
+                *next = (local + 1, 0);
                 continue;
             }
-            self.relocation.next.1 = leaf + 1;
+            next.1 = leaf + 1;
             if matches!(live.node(leaf), NodeRef::Leaf(_)) {
                 return Some((LocalIndex(local as u32), leaf));
             }
         }
     }
 
-    /// Plans the copies of up to `blocks_max` blocks of a leaf, and what to reserve; `None`: there is nothing to move.
-    fn plan_relocation(
+    /// The runs of up to `blocks_max` blocks of a leaf that can be moved; and whether there may be more.
+    fn movable_runs(
         &mut self,
+        kind: Kind,
         local: LocalIndex,
         leaf: u32,
         blocks_max: u32,
-    ) -> (Copies, Option<Span>) {
+    ) -> (Runs, bool) {
         let pinned = self.relocation.pins.epochs();
         let versions = &mut self.locals[local.index()].versions;
         let (first, blocks) = (leaf * LEAF_BLOCKS, versions.live.blocks());
+        if let Kind::Away(Scattered { runs, .. }) = kind
+            && slot_runs(&versions.live, leaf) < runs
+        {
+            return (Runs::new(), false);
+        }
         let end = (first + LEAF_BLOCKS).min(blocks);
         versions.learn_taken(first, end - first);
-        let (mut copies, mut span) = (Copies::new(), None::<Span>);
-        let (mut block, mut left) = (first, blocks_max);
+        let (mut runs, mut block, mut left) = (Runs::new(), first, blocks_max);
         while block < end && left > 0 {
-            let (count, movable) = self.movable(local, block, (end - block).min(left), &pinned);
+            let limit = (end - block).min(left);
+            let (count, movable) = match kind {
+                Kind::Home => self.movable(local, block, limit, &pinned),
+                Kind::Away(Scattered { cold, .. }) => {
+                    self.movable_away(local, block, limit, &pinned, cold)
+                }
+            };
             if movable {
-                self.plan_copy(&mut copies, local, block, count);
-                let begin = span.map_or(block, |span| span.first);
-                let last = if bug(Bug::MoveOverWrite) { begin } else { block + count - 1 };
-                span = Some(Span { local, first: begin, last, write: true });
+                runs.push((block, count));
                 left -= count;
             }
             block += count;
         }
-        if left == 0 && block < end {
-            self.relocation.next.1 = leaf; // the rest of it
-        }
-        (copies, span)
+        (runs, left == 0 && block < end)
+    }
+
+    /// Plans the copies of blocks to their base places.
+    fn plan_home(&self, local: LocalIndex, runs: &Runs) -> Job {
+        let mut copies = Copies::new();
+        runs.iter().for_each(|(block, count)| self.plan_copy(&mut copies, local, *block, *count));
+        Job { steps: copies, ..self.own_job(local) }
     }
 
     /// The length of the run from `block`, at most `limit`, that is in consecutive slots or in none, for which the answer
@@ -226,12 +298,16 @@ impl Share {
         given_up: bool,
         context: &mut Context<'_>,
     ) {
-        let Some((_, answer)) = self.relocation.running.take() else { return };
+        let Some((_, kind, answer)) = self.relocation.running.take() else { return };
         let mut report = Relocated { failed: u64::from(result.is_err()), ..Relocated::default() };
         let read = self.out.reads_snapshots(span);
         report.busy = given_up || read;
         self.relocation.skipped |= report.busy;
-        if !report.busy {
+        if kind != Kind::Home {
+            report.blocks = self.settle_away(span.local, &job.changes, !report.busy);
+            report.failed += u64::from(job.stopped_at.is_some());
+            self.expect_release();
+        } else if !report.busy {
             report.failed += u64::from(job.stopped_at.is_some());
             for copied in &job.changes {
                 report.blocks += self.record_home(span.local, copied);
@@ -261,9 +337,10 @@ impl Share {
             }
             let entry = Entry::home(self.epoch, number, block, count, from);
             let Ok(seq) = self.journal.append(entry) else { return moved };
+            let moved_home = Move { first: block, count, from, to: Place::BASE, sums: Vec::new() };
             let Share { locals, slots, bad, .. } = self;
             let local = &mut locals[local.index()];
-            local.versions.relocate(block, count, from, seq);
+            local.versions.relocate(&[moved_home], seq);
             local.moved_back = seq;
             bad.forget(from, count);
             match bug(Bug::FreeBeforeHome) {
@@ -277,8 +354,19 @@ impl Share {
 
     /// Has slots released that are pending, if there are any: nobody may flush for a long time.
     fn release_freed(&mut self, context: &Context<'_>) {
-        if self.slots.pending_free() > 0 || !self.freed_bases.is_empty() {
+        let waits = self.slots.pending_free() > 0 || self.relocation.holds();
+        if waits || !self.freed_bases.is_empty() {
             self.ask_release(context);
+        }
+    }
+
+    /// Ends the holding of base places for which a record up to `committed` is durable.
+    pub(super) fn release_held(&mut self, committed: u64) {
+        while let Some((seq, local)) = self.relocation.held.front().copied()
+            && seq <= committed
+        {
+            self.locals[local.index()].versions.release_held(committed);
+            self.relocation.held.pop_front();
         }
     }
 }
