@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::diff::differing;
 use super::history::{History, Rollback};
-use super::homeward::Homeward;
 use super::place::Place;
 use super::relocation::Move;
 use super::tree::Map;
@@ -17,6 +16,7 @@ use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::units::{Epoch, SlotIndex};
 
 mod change_logs;
+mod homeward;
 
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
@@ -153,32 +153,6 @@ impl Twin {
             self.memory = memory;
         }
         self.check_homeward();
-    }
-
-    /// What relocation could move is what the live map has in slots and no frozen map at the base place; a pin keeps
-    /// what its snapshot has in the same slots.
-    fn check_homeward(&mut self) {
-        let frozen: Vec<&Map> = self.versions.frozen().iter().map(|one| &one.map).collect();
-        let free: Vec<u32> = (0..BLOCKS)
-            .filter(|block| self.live[*block as usize].is_slot())
-            .filter(|block| frozen.iter().all(|map| map.place(*block) != Place::BASE))
-            .collect();
-        let pins: Vec<Epoch> = self.snapshots.keys().copied().take(2).collect();
-        for pinned in [&[], &pins[..]] {
-            let of = |block: &&u32| {
-                let place = self.live[**block as usize];
-                pinned.iter().any(|epoch| self.snapshots[epoch][**block as usize] == place)
-            };
-            let kept = free.iter().filter(of).count() as u64;
-            let expected = Homeward { home: free.len() as u64 - kept, pinned: kept };
-            for mut memory in [Memory::default(), self.memory.clone()] {
-                assert_eq!(memory.homeward(&self.versions, pinned), expected);
-                assert_eq!(memory.homeward(&self.versions, pinned), expected, "from the cache");
-                if pinned.is_empty() {
-                    self.memory = memory;
-                }
-            }
-        }
     }
 
     fn slots(&mut self, first: u32, count: u32, log: u16) {
