@@ -1,11 +1,11 @@
 """The context: the state that the verbs of all nouns share while the daemon runs.
 
 Owner and locks   `locks` (daemon/locks.py) has all locks and their order. Verbs that only read take none:
-                  they read within `reading` (daemon/consistent_read.py). `volume_trouble`, `fill_levels`,
-                  `refusing`, `relocations`, `restoring` and `rewritten` are changed under the volume's lock,
-                  `device_trouble` and `files` under the device's, by replacing single entries; any thread may
-                  read them. Engine calls that may wait for a device refuse to run under `catalog_lock`.
-"""
+                  they read within `reading` (daemon/consistent_read.py); any thread may replace entries of
+                  `uses`. `volume_trouble`, `fill_levels`, `refusing`, `relocations`, `restoring` and
+                  `rewritten` are changed under the volume's lock, `device_trouble` and `files` under the
+                  device's, by replacing single entries; any thread may read them. Engine calls that may wait
+for a device refuse to run under `catalog_lock`."""
 
 import threading
 from collections import Counter
@@ -34,6 +34,7 @@ from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.sizes import format_seconds
 from polyvol.daemon.state.reserve import Reserve
 from polyvol.daemon.types.devices import ExtentView
+from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.mapping.catalog.store import Catalog
 from polyvol.mapping.clock import Clock, steady_ns, wall_ns
 from polyvol.mapping.errors import UnknownDevice, UnknownSnapshot, UnknownVolume
@@ -59,9 +60,10 @@ class Context:
     """The catalog, the engine, known faults (by device id and by volume id, as a clause), the open files of
     devices, recent events, and the fill levels of change logs. `state_trouble`: why the state directory
     cannot take new data, as a sentence. `file_trouble`: which file of a volume's journals is gone, by volume
-    id. `refusing`: keep-writing volumes with nothing left to drop. `left_over`: steps that could not be
-    undone, a sentence each, by the volume's id (None: several volumes) and the step; a restart settles them.
-    `restoring`: the export that a restore is written to, by volume id.
+    id. `refusing`: volumes whose writes fail when their logs are full, because nothing is left to do. `uses`:
+    what volumes hold in change logs, as last counted; `use_seconds`: how long that took. `left_over`: steps
+    that could not be undone, a sentence each, by the volume's id (None: several volumes) and the step; a
+    restart settles them. `restoring`: the export that a restore is written to, by volume id.
     `deleted_snapshots`: epochs of snapshots that the catalog, an older copy, has although the journals say
     that they were deleted, by volume id.
     `rewritten`: how often all of a volume was replaced in this run, by a rollback or a restore, by its id.
@@ -86,6 +88,8 @@ class Context:
     fill_levels: dict[VolumeId, FillLevel] = field(default_factory=dict)
     refusing: set[VolumeId] = field(default_factory=set)
     relocations: dict[VolumeId, RelocationProgress] = field(default_factory=dict)
+    uses: dict[VolumeId, VolumeUseView] = field(default_factory=dict)
+    use_seconds: dict[VolumeId, float] = field(default_factory=dict)
     left_over: dict[tuple[VolumeId | None, str], str] = field(default_factory=dict)
     restoring: dict[VolumeId, str] = field(default_factory=dict)
     deleted_snapshots: dict[VolumeId, frozenset[int]] = field(default_factory=dict)
@@ -297,7 +301,7 @@ class Context:
     def ask_when_full(self, volume: Volume) -> None:
         """Set the engine's action for full change logs by the volume's policy; the engine has the volume."""
         with self.engine_errors(f"setting what volume {volume.name} does when its change logs are full"):
-            asks = volume.is_relocated or volume.when_full == "keep-writing"
+            asks = volume.is_relocated or volume.when_full == "keep-writing" or volume.log_bound > 0
             self.engine.ask_when_full(volume.id, asks)
         self.refusing.discard(volume.id)
 

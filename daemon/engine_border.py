@@ -178,6 +178,9 @@ class EngineLike(CutEngine, Protocol):
     def snapshot_use(self, volume: int) -> "VolumeUse":
         """What the live volume and each snapshot hold."""
 
+    def homeward(self, volume: int) -> tuple[int, int]:
+        """Bytes of the live volume in change logs that can be relocated, and those that clones pin."""
+
     def export_hidden(self, name: str, description: str, volume: int) -> None:
         """Export a volume under a secret name, hidden from lists."""
 

@@ -6,8 +6,12 @@ Owner and locks   Updated by one thread at a time, read by any: single fields ar
 
 import time
 
+from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.daemon.types.volumes import RelocationView
+from polyvol.mapping.sizes import format_size
 
+NOTHING_TO_MOVE = "nothing to move"
+"""The state after a pass that has found nothing."""
 WINDOW_S = 10.0
 """The speed is that of so many last seconds, about."""
 
@@ -39,8 +43,34 @@ class RelocationProgress:
         began to serve the volume."""
         return max(0, written - self.moved)
 
-    def view(self, rate: int | None) -> RelocationView:
-        """What a user is shown; `rate`: the volume's setting."""
+    def view(
+        self, rate: int | None, use: VolumeUseView | None = None, written: int | None = None
+    ) -> RelocationView:
+        """What a user is shown; `rate`: the volume's setting; `use`: what it holds, as last counted;
+        `written`: bytes that its hosts have written since polyvold began to serve it."""
         passed_s = time.monotonic() - self._at_s
         speed = 0 if passed_s > WINDOW_S else int(self._speed)
-        return RelocationView(rate=rate, moved=self.moved, failed=self.failed, speed=speed, state=self.state)
+        left = None if use is None else use.comes_back
+        return RelocationView(
+            rate=rate,
+            moved=self.moved,
+            failed=self.failed,
+            speed=speed,
+            state=self.state if use is None else _explained(self.state, use),
+            left=left,
+            eta_s=left // speed if left is not None and speed else None,
+            written=written,
+            amplification=round(self.moved / written, 3) if written else None,
+        )
+
+
+def _explained(state: str, use: VolumeUseView) -> str:
+    """A state with what keeps blocks in change logs, where nothing is to move."""
+    if state != NOTHING_TO_MOVE or use.comes_back:
+        return state
+    keeps = []
+    if use.snapshots_keep:
+        keeps.append(f"snapshots need the base places of {format_size(use.snapshots_keep)}")
+    if use.clones_keep:
+        keeps.append(f"clones pin {format_size(use.clones_keep)}")
+    return f"{state}: {' and '.join(keeps)}" if keeps else state

@@ -211,7 +211,7 @@ class Service:
                     started_ns=self._started_ns,
                     uptime_ns=self._steady() - self._began_ns,
                 ),
-                volumes=self._volumes.list_all(),
+                volumes=self._volumes.list_all(counted=True),
                 devices=self._devices.list_all(),
                 notes=notes(self._context),
                 operations=operation_views(self._context),
@@ -378,7 +378,7 @@ class Service:
         self._state_space = StateSpaceMonitor(self._context, self.reserve, self.reload)
         relocation = RelocationWorker(self._context)
         parts = (self._context, self._snapshots, self._state_space, relocation.relieve)
-        space = SpaceMonitor(*parts, also=self._look_at_space)
+        space = SpaceMonitor(*parts, self._volumes.log_growth, also=self._look_at_space)
         for worker in (space, relocation, self._deletions, self._scrubs):
             undo.callback(worker.stop)
             worker.start()

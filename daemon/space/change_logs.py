@@ -4,10 +4,12 @@ also handles the engine's other events, about devices that do not answer.
 How it works      One thread waits for the engine's events, and samples every volume's use each SAMPLE_S.
                   Workers (workers.py) free space, one for each volume.
                   When the engine reports that a volume's logs are full, its writes wait. Blocks are brought
-                  back to their base places; if there are none, with 'keep-writing' the oldest scheduled
-                  snapshot without a hold is dropped. The writes are retried, until they fit or nothing is
-                  left to do. Then the engine fails them with ENOSPC, and sends no more events until blocks
-                  were brought back again, or there is a snapshot to drop again.
+                  back to their base places; if there are none, log areas grow (volumes/log_growth.py); if
+                  they cannot, with 'keep-writing' the oldest scheduled snapshot without a hold is dropped.
+                  The writes are retried, until they fit or nothing is left to do. Then the engine fails them
+                  with ENOSPC, and sends no more events until blocks were brought back again, log areas can
+                  grow again, or there is a snapshot to drop again. Log areas grow ahead of that where they
+                  are almost full.
 Invariants        CW1 every event is answered: the writes are retried, or fail; CW2 snapshots made by hand,
                   with holds or with clients are never dropped; CW3 nothing is dropped for writes that no
                   longer wait; CW4 when a drop has given nothing to them, no other snapshot is dropped until
@@ -16,14 +18,14 @@ Owner and locks   Its thread, `polyvol-space`, takes no volume's lock and calls 
                   device. Workers hold the volume's lock, or its `room` while a cut of it is waited for.
                   Waiting writes delay neither cuts nor deletions, so the holder of the lock finishes, unless
                   a device of this volume hangs. Then its writes continue to wait.
-Errors            A failure to drop is logged, and the writes fail with ENOSPC.
+Errors            A failure to drop or to grow is an event, and the writes fail with ENOSPC.
 """
 
 import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,10 @@ from polyvol.daemon.fill_level import FillLevel, Level
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.snapshots.verbs import Snapshots
 from polyvol.daemon.space.state_space import StateSpaceMonitor
+from polyvol.daemon.space.use_counts import UseCounts
+from polyvol.daemon.volumes.advice import advice
 from polyvol.daemon.volumes.failed_checkpoints import tell_checkpoint
+from polyvol.daemon.volumes.log_growth import LogGrowth
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.errors import PolyvolError
 from polyvol.mapping.ids import VolumeId
@@ -56,13 +61,14 @@ MEMBERS_WAIT_S = 2.0
 """How long other members of a group's snapshot are waited for."""
 AGAIN_S = 0.2
 _WHAT = "making room for writes"
-_ADVICE = "delete snapshots, or add room with `polyvol volume add-log {name}`"
+_BLOCK = 4096
 _log = logging.getLogger("polyvol.space")
 
 
 class SpaceMonitor:
     """The watch over the change logs. `state_space` handles journals without space for their next segment,
-    and retries actions that waited for a device that hung. `also`: other checks with the same period."""
+    and retries actions that waited for a device that hung. `relieve`: brings blocks back. `growth`: of log
+    areas. `also`: other checks with the same period."""
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class SpaceMonitor:
         snapshots: Snapshots,
         state_space: StateSpaceMonitor | None = None,
         relieve: Callable[[Volume], int] = lambda _: 0,
+        growth: LogGrowth | None = None,
         *,
         also: Callable[[], None] = lambda: None,
     ) -> None:
@@ -77,6 +84,8 @@ class SpaceMonitor:
         self._also = also
         self._state_space = state_space
         self._relieve = relieve
+        self._growth = growth
+        self._counts = UseCounts(context)
         self._snapshots = snapshots
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-room")
@@ -97,6 +106,8 @@ class SpaceMonitor:
             self._thread.join()
         if not self._workers.stop(STOP_S):
             _log.warning("making room for writes is left behind: it does not end")
+        if not self._counts.stop(STOP_S):
+            _log.warning("a count of what a volume holds is left behind: it does not end")
 
     def _run(self) -> None:
         next_sample_s = time.monotonic()
@@ -150,12 +161,17 @@ class SpaceMonitor:
             del self._checkpoints_told[number]
         for identity in self._vain.keys() - served:
             self._vain.pop(identity, None)  # a worker may do so, too
+        self._counts.keep_only(served)
+        if self._growth is not None:
+            self._growth.keep_only(served)
         for volume in volumes:
             what = f"looking at the change logs of volume {volume.shown_name}"
             # It may be closed in the meantime.
             with isolate(context, what, volume=volume.shown_name), contextlib.suppress(context.engine_error):
                 self._look(volume)
-                if self._may_drop(volume):
+                self._counts.look(volume)
+                self._grow_ahead(volume)
+                if self._may_make_room(volume):
                     # Policy, snapshots and the engine must not change in between.
                     with (
                         contextlib.suppress(VolumeBusy),
@@ -204,7 +220,7 @@ class SpaceMonitor:
             space = context.engine.space(volume.id)
             if not space["starving"]:
                 return True  # CW3
-        if self._relieve(volume) > 0:
+        if self._relieve(volume) > 0 or self._grow(volume, space["starved_areas"]):
             return True
         before = self._used(volume)
         if volume.id not in self._vain and self._drop_one(volume):
@@ -213,10 +229,38 @@ class SpaceMonitor:
         text = (
             f"the log areas that writes of volume {volume.name} may use are full and no snapshot may be"
             f" dropped: writes that need room fail with ENOSPC; `polyvol volume show {volume.name}` shows the"
-            f" areas; {_ADVICE.format(name=volume.name)}"
+            f" areas; {self._advice(volume, space['starved_areas'])}"
         )
         context.events.add("warning", text, volume=volume.name)
         return False
+
+    def _grow(self, volume: Volume, areas: Collection[int]) -> bool:
+        """Have log areas grow for writes that may use these; whether they did. VolumeBusy."""
+        if self._growth is None:
+            return False
+        with self._context.locks.room({volume.id: volume.name}, _WHAT):
+            now = self._context.catalog.volumes.get(volume.id)
+            served = now is not None and self._context.is_served(now)
+            return now is not None and served and self._growth.grow(now, areas) > 0
+
+    def _grow_ahead(self, volume: Volume) -> None:
+        """Have log areas grow that are almost full, unless that was in vain."""
+        if self._growth is None or not volume.log_bound:
+            return
+        groups = self._growth.almost_full(volume)
+        if groups:
+            self._workers.run((volume.id, "ahead"), partial(self._grow_if_free, volume, groups))
+
+    def _grow_if_free(self, volume: Volume, groups: list[list[int]]) -> None:
+        with contextlib.suppress(VolumeBusy, self._context.engine_error):  # the next look does it
+            for areas in groups:
+                self._grow(volume, areas)
+
+    def _advice(self, volume: Volume, areas: Collection[int] | None = None) -> str:
+        """What to do about log areas that are full, or will be."""
+        if self._growth is None:
+            return f"`polyvol volume show {volume.name}` says what they hold, and what to do"
+        return advice(volume, self._context.uses.get(volume.id), self._growth.room(volume, areas))
 
     def _used(self, volume: Volume) -> dict[int, int]:
         """The use of each log area by its number, bytes."""
@@ -292,21 +336,28 @@ class SpaceMonitor:
         found = context.engine.space(volume.id)
         fill_level = context.fill_levels.setdefault(volume.id, FillLevel())
         used, size = found["used_bytes"], found["size_bytes"]
-        crossed = fill_level.tell(time.monotonic(), used, size)
+        redirected = context.engine.volume_stats(volume.id)["redirected_blocks"] * _BLOCK
+        crossed = fill_level.tell(time.monotonic(), used, size, redirected)
         if crossed is not None:
             self._warn(volume, crossed, used, size)
 
     def _ask_again(self, identity: VolumeId) -> None:
-        """Have the engine send events again if there is a snapshot to drop again. Under the volume's
-        `room`."""
+        """Have the engine send events again if there is a snapshot to drop again, or log areas can grow.
+        Under the volume's `room`."""
         context = self._context
         volume = context.catalog.volumes.get(identity)
-        if volume is not None and context.is_served(volume) and self._may_drop(volume):
+        if volume is not None and context.is_served(volume) and self._may_make_room(volume):
             context.ask_when_full(volume)
+
+    def _may_make_room(self, volume: Volume) -> bool:
+        """Whether the engine sends no events, but could send them again."""
+        if volume.id not in self._context.refusing:
+            return False
+        return self._may_drop(volume) or (self._growth is not None and self._growth.may_grow(volume))
 
     @reads
     def _may_drop(self, volume: Volume) -> bool:
-        """Whether the engine sends no events, but could send them again."""
+        """Whether there is a snapshot to drop again for writes that were refused."""
         vain = self._vain.get(volume.id)
         if vain is not None:
             now = self._used(volume)
@@ -327,6 +378,7 @@ class SpaceMonitor:
         so_full = "full" if level == "full" else f"at {used / size:.0%}"
         text = (
             f"the change logs of volume {volume.name} are {so_full}:"
-            f" {format_size(used)} of {format_size(size)} used; {_ADVICE.format(name=volume.name)}"
+            f" {format_size(used)} of {format_size(size)} used; {self._advice(volume)}"
         )
-        self._context.events.add("warning", text, volume=volume.name)
+        grows = self._growth is not None and self._growth.room(volume).left(volume) > 0
+        self._context.events.add("info" if grows else "warning", text, volume=volume.name)

@@ -39,7 +39,10 @@ class LogRuleView:
 class SpaceView:
     """Use of all log areas of a volume: `free` is what can still be redirected, `rate` the net growth in
     the last minutes in bytes a second, `full_after_s` when they are full at that rate (None: they do not
-    grow). `level`: 'low' from 75 % on, 'critical' from 90 %, 'full'."""
+    grow). `level`: 'low' from 75 % on, 'critical' from 90 %, 'full'. Of the last `measured_s` seconds, an
+    hour at most: `redirected_per_hour` bytes, of which as many as `freed_per_hour` became free again; at
+    that rate `free` lasts for `lasts_s` seconds (None: it does not become less). All three are None until
+    some minutes are measured."""
 
     size: int
     used: int
@@ -47,6 +50,19 @@ class SpaceView:
     level: Literal["ok", "low", "critical", "full"]
     rate: int
     full_after_s: int | None
+    measured_s: int = 0
+    redirected_per_hour: int | None = None
+    freed_per_hour: int | None = None
+    lasts_s: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLimitView:
+    """Up to how many bytes the log areas of a volume, all together, grow by themselves: `bytes`, 0: they do
+    not. `auto`: that follows from the volume's size."""
+
+    bytes: int
+    auto: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,24 @@
 """Volumes, as the API shows them and is asked for them. Sizes, offsets and lengths are bytes."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from polyvol.daemon.ranges import Names, Number, Processors
+from pydantic import Field
+
+from polyvol.daemon.ranges import NUMBER_MAX, Names, Number, Processors
 from polyvol.daemon.types.base import STRICT
 from polyvol.daemon.types.devices import ExtentView
 from polyvol.daemon.types.hooks import HookSettings, HookView
-from polyvol.daemon.types.log_areas import LogRuleView, LogView, SpaceView
+from polyvol.daemon.types.log_areas import LogLimitView, LogRuleView, LogView, SpaceView
 from polyvol.daemon.types.places import Places
 from polyvol.daemon.types.restores import IncompleteRestoreView
 from polyvol.daemon.types.scrubs import BadBlockView, ScrubView
 from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.mapping.partition import PARTITION_SIZE_DEFAULT
 from polyvol.mapping.records.volumes import WhenFull
+
+LogLimit = Literal["auto", "none"] | Annotated[int, Field(gt=0, le=NUMBER_MAX)]
+"""Up to what size log areas grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +67,19 @@ class RelocationView:
     """How blocks of a volume are brought from change logs back to their base places. `rate`: at most so many
     bytes per second, 0: not at all; null: as there is opportunity. Since polyvold began to serve it: `moved`
     bytes, and `failed` batches with blocks that could not be moved. `speed`: bytes per second now. `state`:
-    what it does, or why it waits."""
+    what it does, or why it waits. `left`: bytes that it can still move, as last counted (null: not yet);
+    `eta_s`: how long that takes at this speed, seconds (null: it does not move). `written`: bytes that hosts
+    wrote in the same time; `amplification`: bytes moved for each of these (null: they wrote none)."""
 
     rate: int | None
     moved: int
     failed: int
     speed: int
     state: str
+    left: int | None = None
+    eta_s: int | None = None
+    written: int | None = None
+    amplification: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +92,10 @@ class VolumeView:
     `log_rules`: which of them its change logs use (none: any); `space`: their use, None while it is not
     served; `dropped`: the latest snapshots that were dropped to free space, newest first.
     `bad_blocks` lists those that are known to be bad (at most 128), `last_scrub` is the last one that came to
-    its end, `hooks` are run around its cuts. `use` (of the change logs, by whom) and `relocation` (while it
-    is served) only if the volume is asked for by name, `partitions` only if asked for."""
+    its end, `hooks` are run around its cuts. `log_limit`: up to what size its log areas grow. `use` (of the
+    change logs, by whom) and `relocation` only while it is served: counted when the volume is asked for by
+    name, and in the status as they were last counted (null: not yet). `advice`: what to do about change logs
+    that are not 'ok', if the volume is asked for by name. `partitions` only if asked for."""
 
     name: str
     uuid: str
@@ -108,8 +121,10 @@ class VolumeView:
     last_scrub: ScrubView | None = None
     hooks: HookView | None = None
     restore: IncompleteRestoreView | None = None
+    log_limit: LogLimitView | None = None
     use: VolumeUseView | None = None
     relocation: RelocationView | None = None
+    advice: str | None = None
     partitions: list[PartitionView] | None = None
 
 
@@ -149,8 +164,9 @@ class VolumeDeleted:
 class VolumeCreate:
     """Either `size` or `base`, the name of an adopted device. No devices: sparse files are made for it.
     `log_devices`: its log rules, as --log-device has them. `processors`: how many, or their numbers; None:
-    all that there are. `place`: of some of its partitions, as --place has it or as an object. `dry_run`: plan
-    it only."""
+    all that there are. `place`: of some of its partitions, as --place has it or as an object. `log_limit`: up
+    to how many bytes its log areas, all together, grow by themselves; 'none': not at all; 'auto': twice its
+    size. `dry_run`: plan it only."""
 
     __pydantic_config__: ClassVar = STRICT
     name: str
@@ -162,32 +178,37 @@ class VolumeCreate:
     place: Places = ()
     base: str | None = None
     when_full: WhenFull = "keep-writing"
+    log_limit: LogLimit = "auto"
     dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CloneCreate:
     """A volume `name` made from a snapshot. `log_devices`: where what is written to it goes, as for
-    VolumeCreate; none: sparse files are made for it. `processors`: as for VolumeCreate."""
+    VolumeCreate; none: sparse files are made for it. `processors`: as for VolumeCreate, and `log_limit`, but
+    'auto' is three times its size, because it has no base places."""
 
     __pydantic_config__: ClassVar = STRICT
     name: str
     log_devices: Names = ()
     processors: Processors | None = None
     when_full: WhenFull = "keep-writing"
+    log_limit: LogLimit = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeSet:
     """What is to be changed of a volume; None: it stays. `log_devices`: all of its log rules, as for
     VolumeCreate, for change logs to come; none: any log area. `relocate`: 'auto', 'off', or bytes per second:
-    how its blocks are brought from change logs back to their base places."""
+    how its blocks are brought from change logs back to their base places. `log_limit`: as for
+    VolumeCreate."""
 
     __pydantic_config__: ClassVar = STRICT
     when_full: WhenFull | None = None
     log_devices: Names | None = None
     hooks: HookSettings | None = None
     relocate: Literal["auto", "off"] | Number | None = None
+    log_limit: LogLimit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

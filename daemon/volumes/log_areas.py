@@ -11,7 +11,7 @@ Errors            mapping/errors.py, VolumeNotServed, EngineFailed; what was beg
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -25,7 +25,8 @@ from polyvol.daemon.types.log_areas import LogAdd, LogRuleView, LogView, SpaceVi
 from polyvol.mapping.extent import Extent, total
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.plans.inventory import Inventory, NewDevice, SpaceAllocator
-from polyvol.mapping.plans.log_areas import plan_added_areas, plan_missing_areas
+from polyvol.mapping.plans.log_areas import AddedAreas, plan_added_areas, plan_missing_areas
+from polyvol.mapping.plans.log_growth import plan_step, step_size
 from polyvol.mapping.plans.log_rules import (
     bind_rules,
     keeping_to,
@@ -88,34 +89,66 @@ class LogAreas:
     def add(self, volume: Volume, request: LogAdd) -> None:
         """Give a volume that is served more log areas, while it is in use. The caller holds its lock."""
         context, name = self._context, volume.name
+        rules = context.catalog.log_areas.rules(volume.id)
+
+        def plan(room: int, there: Inventory) -> AddedAreas:
+            planned = plan_added_areas(volume, request.devices, request.size, room, there)
+            partitions = partial(context.catalog.volumes.partitions, volume.id)
+            refuse_unused(name, rules, partitions, [extents[0].device for extents in planned.extents])
+            return planned
+
+        areas = self._add(volume, plan, join_rules=True)
+        more = exact_size(sum(total(area.extents) for area in areas))
+        context.events.add("info", f"volume {name} has {more} more space for change logs", volume=name)
+
+    def grow(self, volume: Volume, devices: Sequence[int], *, file: bool) -> list[LogArea]:
+        """Give a volume that is served one more log area, as large as a step of its growth is, on one of
+        these devices (ids), which its log rules allow; if they have no room, and `file`, on a sparse file
+        made for it. None if neither is possible within its limit. The caller holds its lock, or its
+        `room`."""
+
+        def plan(present: int, there: Inventory) -> AddedAreas:
+            size = step_size(present, volume.log_bound)
+            extents = plan_step(size, devices, there)
+            if extents or not file or not size:
+                return AddedAreas((extents,) if extents else (), None)
+            return plan_added_areas(volume, (), size, present, there)
+
+        return self._add(volume, plan, join_rules=False)
+
+    def _add(
+        self, volume: Volume, plan: Callable[[int, Inventory], AddedAreas], *, join_rules: bool
+    ) -> list[LogArea]:
+        """Plan, make and use more log areas; `plan` is given the bytes of those that there are. `join_rules`:
+        their devices join the rules for the rest."""
+        context = self._context
         self.settle(volume)
         table = context.catalog.log_areas
-        before, present = table.rules(volume.id), table.of(volume.id)
-        room = sum(total(area.extents) for area in present)
+        before = table.rules(volume.id)
+        made, areas, rules = None, list[LogArea](), before
         with context.catalog_lock:
-            plan = plan_added_areas(volume, request.devices, request.size, room, inventory(context))
-            partitions = partial(context.catalog.volumes.partitions, volume.id)
-            refuse_unused(name, before, partitions, [extents[0].device for extents in plan.extents])
-            made, areas, rules = None, list[LogArea](), before
-            if plan.new_device is None:
-                areas, rules = self._record(volume, plan.extents, before)
+            room = sum(total(area.extents) for area in table.of(volume.id))
+            planned = plan(room, inventory(context))
+            if not planned.extents:
+                return []
+            if planned.new_device is None:
+                areas, rules = self._record(volume, planned.extents, before, join_rules=join_rules)
             else:
-                made = self.record_file(volume, plan.new_device)
+                made = self.record_file(volume, planned.new_device)
         try:
             if made is not None:
                 self.make_file(made)
                 with context.catalog_lock:
-                    areas, rules = self._record(volume, plan.extents, before, made)
+                    areas, rules = self._record(volume, planned.extents, before, made, join_rules=join_rules)
             self._use(volume, areas, before, rules)
         except BaseException:
             self.done_with([] if made is None else [made])
             if made is not None:
-                with isolate(context, f"removing file {made.path} again", volume=name):
+                with isolate(context, f"removing file {made.path} again", volume=volume.name):
                     self.unmake_file(made)
             raise
         self.done_with([] if made is None else [made])
-        more = exact_size(sum(total(area.extents) for area in areas))
-        context.events.add("info", f"volume {name} has {more} more space for change logs", volume=name)
+        return areas
 
     def _record(
         self,
@@ -123,13 +156,16 @@ class LogAreas:
         planned: Iterable[tuple[Extent, ...]],
         rules: tuple[LogRule, ...],
         made: Device | None = None,
+        *,
+        join_rules: bool,
     ) -> tuple[list[LogArea], tuple[LogRule, ...]]:
-        """Record areas of these extents, in the file that was made for them, if one was, and the rules that
-        name their devices for the rest, if there are such rules; returns both. Under `catalog_lock`."""
+        """Record areas of these extents, in the file that was made for them, if one was, and with
+        `join_rules` the rules that name their devices for the rest, if there are such rules; returns both.
+        Under `catalog_lock`."""
         extents = list(planned)
         if made is not None:
             extents = [tuple(Extent(made.id, each.offset, each.length) for each in area) for area in extents]
-        for area in extents:
+        for area in extents if join_rules else ():
             rules = with_device(rules, area[0].device)
         table = self._context.catalog.log_areas
         return table.add(volume, extents, rules, None if made is None else made.id), rules
@@ -243,6 +279,8 @@ class LogAreas:
             with context.catalog_lock:
                 context.catalog.log_areas.forget(volume.id, areas[done:], before)
             raise
+        if volume.id in context.refusing:
+            context.ask_when_full(volume)  # writes that were refused may have room now, or get some
 
     def record_file(self, volume: Volume, new: NewDevice) -> Device:
         """Record a sparse file that is to be made; it is 'adding' until what is on it is recorded. Under

@@ -3,6 +3,7 @@
 from polyvol.daemon.context import Context, extent_views
 from polyvol.daemon.types.volumes import PartitionView, PlannedDevice, PlanView, VolumeCreate
 from polyvol.daemon.volumes.log_areas import area_view, inventory, rule_views
+from polyvol.daemon.volumes.settings import log_limit_of
 from polyvol.mapping.plans.places import make_place, parse_place
 from polyvol.mapping.plans.volumes import VolumePlan, VolumeRequest, plan_volume
 
@@ -18,6 +19,7 @@ def planned(context: Context, request: VolumeCreate) -> VolumePlan:
         processors=request.processors,
         base=request.base,
         when_full=request.when_full,
+        log_limit=log_limit_of(request.log_limit),
         places=tuple(
             parse_place(place)
             if isinstance(place, str)

@@ -1,4 +1,4 @@
-"""The verb that changes a volume's settings: its policy for full change logs, its hooks, its log rules.
+"""The verb that changes a volume's settings: its policies for full change logs, its hooks, its log rules.
 
 How it works      Impossible values are refused before anything changes. Then each setting is recorded, and
                   set in the engine if that has it. If one fails, those before it are set back.
@@ -15,7 +15,7 @@ from dataclasses import replace
 from polyvol.daemon.context import Context
 from polyvol.daemon.hooks.run import checked_hooks
 from polyvol.daemon.isolation import isolate
-from polyvol.daemon.types.volumes import VolumeSet
+from polyvol.daemon.types.volumes import LogLimit, VolumeSet
 from polyvol.daemon.volumes.log_areas import LogAreas
 from polyvol.mapping.records.volumes import Volume
 
@@ -29,7 +29,7 @@ def change_settings(context: Context, log_areas: LogAreas, volume: Volume, reque
     table = context.catalog.hooks
     before = table.of_volume(volume.id)
     with ExitStack() as undo:
-        if request.when_full is not None or request.relocate is not None:
+        if any(each is not None for each in (request.when_full, request.relocate, request.log_limit)):
             undo.callback(_set_back, context, volume, "policies", lambda: _set_policies(context, volume))
             _set_policies(context, _with_policies(volume, request))
         if request.hooks is not None:
@@ -52,12 +52,21 @@ def _with_policies(volume: Volume, request: VolumeSet) -> Volume:
         rate = request.relocate
     elif request.relocate is not None:
         rate = 0 if request.relocate == "off" else None
-    return replace(volume, when_full=request.when_full or volume.when_full, relocation_rate=rate)
+    limit = volume.log_limit if request.log_limit is None else log_limit_of(request.log_limit)
+    when_full = request.when_full or volume.when_full
+    return replace(volume, when_full=when_full, relocation_rate=rate, log_limit=limit)
+
+
+def log_limit_of(given: LogLimit) -> int | None:
+    """A limit of log areas as the catalog has it."""
+    if isinstance(given, int):
+        return given
+    return 0 if given == "none" else None
 
 
 def _set_policies(context: Context, volume: Volume) -> None:
-    """Record what a volume does when its change logs are full, and how fast blocks are relocated. Whether
-    writes wait for room depends on both."""
+    """Record what a volume does when its change logs are full, how fast blocks are relocated, and up to what
+    size its log areas grow. Whether writes wait for room depends on all of these."""
     context.catalog.volumes.set_policies(volume)
     if context.is_served(volume):
         context.ask_when_full(volume)

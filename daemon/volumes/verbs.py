@@ -13,6 +13,7 @@ Errors            mapping/errors.py, VolumeInUse, VolumeNotServed, DeleteUnfinis
                   start: `volume_trouble` has the findings, and the other volumes are served.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,7 +40,7 @@ from polyvol.daemon.hooks.run import hook_view
 from polyvol.daemon.isolation import isolate
 from polyvol.daemon.relocation_progress import RelocationProgress
 from polyvol.daemon.types.base import iso
-from polyvol.daemon.types.log_areas import LogAdd
+from polyvol.daemon.types.log_areas import LogAdd, LogLimitView
 from polyvol.daemon.types.scrubs import BadBlockView
 from polyvol.daemon.types.volumes import (
     CloneCreate,
@@ -55,6 +56,7 @@ from polyvol.daemon.types.volumes import (
     VolumeView,
 )
 from polyvol.daemon.volumes import manifest_digests
+from polyvol.daemon.volumes.advice import advice
 from polyvol.daemon.volumes.clone_pins import ClonePins
 from polyvol.daemon.volumes.exporting import (
     deleted_clause,
@@ -68,11 +70,12 @@ from polyvol.daemon.volumes.failed_checkpoints import checkpoint_trouble
 from polyvol.daemon.volumes.growth import grow_in_engine, grow_volume
 from polyvol.daemon.volumes.incomplete_restores import restore_reason, restore_view
 from polyvol.daemon.volumes.log_areas import LogAreas, inventory, rule_views
+from polyvol.daemon.volumes.log_growth import LogGrowth
 from polyvol.daemon.volumes.plan_views import plan_view, planned
 from polyvol.daemon.volumes.removal import VolumeRemoval
 from polyvol.daemon.volumes.scrub import Scrubs
-from polyvol.daemon.volumes.settings import change_settings
-from polyvol.daemon.volumes.usage import volume_use
+from polyvol.daemon.volumes.settings import change_settings, log_limit_of
+from polyvol.daemon.volumes.usage import shown_use
 from polyvol.mapping.plans.clones import CloneRequest, plan_clone
 from polyvol.mapping.plans.volumes import VolumePlan
 from polyvol.mapping.records.restores import RestoreRecord
@@ -82,9 +85,14 @@ from polyvol.mapping.specs import volume_spec
 from polyvol.snapshot.snapshot import export_name
 
 
-def _relocation(context: Context, volume: Volume) -> RelocationView:
+def _relocation(context: Context, volume: Volume) -> RelocationView | None:
+    """How the relocation of a volume is; None if it was closed."""
+    use = context.uses.get(volume.id)
     progress = context.relocations.get(volume.id) or RelocationProgress()
-    return progress.view(volume.relocation_rate)
+    with contextlib.suppress(context.engine_error):
+        written = context.engine.volume_stats(volume.id)["write_bytes"]
+        return progress.view(volume.relocation_rate, use, written)
+    return None
 
 
 class Volumes:
@@ -95,6 +103,7 @@ class Volumes:
         self._scrubs = scrubs
         self._devices = devices
         self.log_areas = LogAreas(context)
+        self.log_growth = LogGrowth(context, self.log_areas)
         self._removal = VolumeRemoval(context)
         self._pins = ClonePins(context, self._removal.remove)
 
@@ -202,7 +211,8 @@ class Volumes:
     def clone(self, volume_name: str, name: str, request: CloneCreate) -> VolumeView:
         """Make a volume from a snapshot of another one, and export it."""
         context = self._context
-        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full)
+        limit = log_limit_of(request.log_limit)
+        wanted = CloneRequest(request.name, request.log_devices, request.processors, request.when_full, limit)
         with context.holding_served(volume_name, "volume clone", restoring=True) as source:
             snapshot = context.find_undeleted(source, name)
             self._make(lambda: plan_clone(wanted, source, snapshot, inventory(context)))
@@ -294,18 +304,32 @@ class Volumes:
         return self.show(name, partitions=False)
 
     @reads
-    def list_all(self, *, kept: bool = False) -> list[VolumeView]:
-        """All volumes; with those that are deleted and kept for their clones, if `kept`."""
-        volumes = self._context.catalog.volumes.all()
-        return [self._view(volume) for volume in volumes if kept or not volume.kept]
+    def list_all(self, *, kept: bool = False, counted: bool = False) -> list[VolumeView]:
+        """All volumes; with those that are deleted and kept for their clones, if `kept`. `counted`: with what
+        was last counted of what they hold, and their relocation."""
+        context = self._context
+        volumes = [each for each in context.catalog.volumes.all() if kept or not each.kept]
+        views = [self._view(volume) for volume in volumes]
+        if not counted:
+            return views
+        return [
+            replace(view, use=context.uses.get(volume.id), relocation=_relocation(context, volume))
+            if view.space is not None
+            else view
+            for volume, view in zip(volumes, views, strict=True)
+        ]
 
     @reads
     def show(self, name: str, *, partitions: bool) -> VolumeView:
         """One volume, with its partitions if asked for."""
         volume = self._context.find_volume(name)
+        use = shown_use(self._context, volume)
+        relocation = None if use is None else _relocation(self._context, volume)
         view = self._view(volume, partitions=partitions)
-        relocation = _relocation(self._context, volume) if self._context.is_served(volume) else None
-        return replace(view, use=volume_use(self._context, volume), relocation=relocation)
+        view = replace(view, use=use, relocation=relocation)
+        if view.space is None or view.space.level == "ok":
+            return view
+        return replace(view, advice=advice(volume, use, self.log_growth.room(volume)))
 
     def _hand_over(self, volume: Volume) -> None:
         context = self._context
@@ -416,6 +440,7 @@ class Volumes:
             last_scrub=self._scrubs.last(volume),
             hooks=hook_view(context.catalog.hooks.of_volume(volume.id)),
             restore=restore,
+            log_limit=LogLimitView(bytes=volume.log_bound, auto=volume.log_limit is None),
             partitions=partition_views(context, volume, names) if partitions else None,
         )
 

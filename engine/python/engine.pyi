@@ -315,6 +315,11 @@ class Engine:
     def snapshot_use(self, volume: int) -> VolumeUse:
         """What each snapshot of a volume holds, and what deleting it would free."""
 
+    def homeward(self, volume: int) -> tuple[int, int]:
+        """Of what the live volume has in change logs, bytes that relocation could bring back to their base
+        places now, and bytes more that could go there if no clone had copies of the maps that refer to them.
+        Looks at all of these blocks in partitions that were changed since the last call."""
+
     def partition_snapshots(
         self, volume: int, epoch: int, first: int, count: int
     ) -> list[PartitionSnapshotState]:

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use faulty::{Faulty, Rules};
+use polyvol_engine::block_map::homeward::Homeward;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::inspect::ProcessorLook;
 use polyvol_engine::engine::relocate::{Bounds, Kind, Relocation, Scattered};
@@ -212,6 +213,12 @@ impl World {
         assert_eq!(self.used_now(), expected);
     }
 
+    /// Bytes that a relocation would move now, and those that clones pin.
+    fn to_move(&self) -> (u64, u64) {
+        let found = self.engine().homeward(1).unwrap();
+        (found.home * BLOCK, found.pinned * BLOCK)
+    }
+
     fn used_now(&self) -> u64 {
         let logs = self.engine().volume(1).unwrap().space.logs();
         logs.iter().map(|log| log.slots.used() * BLOCK).sum()
@@ -226,9 +233,12 @@ fn what_only_the_live_volume_needs_goes_back_and_the_log_is_empty() {
     world.write(2);
     assert_eq!(world.relocate().bytes, 0, "a snapshot sees the base places");
     world.uses(SIZE);
+    assert_eq!(world.to_move(), (0, 0));
     world.drop_snapshot(first);
+    assert_eq!(world.to_move(), (SIZE, 0));
     assert_eq!(world.relocate().bytes, SIZE);
     world.uses(0);
+    assert_eq!(world.to_move(), (0, 0));
     world.is("v", 2);
     world.restart();
     world.is("v", 2);
@@ -294,9 +304,12 @@ fn what_a_clone_shows_stays_until_it_is_gone() {
     world.engine().export("clone", "", 2, None).unwrap();
     world.drop_snapshot(first);
     assert_eq!(world.relocate().bytes, 0, "the clone's maps have the slots");
+    assert_eq!(world.to_move(), (0, SIZE));
+    assert_eq!(world.engine().homeward(2).unwrap(), Homeward::default());
     world.is("clone", 2);
     world.engine().exports.remove("clone").unwrap();
     world.engine().remove_volume(2).unwrap();
+    assert_eq!(world.to_move(), (SIZE, 0));
     assert_eq!(world.relocate().bytes, SIZE);
     world.is("v", 2);
     world.is(&format!("v@{second}"), 2);

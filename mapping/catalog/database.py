@@ -38,7 +38,7 @@ from polyvol.mapping.clock import wall_ns
 from polyvol.mapping.errors import CatalogConflict, CatalogFailed
 from polyvol.mapping.no_space import writes_in_place
 
-LATEST_VERSION = 6
+LATEST_VERSION = 7
 LOG_PAGES = 256
 """SQLite's log is taken in when it has so many pages of 4096 bytes, if no reading is in the way."""
 _LOG_BYTES = LOG_PAGES * 4096

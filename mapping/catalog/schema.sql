@@ -1,4 +1,4 @@
--- The catalog, format version 5: the only truth about which devices, volumes and snapshots exist.
+-- The catalog, format version 7: the only truth about which devices, volumes and snapshots exist.
 -- Sizes, offsets and lengths are bytes; *_ns are nanoseconds (instants: since 1970, UTC). Ids are never used
 -- again (AUTOINCREMENT). The version is in PRAGMA user_version.
 
@@ -30,7 +30,8 @@ CREATE TABLE volume (
     kept INTEGER NOT NULL DEFAULT 0 CHECK (kept IN (0, 1)),  -- deleted, and kept for its clones
     manifests INTEGER NOT NULL DEFAULT 0,  -- the processors of so many first partitions have manifests of their journals
     stopped TEXT,                       -- digests of its manifests, if it was not served since a clean stop
-    relocation_rate INTEGER CHECK (relocation_rate >= 0)  -- bytes per second, 0: off; NULL: as there is opportunity
+    relocation_rate INTEGER CHECK (relocation_rate >= 0),  -- bytes per second, 0: off; NULL: as there is opportunity
+    log_limit INTEGER CHECK (log_limit >= 0)  -- bytes up to which its log areas grow, 0: not at all; NULL: by its size
 ) STRICT;
 
 CREATE TABLE device (

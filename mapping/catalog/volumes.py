@@ -113,8 +113,8 @@ class Volumes:
         with self._database.transaction() as connection:
             number = connection.execute(
                 "INSERT INTO volume"
-                " (uuid, name, size, partition_size, state, when_full, next_log, created_ns)"
-                " VALUES (?, ?, ?, ?, 'creating', ?, ?, ?)",
+                " (uuid, name, size, partition_size, state, when_full, next_log, created_ns, log_limit)"
+                " VALUES (?, ?, ?, ?, 'creating', ?, ?, ?, ?)",
                 (
                     str(uuid4()),
                     plan.name,
@@ -123,6 +123,7 @@ class Volumes:
                     plan.when_full,
                     len(plan.logs) + 1,
                     now,
+                    plan.log_limit,
                 ),
             ).lastrowid
             assert number is not None
@@ -165,11 +166,12 @@ class Volumes:
             )
 
     def set_policies(self, volume: Volume) -> None:
-        """Record what a volume does when its change logs are full, and how fast its blocks are relocated."""
+        """Record what a volume does when its change logs are full, how fast its blocks are relocated, and up
+        to what size its log areas grow."""
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE volume SET when_full = ?, relocation_rate = ? WHERE id = ?",
-                (volume.when_full, volume.relocation_rate, volume.id),
+                "UPDATE volume SET when_full = ?, relocation_rate = ?, log_limit = ? WHERE id = ?",
+                (volume.when_full, volume.relocation_rate, volume.log_limit, volume.id),
             )
 
     def record_growth(

@@ -33,6 +33,7 @@ class CloneRequest:
     log_devices: tuple[str, ...] = ()
     processors: int | tuple[int, ...] | None = None
     when_full: WhenFull = "keep-writing"
+    log_limit: int | None = None
 
 
 def plan_clone(
@@ -59,4 +60,5 @@ def plan_clone(
         when_full=request.when_full,
         source=CloneSource(source.id, snapshot.epoch),
         log_rules=rules,
+        log_limit=request.log_limit,
     )

@@ -35,7 +35,7 @@ from polyvol.mapping.records.volumes import CloneSource, WhenFull
 class VolumeRequest:
     """What was asked for. Sizes are bytes; devices are named. `log_devices`: texts of log rules
     (log_rules.py). `processors`: how many, or which; None: all that there are. `places`: of partitions that
-    shall not be placed by default."""
+    shall not be placed by default. `log_limit`: as in a Volume."""
 
     name: str
     size: int | None = None
@@ -46,6 +46,7 @@ class VolumeRequest:
     base: str | None = None
     when_full: WhenFull = "keep-writing"
     places: tuple[Place, ...] = ()
+    log_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class VolumePlan:
     when_full: WhenFull = "keep-writing"
     source: CloneSource | None = None
     log_rules: tuple[LogRule, ...] = ()
+    log_limit: int | None = None
 
     @property
     def processors(self) -> list[int]:
@@ -99,6 +101,7 @@ def plan_volume(request: VolumeRequest, inventory: Inventory) -> VolumePlan:
         new_devices=tuple(allocator.made),
         when_full=request.when_full,
         log_rules=rules,
+        log_limit=request.log_limit,
     )
 
 

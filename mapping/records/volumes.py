@@ -13,6 +13,13 @@ UNDER_WAY = {"creating": "made", "deleting": "deleted", "adding": "added", "remo
 WhenFull = Literal["keep-writing", "keep-snapshots"]
 """What gives way when the change logs are full: snapshots that a schedule made, or writes that need room."""
 
+LOG_LIMIT_FACTOR = 2
+"""Up to how many times a volume's size its log areas grow, unless it has a limit of its own. So with what
+lies at base places a volume takes three times its size at most. All of it can be overwritten twice, before
+and after a snapshot, while an older one is kept."""
+CLONE_LOG_LIMIT_FACTOR = 3
+"""The same of a clone: it has no base places, so its own contents are in its log areas too."""
+
 
 @dataclass(frozen=True, slots=True)
 class CloneSource:
@@ -29,7 +36,8 @@ class Volume:
     it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
     many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
     daemon/volumes/manifest_digests.py. `relocation_rate`: at most so many bytes per second of its blocks are
-    relocated, 0: none; None: as there is opportunity."""
+    relocated, 0: none; None: as there is opportunity. `log_limit`: up to so many bytes its log areas, all
+    together, grow by themselves; 0: not at all; None: LOG_LIMIT_FACTOR times its size."""
 
     id: VolumeId
     uuid: UUID
@@ -47,11 +55,19 @@ class Volume:
     manifests: int = 0
     stopped: str | None = None
     relocation_rate: int | None = None
+    log_limit: int | None = None
 
     @property
     def is_relocated(self) -> bool:
         """Whether its blocks are brought back to their base places; a clone has none."""
         return self.relocation_rate != 0 and self.source is None
+
+    @property
+    def log_bound(self) -> int:
+        """Up to how many bytes its log areas, all together, grow by themselves; 0: they do not."""
+        if self.log_limit is not None:
+            return self.log_limit
+        return self.size * (CLONE_LOG_LIMIT_FACTOR if self.source is not None else LOG_LIMIT_FACTOR)
 
     @property
     def partition_count(self) -> int:

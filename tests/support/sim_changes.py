@@ -35,6 +35,8 @@ def page(
 class Comparisons(ABC):
     """The calls of the sim engine that compare snapshots."""
 
+    world: Any
+
     @abstractmethod
     def _begin(self, name: str, *arguments: object) -> None: ...
 
@@ -73,4 +75,11 @@ class Comparisons(ABC):
             }
             for epoch, blocks in sorted(stored.snapshots.items())
         ]
-        return {"live_log_bytes": len(stored.blocks) * BLOCK, "snapshots": held}  # type: ignore[typeddict-item]
+        return {
+            "live_log_bytes": self.world.live.get(volume, len(stored.blocks) * BLOCK),
+            "snapshots": held,  # type: ignore[typeddict-item]
+        }
+
+    def homeward(self, volume: int) -> tuple[int, int]:
+        self._volume(volume)
+        return self.world.relocatable.get(volume, 0), self.world.pinned.get(volume, 0)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         EngineStats,
         ExportInfo,
         HandOverReport,
+        LogStats,
         RelocationReport,
         ScrubReport,
         SpaceStats,
@@ -90,6 +91,9 @@ class SimWorld(SimLog):
         """Numbers of the areas that such writes may use, by volume; all, where nothing is said."""
         self.relocatable: dict[int, int] = {}
         """Bytes that can be brought back to their base places, by volume."""
+        self.live: dict[int, int] = {}
+        self.pinned: dict[int, int] = {}
+        """Bytes that the volume itself has in change logs, and those of them that clones pin, by volume."""
         self.scattered: dict[int, int] = {}
         """Bytes that can be after what snapshots see there has moved away, by volume."""
         self.starving: set[int] = set()
@@ -324,6 +328,13 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
 
     def volume_stats(self, volume: int) -> "VolumeStats":
         target = self._volume(volume)
+        used = self.world.used.get(volume, 0)
+        logs: list[LogStats] = []
+        for number, size in target.logs.items():
+            logs.append(
+                {"number": number, "size_bytes": size, "used_bytes": min(size, used), "claimed_bytes": size}
+            )
+            used -= min(size, used)
         connections = sum(each.connections for each in self._exports.values() if each.volume == volume)
         return {
             "epoch": target.stored.epoch,
@@ -341,10 +352,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "blocks_mapped": len(target.stored.blocks),
             "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,
-            "logs": [
-                {"number": number, "size_bytes": size, "used_bytes": size, "claimed_bytes": size}
-                for number, size in target.logs.items()
-            ],
+            "logs": logs,
         }
 
     def stats(self) -> "EngineStats":

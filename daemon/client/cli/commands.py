@@ -25,6 +25,7 @@ from polyvol.daemon.client.cli.restore import restore
 from polyvol.daemon.client.cli.schedule import schedule
 from polyvol.daemon.client.cli.scrub import scrub
 from polyvol.daemon.client.cli.snapshot import snapshot
+from polyvol.daemon.client.cli.space_output import print_space
 from polyvol.daemon.client.cli.support_bundle import support_bundle
 from polyvol.daemon.client.cli.times import local_option, moments, zoned
 from polyvol.daemon.client.cli.tree import Root, version_option
@@ -69,6 +70,7 @@ def status(as_json: bool, state_dir: Path) -> None:
     )
     say("")
     print_volumes(shown["volumes"])
+    print_space(shown["volumes"])
     say("")
     print_table(
         ("DEVICE", "STATE", "I/O ERRORS", "PATH", "REASON"),

@@ -49,6 +49,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "polyvol volume set": (
         "polyvol volume set db --when-full keep-snapshots",
         "polyvol volume set db --log-device 0-15=nvme,ssd+any",
+        "polyvol volume set db --log-limit 128G",
+        "polyvol volume set db --relocate 20M",
         "polyvol volume set db --quiesce '/etc/polyvol/freeze db' --thaw '/etc/polyvol/thaw db'",
         "polyvol volume set db --no-hooks",
     ),

@@ -18,6 +18,14 @@ from polyvol.daemon.client.cli.log_rules import (
 )
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
 from polyvol.daemon.client.cli.renaming import rename as rename_object
+from polyvol.daemon.client.cli.space_output import (
+    lasts_text,
+    limit_text,
+    live_text,
+    relocation_text,
+    room,
+    use_text,
+)
 from polyvol.daemon.client.cli.times import local_option, moment
 from polyvol.daemon.client.cli.tree import Noun
 from polyvol.daemon.client.cli.volume_output import (
@@ -27,11 +35,8 @@ from polyvol.daemon.client.cli.volume_output import (
     print_partitions,
     print_plan,
     print_volumes,
-    relocation_text,
-    room,
     scrubbed,
     source_text,
-    use_text,
 )
 from polyvol.daemon.errors import NotConfirmed
 from polyvol.daemon.state.directory import nbd_socket
@@ -44,6 +49,25 @@ def when_full_option(*, default: str | None = None) -> Callable[[Command], Comma
         "--when-full",
         type=click.Choice(["keep-writing", "keep-snapshots"]),
         help="When the change logs are full: drop the oldest scheduled snapshots, or refuse writes.",
+        default=default,
+        show_default=default is not None,
+    )
+
+
+def _log_limit(context: click.Context, parameter: click.Parameter, given: str | None) -> str | int | None:
+    if given is None or given in ("auto", "none"):
+        return given
+    return SIZE.convert(given, parameter, context)
+
+
+def log_limit_option(*, default: str | None = None) -> Callable[[Command], Command]:
+    """--log-limit, given to the command as `log_limit`."""
+    return click.option(
+        "--log-limit",
+        metavar="SIZE|auto|none",
+        callback=_log_limit,
+        help="Up to what size its log areas together grow by themselves, of free room on their devices: auto"
+        " is twice its size (of a clone three times), none not at all.",
         default=default,
         show_default=default is not None,
     )
@@ -80,6 +104,7 @@ def volume() -> None:
     "--partition-size", type=SIZE, default="64M", show_default=True, help="A power of two, 1M to 1G."
 )
 @when_full_option(default="keep-writing")
+@log_limit_option(default="auto")
 @click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
 @click.option("--partitions", is_flag=True, help="With --dry-run: each partition's extents and processor.")
 @json_option
@@ -111,6 +136,7 @@ def create(state_dir: Path, as_json: bool, partitions: bool, **request: Json) ->
 @log_devices_option(help="Where its change logs lie [new files]; repeatable.")
 @processors_option()
 @when_full_option(default="keep-writing")
+@log_limit_option(default="auto")
 @json_option
 @state_dir_option
 def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Json) -> None:
@@ -136,6 +162,7 @@ def clone(source: str, name: str, as_json: bool, state_dir: Path, **request: Jso
     help="How fast blocks are brought from change logs back to their base places: as there is opportunity,"
     " not at all, or so many bytes a second.",
 )
+@log_limit_option()
 @hook_options
 @click.option("--no-hooks", is_flag=True, help="Remove the volume's hooks.")
 @json_option
@@ -145,13 +172,14 @@ def set_volume(
     when_full: str | None,
     log_devices: tuple[str, ...],
     relocate: str | int | None,
+    log_limit: str | int | None,
     no_hooks: bool,
     as_json: bool,
     state_dir: Path,
     **hooks: Json,
 ) -> None:
     """Change a volume's settings. They are what it does when its change logs are full, where these
-    lie, how fast blocks are brought back from them, and its hooks."""
+    lie, how fast blocks are brought back from them, up to what size its log areas grow, and its hooks."""
     given = hooks_from(**hooks)
     if no_hooks:
         if given is not None:
@@ -162,9 +190,12 @@ def set_volume(
         "hooks": given,
         "log_devices": list(log_devices) or None,
         "relocate": relocate,
+        "log_limit": log_limit,
     }
     if all(each is None for each in body.values()):
-        raise click.UsageError("give --when-full, --log-device, --relocate, --quiesce, or --no-hooks")
+        raise click.UsageError(
+            "give --when-full, --log-device, --relocate, --log-limit, --quiesce, or --no-hooks"
+        )
     changed = Client(state_dir).patch("volumes", name, body=body)
     if as_json:
         print_json(changed)
@@ -172,7 +203,8 @@ def set_volume(
     rules, hooked = rules_text(changed["log_rules"]), hook_text(changed["hooks"])
     say(
         f"volume {name}: when full, {changed['when_full']}; log rules: {rules};"
-        f" relocation: {relocation_text(changed['relocation']) or '-'}; hooks: {hooked or '-'}"
+        f" relocation: {relocation_text(changed['relocation']) or '-'};"
+        f" log limit: {limit_text(changed['log_limit'])}; hooks: {hooked or '-'}"
     )
     if log_devices and changed["snapshots"]:
         _tell_own_rules(name, changed["snapshots"][-1], Client(state_dir))
@@ -286,10 +318,14 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("last scrub", scrubbed(shown["last_scrub"])),
             ("when full", shown["when_full"]),
             ("room", room(shown)),
+            ("lasts", lasts_text(shown["space"])),
+            ("log limit", limit_text(shown["log_limit"])),
             ("relocation", relocation_text(shown["relocation"])),
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
             ("held", use_text(shown["use"])),
+            ("live data", live_text(shown["use"], clone=shown["source"] is not None)),
+            ("what to do", shown["advice"]),
             ("created", moment(shown["created"])),
         ]
     )

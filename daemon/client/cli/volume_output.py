@@ -5,8 +5,8 @@ from typing import Any
 from polyvol.daemon.client.cli.client import Json
 from polyvol.daemon.client.cli.log_rules import rules_text
 from polyvol.daemon.client.cli.output import listed, print_facts, print_table, say
+from polyvol.daemon.client.cli.space_output import log_use, room
 from polyvol.daemon.client.cli.times import moment, moments, zoned
-from polyvol.daemon.sizes import format_seconds
 from polyvol.mapping.sizes import counted, exact_size, format_size
 
 
@@ -29,14 +29,6 @@ def print_volumes(volumes: list[dict[str, Any]]) -> None:
             for each in volumes
         ],
     )
-
-
-def log_use(logs: list[dict[str, Any]]) -> str:
-    """How much of the change logs is used; '-' if unknown."""
-    size = format_size(sum(log["size"] for log in logs))
-    if any(log["used"] is None for log in logs):
-        return f"unknown, of {size}"
-    return f"{format_size(sum(log['used'] for log in logs))} of {size}"
 
 
 def scrubbed(view: dict[str, Any] | None) -> str | None:
@@ -68,32 +60,6 @@ def source_text(source: Json | None) -> str | None:
         return None
     deleted = " (deleted, and kept for its clones)" if source["deleted"] else ""
     return f"{source['volume']}@{source['snapshot']}{deleted}"
-
-
-def use_text(use: Json | None) -> str | None:
-    """What a volume's change logs hold, for people."""
-    if use is None:
-        return None
-    parts = (
-        f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by snapshots alone"
-    )
-    return f"{format_size(use['used'])}: {parts}"
-
-
-def room(shown: dict[str, Any]) -> str:
-    """How much of a volume can still be redirected, and for how long at the present rate; '-' if unknown.
-
-    Log areas that are full before the others are named, because log rules may allow no other."""
-    space = shown["space"]
-    if space is None:
-        return "-"
-    text = f"{space['level']}, {format_size(space['free'])} free"
-    if space["level"] == "full":
-        return text
-    if space["full_after_s"] is not None:
-        text += f", full in {format_seconds(space['full_after_s'])} at {format_size(space['rate'])}/s"
-    full = [log for log in shown["logs"] if log["used"] is not None and log["used"] >= log["size"]]
-    return "; ".join([text, *(f"area {log['number']} on {listed(log['devices'])} is full" for log in full)])
 
 
 def print_dropped(dropped: list[dict[str, Any]]) -> None:
@@ -178,16 +144,3 @@ def print_partitions(partitions: list[dict[str, Any]]) -> None:
             for extent in part["extents"]
         ],
     )
-
-
-def relocation_text(relocation: Json | None) -> str | None:
-    """The relocation setting, and what was done and goes on."""
-    if relocation is None:
-        return None
-    rate = relocation["rate"]
-    setting = "auto" if rate is None else "off" if rate == 0 else f"{format_size(rate)}/s"
-    moved = f"{format_size(relocation['moved'])} moved" if relocation["moved"] else ""
-    speed = f"{format_size(relocation['speed'])}/s now" if relocation["speed"] else ""
-    failed = f"{counted(relocation['failed'], 'run')} failed" if relocation["failed"] else ""
-    state = relocation["state"] if rate != 0 else ""
-    return "; ".join(each for each in (setting, moved, speed, failed, state) if each)

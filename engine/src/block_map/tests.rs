@@ -16,6 +16,7 @@ use crate::change_log::leaf_bytes::{self, LEAF_BYTES_MAX};
 use crate::units::{Epoch, SlotIndex};
 
 mod change_logs;
+mod homeward;
 
 const BLOCKS: u32 = 1300; // not a multiple of 512
 
@@ -151,6 +152,7 @@ impl Twin {
             assert_eq!(measured, again, "what did not change is not measured at twice");
             self.memory = memory;
         }
+        self.check_homeward();
     }
 
     fn slots(&mut self, first: u32, count: u32, log: u16) {

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 
 use super::diff::only_in;
 use super::history::History;
+use super::homeward::{CachedHomeward, Homeward};
 use super::place::Place;
 use super::tree::{Map, NodeRef, leaves};
 use super::versions::Versions;
@@ -52,6 +53,14 @@ struct Cached {
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     frozen: HashMap<Epoch, Cached>,
+    homeward: CachedHomeward,
+}
+
+impl Memory {
+    /// The live blocks that can go home; `pinned`: the epochs of the snapshots that clones were made from.
+    pub fn homeward(&mut self, versions: &Versions, pinned: &[Epoch]) -> Homeward {
+        self.homeward.count(versions, pinned)
+    }
 }
 
 /// Results for a volume's partitions.

@@ -13,6 +13,7 @@ pub mod check;
 mod clone;
 pub mod compare;
 pub mod grow;
+pub mod homeward;
 pub mod inspect;
 pub mod partitions;
 mod recovered_sync;

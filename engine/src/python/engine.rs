@@ -21,6 +21,7 @@ use crate::processor::share::scrub::Cursor;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
 use crate::python::{partitions, report, spec, stats};
+use crate::units::BLOCK_SIZE;
 use crate::units::Epoch;
 use crate::volume::local_client::LocalClient;
 
@@ -297,6 +298,11 @@ impl Engine {
 
     fn forget_rollback(&self, py: Python<'_>, volume: u64, at: Epoch) -> PyResult<u64> {
         self.call(py, |this| this.inner.forget_rollback(volume, at))
+    }
+
+    fn homeward(&self, py: Python<'_>, volume: u64) -> PyResult<(u64, u64)> {
+        let found = self.call(py, |this| this.inner.homeward(volume))?;
+        Ok((found.home * BLOCK_SIZE, found.pinned * BLOCK_SIZE))
     }
 
     fn snapshot_use<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {

@@ -18,7 +18,7 @@ VOLUME = VolumeId(1)
 
 @pytest.fixture
 def volume(daemon: Daemon) -> Daemon:
-    daemon.ok("volume", "create", "v", "--size", "64M")
+    daemon.ok("volume", "create", "v", "--size", "64M", "--log-limit", "none")
     return daemon
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyvol.daemon.client.cli.volume_output import room
+from polyvol.daemon.client.cli.space_output import room
 from polyvol.daemon.fill_level import FillLevel, level_of
 from polyvol.daemon.space.change_logs import SpaceMonitor
 from polyvol.mapping.ids import VolumeId
@@ -46,7 +46,7 @@ def events(daemon: Daemon) -> list[str]:
 
 @pytest.fixture
 def volume(daemon: Daemon) -> Daemon:
-    daemon.ok("volume", "create", "v", "--size", "64M")
+    daemon.ok("volume", "create", "v", "--size", "64M", "--log-limit", "none")
     return daemon
 
 

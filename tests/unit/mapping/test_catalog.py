@@ -118,6 +118,10 @@ def test_a_catalog_of_version_1_is_taken_over(tmp_path: Path) -> None:
     [snapshot] = catalog.snapshots.of(VolumeId(1))
     assert (snapshot.size, snapshot.consistency, snapshot.hook_trouble) == (8192, "crash", None)
     assert (catalog.groups.all(), catalog.schedules.all()) == ([], [])
+    [volume] = catalog.volumes.all()
+    assert volume.log_bound == 0, "an upgrade has no log areas grow, because they cannot be removed"
+    catalog.volumes.set_policies(replace(volume, log_limit=None))
+    assert [each.log_bound for each in catalog.volumes.all()] == [2 * 8192]
     catalog.close()
     # It has all that a new one has.
     names = "SELECT m.name, p.name, p.type FROM sqlite_master m, pragma_table_info(m.name) p ORDER BY 1, 2"
