@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
-from polyvol.daemon.relocation_progress import RelocationProgress
+from polyvol.daemon.relocation_progress import NOTHING_TO_MOVE, RelocationProgress
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.volumes import Volume
@@ -57,7 +57,6 @@ AWAY_BYTES = 64 << 20
 AWAY_LEAST = 1 << 20
 """Less is not worth a pass."""
 _ALL = 1 << 50
-_NOTHING = "nothing to move"
 _log = logging.getLogger("polyvol.relocation")
 
 
@@ -147,7 +146,7 @@ class RelocationWorker:
         if active:
             watched.active_s = time.monotonic()
         if watched.done == seen and time.monotonic() - watched.done_s < IDLE_S:
-            progress.state = _NOTHING
+            progress.state = NOTHING_TO_MOVE
             return False
         if active and volume.relocation_rate is None and seen.share <= GIVE_WAY:
             progress.state = "waits until hosts are idle"
@@ -178,7 +177,7 @@ class RelocationWorker:
             watched.done, watched.done_s = before, time.monotonic()
             return
         if report["at_end"] and report["bytes"] == 0 and not away:
-            progress.state = _NOTHING
+            progress.state = NOTHING_TO_MOVE
             watched.done, watched.done_s = before, time.monotonic()
         elif report["bytes"]:
             self._served_again(volume)

@@ -8,6 +8,7 @@
 
 mod cloned;
 mod copied;
+mod relocated;
 
 use std::collections::{BTreeMap, BTreeSet};
 

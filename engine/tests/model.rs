@@ -11,13 +11,13 @@
 mod copied;
 mod counted;
 mod differences;
+mod relocated;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
-use polyvol_engine::engine::relocate::{Bounds, Kind, Scattered};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
 use polyvol_engine::io::device::Mode;
@@ -379,14 +379,11 @@ impl Twin {
         }
     }
 
-    /// Brings blocks back to their base places, or moves away what snapshots see there: no difference of two versions
-    /// changes.
+    /// Brings blocks home, or moves away what snapshots see there: no difference of two versions changes.
     fn relocate(&mut self, bytes: u64, away: bool) {
-        let kind = if away { Kind::Away(Scattered { runs: 1, cold: false }) } else { Kind::Home };
         let changes = || differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
-        let (before, time) = (changes(), std::time::Duration::from_secs(20));
-        let done =
-            self.engine().relocate(VOLUME, Bounds { bytes, time, urgent: true, kind }).unwrap();
+        let before = changes();
+        let done = relocated::relocate(self.engine(), VOLUME, bytes, away);
         let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
         assert!(complete && changes() == before, "moving is no change: {done:?}");
         self.check();

@@ -6,11 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::copied;
+use crate::{copied, relocated};
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::check::check_volume;
-use polyvol_engine::engine::relocate::{Bounds, Kind, Scattered};
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
 use polyvol_engine::io::device::Mode;
@@ -321,10 +320,7 @@ impl World {
     }
 
     pub fn relocate(&self, id: u64, away: bool) {
-        let kind = if away { Kind::Away(Scattered { runs: 1, cold: false }) } else { Kind::Home };
-        let (bytes, time) = (u64::MAX, std::time::Duration::from_secs(20));
-        let bounds = Bounds { bytes, time, urgent: true, kind };
-        let done = self.engine().relocate(id, bounds).unwrap();
+        let done = relocated::relocate(self.engine(), id, u64::MAX, away);
         assert!(done.failed == 0 && done.at_end, "{done:?}");
         self.engine().flush(id).unwrap(); // what was freed is used again, or punched
     }

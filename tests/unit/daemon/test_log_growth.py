@@ -12,7 +12,6 @@ import pytest
 from polyvol.daemon.client.cli.space_output import lasts_text, limit_text, live_text, to_go
 from polyvol.daemon.fill_level import FillLevel
 from polyvol.daemon.relocation_progress import RelocationProgress
-from polyvol.daemon.space import relocation
 from polyvol.daemon.space.use_counts import UseCounts
 from polyvol.daemon.types.usage import VolumeUseView
 from polyvol.daemon.volumes import log_growth
@@ -340,7 +339,6 @@ def test_how_long_free_space_lasts_is_told_by_the_last_hour() -> None:
 
 
 def test_relocation_says_what_is_left_how_long_it_takes_and_why_it_waits() -> None:
-    assert relocation._NOTHING == "nothing to move"  # what is explained
     progress = RelocationProgress()
     progress.state = "moving"
     progress.add(progress._at_s + 10, 100 * MIB, 0)
