@@ -24,6 +24,8 @@ class RelocationProgress:
         """Bytes that were moved since polyvold began to serve the volume."""
         self.failed = 0
         """Batches with blocks that could not be moved."""
+        self.live_before: int | None = None
+        """Bytes that the volume had in change logs when polyvold began to serve it; None: not counted yet."""
         self.state = "has not begun"
         """What it does, or why it waits, for people."""
         self._speed = 0.0
@@ -40,8 +42,8 @@ class RelocationProgress:
 
     def credit(self, written: int) -> int:
         """How many bytes may be copied, so that no more are than hosts have written: `written` since polyvold
-        began to serve the volume."""
-        return max(0, written - self.moved)
+        began to serve the volume, and before that what the volume had in change logs then."""
+        return max(0, (self.live_before or 0) + written - self.moved)
 
     def view(
         self, rate: int | None, use: VolumeUseView | None = None, written: int | None = None

@@ -191,6 +191,9 @@ class RelocationWorker:
         if progress is None or watched.is_active:
             return progress is not None
         idle_s = time.monotonic() - watched.active_s
+        use = self._context.uses.get(volume.id)
+        if progress.live_before is None and use is not None:
+            progress.live_before = max(0, use.live - watched.seen.written)
         most = min(wanted, AWAY_BYTES, progress.credit(watched.seen.written) // 2)
         if most < AWAY_LEAST:
             return False

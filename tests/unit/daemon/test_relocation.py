@@ -126,6 +126,16 @@ def test_scattered_blocks_go_home_within_what_hosts_have_written(volume: Daemon)
     assert volume.world.scattered[VOLUME] == 0
 
 
+def test_what_was_in_change_logs_at_the_start_may_be_copied_too() -> None:
+    progress = RelocationProgress()
+    assert progress.credit(MIB) == MIB
+    progress.live_before = 10 * MIB
+    progress.add(progress._at_s + 1, 4 * MIB, 0)
+    assert [progress.credit(written) for written in (0, MIB)] == [6 * MIB, 7 * MIB]
+    progress.add(progress._at_s + 1, 8 * MIB, 0)
+    assert progress.credit(0) == 0
+
+
 def test_nothing_moves_away_while_hosts_are_active(volume: Daemon) -> None:
     context = volume.service._context
     worker = RelocationWorker(context)

@@ -57,7 +57,9 @@ class Bench:
 
     def lasting(self) -> Json:
         """The volume, but for what moves with the time and with what hosts write."""
-        return {key: value for key, value in self.volume().items() if key not in ("space", "use", "relocation")}
+        return {
+            key: value for key, value in self.volume().items() if key not in ("space", "use", "relocation")
+        }
 
 
 @contextmanager
