@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyvol.daemon.client.cli.client import Client
+from scripts.benchmark import relocation
 from scripts.benchmark.cases import Case
 from scripts.benchmark.contenders import adopt, fill, settle
 from scripts.benchmark.cuts import measure_cuts, measure_rate
@@ -56,10 +57,11 @@ class Scale:
     trim_gib: int
     direct_bytes: int
     blocks_written: int
+    relocated: int
 
 
-QUICK = Scale(20, 1.0, 64 << 20, 100_000, 16, 512 << 20, 2_000)
-FULL = Scale(200, 5.0, 10 << 30, 5_000_000, 1024, 4 << 30, 50_000)
+QUICK = Scale(20, 1.0, 64 << 20, 100_000, 16, 512 << 20, 2_000, 128 << 20)
+FULL = Scale(200, 5.0, 10 << 30, 5_000_000, 1024, 4 << 30, 50_000, 1 << 30)
 
 
 def cuts(directory: Path, scale: Scale) -> dict[str, float]:
@@ -298,6 +300,17 @@ def _fio_direct(path: Path, seconds: float, least: int) -> float:
     return float(json.loads(said[said.index("{") :])["jobs"][0]["read"]["iops"])
 
 
+def relocating(directory: Path, scale: Scale) -> dict[str, float]:
+    """What comes home: how fast, what it is good for, and what hosts feel of it."""
+    for name in ("home", "order", "hosts"):
+        (directory / name).mkdir(parents=True)
+    return {
+        **relocation.home(directory / "home", scale.relocated),
+        **relocation.in_order(directory / "order", scale.relocated, scale.seconds),
+        **relocation.beside_hosts(directory / "hosts", scale.relocated, scale.seconds),
+    }
+
+
 Measurement = Callable[[Path, Scale], dict[str, float]]
 
 ALONE: tuple[tuple[str, str, bool, Measurement], ...] = (
@@ -310,5 +323,6 @@ ALONE: tuple[tuple[str, str, bool, Measurement], ...] = (
     ("recovery", "write", True, recovery),
     ("mkfs.xfs", "write", False, file_system),
     ("deleting a snapshot", "read", False, deleting),
+    ("relocation", "read", False, relocating),
 )
 """Name, where its files are, whether --quick has it, the function."""

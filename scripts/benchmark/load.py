@@ -202,6 +202,12 @@ def write_some(export: Export, requests: int, seed: int) -> None:
     _run(command, GRACE_S)
 
 
+def write_scattered(export: Export, block: int, requests: int, seed: int) -> None:
+    """That many random writes of so many bytes, none twice at one place."""
+    command = load_command(export, rw="randwrite", block=block, requests=requests, seed=seed, seconds=GRACE_S)
+    _run(command, GRACE_S)
+
+
 def write_region(export: Export, size: int) -> None:
     """Every block of the first bytes once."""
     block = 1 << 20

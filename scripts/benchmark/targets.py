@@ -147,6 +147,22 @@ BOUNDS = (
     Bound("TRIM of 1 TiB, half of it redirected", "trim.seconds", 2.0, "s"),
     Bound("reads by others meanwhile: the longest", "trim.longest_read_ms", 1000.0, "ms"),
     Bound("bytes written for each byte of first overwrites", "amplification.overwrite", 1.05, "x"),
+    Bound("blocks come home, idle hosts, over cp and sync", "relocation.home_share", 0.5, "x", at_most=False),
+    Bound(
+        "128k reads in order with snapshots, after relocation, over those before",
+        "relocation.read_share",
+        0.8,
+        "x",
+        at_most=False,
+    ),
+    Bound(
+        "4k mix, depth 16, while blocks come home, over without",
+        "relocation.hosts_iops_share",
+        0.9,
+        "x",
+        at_most=False,
+    ),
+    Bound("the same, 99 of 100 requests", "relocation.hosts_p99_share", 1.3, "x"),
     Bound("idle: wake-ups of the engine's threads", "idle.engine_wakeups", 0.0, "in all"),
     Bound("idle: resident memory", "idle.resident_mib", 80.0, "MiB"),
 )
