@@ -68,7 +68,7 @@ fn mutants_are_detected() {
         Bug::UnownedPunch,
     ];
     for bug in soon {
-        let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());
+        let seen = (0..600).any(|seed| wrong(seed, Some(bug)).is_some());
         assert!(seen, "{bug:?} is not detected");
     }
 }
