@@ -242,9 +242,9 @@ def test_room_is_made_by_a_snapshot_of_a_group_whose_other_member_hangs(pair: Da
 
 
 def test_schedules_of_others_run_and_what_is_late_is_told(pair: Daemon) -> None:
+    event = pair.world.hang["flush", HUNG] = threading.Event()
     for name in ("hung", "well"):
         pair.ok("schedule", "add", name, "--every", "1s", "--keep", "last=1")
-    event = pair.world.hang["flush", HUNG] = threading.Event()
     schedules = pair.service.schedules
 
     def runs(name: str) -> str | None:

@@ -31,7 +31,8 @@ def route(result: type, body: type | None = None) -> Route:
 
 def test_two_types_with_one_name_are_refused() -> None:
     """pydantic would name them by their modules."""
-    first, second = (make_dataclass("KeptView", [(m, str)], namespace={"__module__": m}) for m in "ab")
+    first, second = (make_dataclass("KeptView", [(module, str)]) for module in "ab")
+    first.__module__, second.__module__ = "a", "b"
     with pytest.raises(ValueError, match="KeptView: two types"):
         openapi_document([route(first), route(second)], "1")
     with pytest.raises(ValueError, match="one name"):
