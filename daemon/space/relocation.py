@@ -166,7 +166,7 @@ class RelocationWorker:
         watched = self._watched.get(volume.id)
         if progress is None or watched is None or self._stopping.is_set():
             return
-        began_s, before = time.monotonic(), watched.seen
+        began_s, before, moved = time.monotonic(), watched.seen, progress.moved
         wanted = int(volume.relocation_rate * JOB_S) if volume.relocation_rate else _ALL
         progress.state = "moving"
         try:
@@ -181,8 +181,9 @@ class RelocationWorker:
             watched.done, watched.done_s = before, time.monotonic()
         elif report["bytes"]:
             self._served_again(volume)
-        if volume.relocation_rate and report["bytes"]:
-            self._stopping.wait(report["bytes"] / volume.relocation_rate - (time.monotonic() - began_s))
+        moved = progress.moved - moved
+        if volume.relocation_rate and moved:
+            self._stopping.wait(moved / volume.relocation_rate - (time.monotonic() - began_s))
 
     def _move_away(self, volume: Volume, watched: _Watched, wanted: int) -> bool:
         """Move away what snapshots see at base places of scattered blocks, at most `wanted` bytes of it, if
@@ -194,13 +195,14 @@ class RelocationWorker:
         use = self._context.uses.get(volume.id)
         if progress.live_before is None and use is not None:
             progress.live_before = max(0, use.live - watched.seen.written)
-        most = min(wanted, AWAY_BYTES, progress.credit(watched.seen.written) // 2)
-        if most < AWAY_LEAST:
+        credit = progress.credit(watched.seen.written) // 2
+        if credit < AWAY_LEAST:
             return False
         progress.state = "moving what snapshots see away from base places"
         scattered = (SCATTERED_RUNS, idle_s < SETTLED_S)
+        most = min(wanted, AWAY_BYTES, credit)
         report = self._relocate(volume, most, JOB_S, urgent=False, scattered=scattered)
-        return report["bytes"] > 0
+        return report["bytes"] > 0 or not report["at_end"]
 
     def _relocate(
         self,
