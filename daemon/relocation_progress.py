@@ -1,5 +1,5 @@
-"""Relocation progress: how much of a volume was brought back to its base places, and what goes on now. No
-engine, no thread.
+"""Relocation progress: how much of a volume was relocated, and what relocation does now. No engine, no
+thread.
 
 Owner and locks   Updated by one thread at a time, read by any: single fields are replaced.
 """

@@ -1,16 +1,16 @@
 """Relocation worker: has the engine bring blocks of each volume from change logs back to their base places.
 
-How it works      One thread looks at every volume that is served each LOOK_S. A volume in which something may
-                  be to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
-                  active, blocks are moved only if more than half of its log areas is used, or it has a rate,
-                  and the engine gives way to them. When its log areas are almost full, hosts do not matter.
+How it works      One thread looks at every volume that is served each LOOK_S. A volume that may have blocks
+                  to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
+                  active, blocks are moved only if more than half of its log areas is used, or it has a rate;
+                  the engine then gives way to hosts, unless the log areas are almost full.
                   After a pass that has found nothing, nothing is done until hosts have changed something, a
                   snapshot was deleted, or IDLE_S is over.
 Away, and home    Where a snapshot sees the base places, blocks stay in change logs, in as many pieces as
                   hosts have written. While hosts are idle, what snapshots see there is moved to slots first.
                   A block costs two copies then, so this is done within a credit: relocation never copies more
                   than hosts have written. What was written since the newest snapshot may be written again
-                  soon, so it waits until hosts were idle for SETTLED_S.
+                  soon, so it waits until hosts have been idle for SETTLED_S.
 Owner and locks   Its thread, `polyvol-relocation`, and its jobs take no lock: the engine refuses what cannot
                   be, and a volume may be closed at any time.
 Errors            An engine error ends the job; the next one is begun as if it had found nothing.
@@ -42,18 +42,18 @@ IDLE_S = 60.0
 """How long after a pass that has found nothing another one is made in any case."""
 STOP_S = 5.0
 GIVE_WAY = 0.5
-"""Hosts have their way as long as no more than this share of the log areas is used."""
+"""While hosts are active nothing is moved, unless more than this share of the log areas is used."""
 URGENT = 0.9
-"""From this share of the log areas on, hosts do not have their way."""
+"""From this share of the log areas on, blocks are moved as if hosts were idle."""
 RELIEF_BYTES = 64 << 20
 """How much is moved, at most, for writes that wait for free slots."""
 RELIEF_S = 2.0
 SETTLED_S = 60.0
-"""How long hosts are idle until what they wrote last is put in order too."""
+"""How long hosts must be idle until what they wrote since the newest snapshot is put in order too."""
 SCATTERED_RUNS = 8
-"""From so many runs of slots on, 2 MiB of a volume are scattered."""
+"""2 MiB of a volume (a leaf) are scattered if they lie in at least so many runs of slots."""
 AWAY_BYTES = 64 << 20
-"""How much is moved away at a time: so much more of the log areas is used until the live blocks are home."""
+"""How much is moved away at a time: the log areas use so much more until the live blocks are home."""
 AWAY_LEAST = 1 << 20
 """Less is not worth a pass."""
 _ALL = 1 << 50
@@ -78,8 +78,8 @@ class _Seen:
 
 @dataclass
 class _Watched:
-    """A volume that is watched: what the last look found, and what there was when a pass had found nothing to
-    move, and when that was."""
+    """A volume that is watched: what the last look found (`seen`); of the last pass that found nothing to
+    move, what the look before it had found (`done`), and when it ended (`done_s`)."""
 
     seen: _Seen
     done: _Seen | None = None

@@ -1,5 +1,5 @@
-"""Log growth: gives a volume more log areas by itself, of free room that its log rules allow, up to its
-limit.
+"""Log growth: gives a volume more log areas without being asked, of free room that its log rules allow, up to
+its limit.
 
 How it works      A step is made at once when writes wait for free slots, before any snapshot is dropped for
                   them, and ahead of that when what a log rule allows is almost full and relocation cannot
@@ -31,8 +31,7 @@ from polyvol.mapping.sizes import format_size
 FILES_LEFT = 512 << 20
 """What a file for log areas leaves free of the file system that also has the state directory, bytes."""
 AGAIN_S = 10.0
-"""After a step that was not possible refused writes are not asked to wait again for so long, unless somebody
-has changed something."""
+"""For so long after a step that was not possible, writes that were refused do not wait again for growth."""
 _Limits = tuple[int, int, int, tuple[LogRule, ...]]
 """The limit, the free room, how many areas there are, the rules."""
 _LOW, _CRITICAL = LEVELS[1][1], LEVELS[2][1]

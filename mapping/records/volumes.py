@@ -36,8 +36,8 @@ class Volume:
     it, so what it holds is incomplete, and it is not exported. `manifests`: the processors of its first so
     many partitions have manifests; 0 if no version that makes them has served it. `stopped`: see
     daemon/volumes/manifest_digests.py. `relocation_rate`: at most so many bytes per second of its blocks are
-    relocated, 0: none; None: as there is opportunity. `log_limit`: up to so many bytes its log areas, all
-    together, grow by themselves; 0: not at all; None: LOG_LIMIT_FACTOR times its size."""
+    relocated, 0: none; None: 'auto'. `log_limit`: all its log areas together grow by themselves up to so many
+    bytes; 0: not at all; None: LOG_LIMIT_FACTOR times its size (CLONE_LOG_LIMIT_FACTOR for a clone)."""
 
     id: VolumeId
     uuid: UUID

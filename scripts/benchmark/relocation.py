@@ -1,4 +1,4 @@
-"""relocation: how fast blocks come home, how a volume in pieces is read, and what hosts feel of it.
+"""relocation: how fast blocks come home, how fast a scattered volume is read, and what it costs hosts.
 
 How it works      Each function measures one thing on a daemon of its own, and returns figures by name, as
                   those of `alone.py` do. Everything is a share of something that was measured in the same

@@ -1,5 +1,5 @@
-"""What is printed of the space of volumes for change logs: who holds it, what comes back, how long it
-lasts."""
+"""Space output: what `status` and `volume show` print of log areas: who holds what, what comes back, and how
+long the free space lasts."""
 
 from typing import Any
 
@@ -116,7 +116,7 @@ def print_space(volumes: list[dict[str, Any]]) -> None:
 
 
 def relocation_text(relocation: Json | None) -> str | None:
-    """The relocation setting, and what was done and goes on."""
+    """The relocation setting, what was moved, and what relocation does now."""
     if relocation is None:
         return None
     rate = relocation["rate"]

@@ -66,8 +66,8 @@ def log_limit_option(*, default: str | None = None) -> Callable[[Command], Comma
         "--log-limit",
         metavar="SIZE|auto|none",
         callback=_log_limit,
-        help="Up to what size its log areas together grow by themselves, of free room on their devices: auto"
-        " is twice its size (of a clone three times), none not at all.",
+        help="The size up to which all its log areas together grow by themselves, if their devices have room;"
+        " auto: twice its size (three times for a clone); none: they do not grow.",
         default=default,
         show_default=default is not None,
     )

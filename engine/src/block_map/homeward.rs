@@ -1,8 +1,9 @@
 //! Homeward: how many blocks of a partition relocation could bring back to their base places now.
 //!
 //! How it works      Of the live map's blocks in slots, those whose base places no frozen map sees can go there, unless a
-//!                   clone has a copy of a map that has them in the same slots. The result is cached under the identities
-//!                   of all maps; it is counted again after any change.
+//!                   clone has a copy of a map that has them in the same slots. Base places that are held count as free:
+//!                   they soon are. The result is cached under the identities of all maps; it is counted again after any
+//!                   change.
 //! Owner and locks   as in [`usage`](super::usage): the cache belongs to the caller, the versions are clones.
 
 use std::hash::{Hash, Hasher};

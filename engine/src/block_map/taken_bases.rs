@@ -7,8 +7,9 @@
 //!                   base place becomes taken when the live map leaves it to a frozen one, and free when the last
 //!                   version that sees it is released.
 //! Held              what snapshots saw at a base place may have moved to a slot. Until the record of that is durable, a
-//!                   power loss restores the base place, so it is held: no write may use it (TB1).
-//! Memory            about 100 bytes for each leaf in which a block was redirected and written again.
+//!                   power loss restores versions that see the base place, so it is held: nothing may use it (TB1).
+//! Memory            about 100 bytes for each leaf in which a block was redirected and written again, or was looked at
+//!                   by relocation; 16 bytes for each run of base places that is held.
 //! Owner and locks   the partition's versions. A clone of these has none: it is made for reading.
 
 use rustc_hash::FxHashMap;

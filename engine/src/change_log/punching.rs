@@ -3,15 +3,15 @@
 //! How it works      A freed slot is *backed*: its device still has space for it. A sweep visits the chunks of an area that
 //!                   have backed slots. Where no slot was allocated or freed for some sweeps, it takes the backed ones,
 //!                   punches them run by run, and frees them; so an active writer keeps what it is about to use again. A
-//!                   chunk that has become empty is punched at once. After a start nothing is known of free slots. So the
-//!                   first sweeps are surveys: they ask the file system where the area's file has data. Disks are not
-//!                   surveyed, because they do not know.
+//!                   chunk that has become empty is punched at once. After a start it is not known which free slots are
+//!                   backed. So the first sweeps are a survey: they ask the file system where the area's file has data. A
+//!                   disk cannot be asked: of its slots only those that are freed from then on count as backed.
 //! Invariants        PU1 a slot that is punched is allocated to the punching, from before the call until after it;
 //!                   PU2 slots are punched only if nobody waits for slots of the area and enough others are free (SP2);
 //!                   PU3 one sweep of an area at a time.
-//! Why a punch and a write do not meet   The punching allocates slots as a write does, under the chunk's lock. So a write
-//!                   gets them before, and then they are not backed (CH3), or after the call has returned. A punched slot
-//!                   might as well have been written: its freeing is durable, or it was young (J4). No record refers to
+//! Why no punch destroys a write   The punching allocates slots as a write does, under the chunk's lock. So a write gets
+//!                   them before, and then they are not backed (CH3), or after the call has returned. A punched slot may be
+//!                   overwritten like any free slot: its freeing is durable, or it was young (J4). No record refers to
 //!                   the slots of a punching, so after a kill they are free.
 //! Owner and locks   the pool thread that sweeps; the chunks have their own locks.
 
@@ -187,7 +187,7 @@ impl Punching {
         }
     }
 
-    /// Punches a run, a little at a time: meanwhile the file system locks the file.
+    /// Punches a run in several calls: during each of them the file system locks the file.
     fn punch_run(&self, first: u32, count: u32) {
         let (device, mut offset) = self.log.locate(SlotIndex::in_chunk(self.chunk, first));
         let mut left = u64::from(count) * BLOCK_SIZE;

@@ -196,7 +196,7 @@ impl LogArea {
         Use { size, used: size.saturating_sub(unused) }
     }
 
-    /// Whether a write lately found its device full: then slots that are backed come first.
+    /// Whether a write has recently found its device full: then slots that are backed come first.
     pub fn is_lean(&self) -> bool {
         self.lean.load(Ordering::Relaxed)
     }

@@ -1,11 +1,13 @@
-//! Relocate: the control call that brings a volume's blocks from change logs back to their base places.
+//! Relocate: the control call that brings a volume's blocks from change logs back to their base places, or moves away
+//! what only snapshots see there.
 //!
 //! How it works      It asks one share after the other for a batch
 //!                   ([`Share::relocate`](crate::processor::share::Share::relocate)), until a pass over all of them has
 //!                   found nothing, enough was moved, or the time is over. If hosts were active since the batch before,
-//!                   batches are small, and the call sleeps nine times as long as each took. Python decides how often
-//!                   it is called, and with which bounds.
-//! Errors            NotFound if the volume is not served.
+//!                   batches are small, and the call sleeps nine times as long as each took. After moves away it
+//!                   flushes, because the base places are held until then. Python decides how often it is called,
+//!                   and with which bounds.
+//! Errors            NotFound if the volume is not served; what a flush can fail with, after moves away.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

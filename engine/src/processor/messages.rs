@@ -63,7 +63,7 @@ pub enum Control {
     },
     /// Continue a `Release`.
     ReleaseMore(u32),
-    /// Punch slots of a share that were freed, however lately.
+    /// Punch the freed slots of a share, also those that were freed just now.
     GiveBack(u32),
     /// Answer a scrub's query of a share.
     Scrub(u32, Question),

@@ -46,7 +46,7 @@ impl Simulation {
         self.run_state().map(|_| ())
     }
 
-    /// Has freed slots punched, while other work goes on.
+    /// Has freed slots punched while other work continues.
     pub(super) fn give_back(&mut self, running: &Running) -> Result<()> {
         let Ok(volume) = running.engine.volume(VOLUME) else { return Ok(()) };
         for _ in 0..self.random.within(1, 6) {

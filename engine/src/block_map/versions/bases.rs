@@ -1,7 +1,8 @@
 //! Bases: which base places of a partition are free, and the moves of blocks from and to them.
 //!
-//! How it works      The live map leaves a base place to a snapshot with the first change after that, and comes back to it
-//!                   when no version sees it. [`Relocation`] moves blocks in all versions at once.
+//! How it works      With the first change of a block after a snapshot, the live map leaves the base place to the snapshot.
+//!                   It comes back when no version sees the base place. [`Relocation`] moves blocks in all versions at
+//!                   once.
 //! Invariants        TB1 a base place from which blocks have moved to slots is held until the record of that is durable:
 //!                   until then a power loss restores versions that see it. If no snapshot is left, no recovery finds
 //!                   such a version, and it is free.

@@ -1,13 +1,13 @@
 //! Give back: what a share does so that the space of freed slots goes back to the devices without a host's flush.
 //!
 //! How it works      Chunks that a release has emptied are punched at once. The other freed slots are punched by sweeps
-//!                   ([`punching`](crate::change_log::punching)), which ticks begin while there may be any. If slots or
-//!                   base places wait for a commit, and hosts have changed nothing for a while, or it has lasted long, a
-//!                   sync is requested. A log area whose device is full is *lean* for some seconds: writes get slots that
+//!                   ([`punching`](crate::change_log::punching)), which ticks begin while there may be any. If freed slots
+//!                   or freed base places wait for a commit, and hosts have changed nothing for a while, or the wait has
+//!                   been long, a sync is requested. A log area whose device is full is *lean* for some seconds: writes get slots that
 //!                   are backed, if there are any, and nothing is punched. If any other write finds a disk full, all that is
 //!                   backed elsewhere is punched at once.
-//! Costs             They follow what was freed. No request waits for a punch; where hosts do not free slots there is no
-//!                   tick and no sweep.
+//! Costs             They follow what was freed. No request waits for a punch. After the surveys of a start, there is no
+//!                   tick and no sweep where nothing is freed.
 //! Owner and locks   the share's processor; sweeps run on the pool's threads.
 
 use std::collections::BTreeMap;

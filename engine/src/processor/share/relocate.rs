@@ -2,8 +2,8 @@
 //!
 //! How it works      A call looks for blocks of one leaf that the live map has in slots, and whose base places no version
 //!                   sees. (Where one does, [`relocate_away`](super::relocate_away) moves what it sees to slots first.)
-//!                   A pool thread reads these slots, checks them, and writes the base places, while the blocks
-//!                   are reserved as for a write. Then the processor records for each run of slots that its blocks are
+//!                   A pool thread reads these slots, checks them, and writes the base places, while the blocks,
+//!                   and those between them, are reserved as for a write. Then the processor records for each run of slots that its blocks are
 //!                   at their base places, in all versions that had them in the slots, and frees the slots. The caller
 //!                   decides how much and how often ([`Engine::relocate`](crate::engine::Engine::relocate)).
 //! Invariants        MV1 a base place is written only while its blocks are reserved, and if no version sees it;
@@ -12,7 +12,7 @@
 //!                   MV3 a slot's checksum is checked before its contents count: a bad block stays where it is.
 //! Why it is safe    The record is appended after the data was written, so a commit that covers it has synced that. Until
 //!                   then a power loss restores the slot, which is not reused before (J4). No version sees the base
-//!                   place in the meantime. A host's write waits for the copy, and finds either place in the map.
+//!                   place in the meantime. Hosts' reads and writes of the blocks wait for the copy.
 //! Owner and locks   the share's processor.
 
 use std::collections::VecDeque;
