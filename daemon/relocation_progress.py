@@ -1,9 +1,11 @@
 """Relocation progress: how much of a volume was relocated, and what relocation does now. No engine, no
 thread.
 
-Owner and locks   Updated by one thread at a time, read by any: single fields are replaced.
+Owner and locks   Updated by the worker's jobs and by those who make room for writes, under a lock; read by
+                  any.
 """
 
+import threading
 import time
 
 from polyvol.daemon.types.usage import VolumeUseView
@@ -28,17 +30,19 @@ class RelocationProgress:
         """Bytes that the volume had in change logs when polyvold began to serve it; None: not counted yet."""
         self.state = "has not begun"
         """What it does, or why it waits, for people."""
+        self._lock = threading.Lock()
         self._speed = 0.0
         self._at_s = time.monotonic()
 
     def add(self, now_s: float, moved: int, failed: int) -> None:
         """So many bytes were moved until now since the last call, and so many batches failed."""
-        self.moved += moved
-        self.failed += failed
-        passed_s = max(1e-3, now_s - self._at_s)
-        share = min(1.0, passed_s / WINDOW_S)
-        self._speed += (moved / passed_s - self._speed) * share
-        self._at_s = now_s
+        with self._lock:
+            self.moved += moved
+            self.failed += failed
+            passed_s = max(1e-3, now_s - self._at_s)
+            share = min(1.0, passed_s / WINDOW_S)
+            self._speed += (moved / passed_s - self._speed) * share
+            self._at_s = now_s
 
     def credit(self, written: int) -> int:
         """How many bytes may be copied, so that no more are than hosts have written: `written` since polyvold

@@ -234,14 +234,18 @@ class SpaceMonitor:
         context.events.add("warning", text, volume=volume.name)
         return False
 
-    def _grow(self, volume: Volume, areas: Collection[int]) -> bool:
-        """Have log areas grow for writes that may use these; whether they did. VolumeBusy."""
+    def _grow(self, volume: Volume, areas: Collection[int], *, ahead: bool = False) -> bool:
+        """Have log areas grow for writes that may use these; `ahead`: if these are still almost full. Whether
+        they did. VolumeBusy."""
         if self._growth is None:
             return False
         with self._context.locks.room({volume.id: volume.name}, _WHAT):
             now = self._context.catalog.volumes.get(volume.id)
-            served = now is not None and self._context.is_served(now)
-            return now is not None and served and self._growth.grow(now, areas) > 0
+            if now is None or not self._context.is_served(now):
+                return False
+            if ahead and list(areas) not in self._growth.almost_full(now):
+                return False
+            return self._growth.grow(now, areas) > 0
 
     def _grow_ahead(self, volume: Volume) -> None:
         """Have log areas grow that are almost full, unless that was in vain."""
@@ -254,7 +258,7 @@ class SpaceMonitor:
     def _grow_if_free(self, volume: Volume, groups: list[list[int]]) -> None:
         with contextlib.suppress(VolumeBusy, self._context.engine_error):  # the next look does it
             for areas in groups:
-                self._grow(volume, areas)
+                self._grow(volume, areas, ahead=True)
 
     def _advice(self, volume: Volume, areas: Collection[int] | None = None) -> str:
         """What to do about log areas that are full, or will be."""

@@ -32,8 +32,11 @@ FILES_LEFT = 512 << 20
 """What a file for log areas leaves free of the file system that also has the state directory, bytes."""
 AGAIN_S = 10.0
 """For so long after a step that was not possible, writes that were refused do not wait again for growth."""
-_Limits = tuple[int, int, int, tuple[LogRule, ...]]
-"""The limit, the free room, how many areas there are, the rules."""
+VAIN_S = 60.0
+"""How long a step that was not possible is not tried again ahead of need, while its limits stay: an error may
+have passed."""
+_Limits = tuple[int, int, bool, int, tuple[LogRule, ...]]
+"""The limit, the free room, whether a file may be made, how many areas there are, the rules."""
 _LOW, _CRITICAL = LEVELS[1][1], LEVELS[2][1]
 
 
@@ -43,8 +46,8 @@ class LogGrowth:
     def __init__(self, context: Context, log_areas: LogAreas) -> None:
         self._context = context
         self._log_areas = log_areas
-        self._vain: dict[VolumeId, dict[frozenset[int], _Limits]] = {}
-        """For areas that are allowed together, where a step was not possible with these limits."""
+        self._vain: dict[VolumeId, dict[frozenset[int], tuple[_Limits, float]]] = {}
+        """For areas that are allowed together, where a step was not possible with these limits, and when."""
         self._failed_s: dict[VolumeId, float] = {}
         """When the last step was not possible."""
 
@@ -82,7 +85,7 @@ class LogGrowth:
         vain = self._vain.setdefault(volume.id, {})
         for group in allowed_areas(self._rules(volume), there):
             if set(group).issubset(areas):
-                vain[frozenset(group)] = tried
+                vain[frozenset(group)] = (tried, time.monotonic())
         self._failed_s[volume.id] = time.monotonic()
 
     def may_grow(self, volume: Volume) -> bool:
@@ -97,8 +100,9 @@ class LogGrowth:
 
     def _is_open(self, volume: Volume, there: list[LogArea], group: list[int]) -> bool:
         """Whether a step may be possible for writes that may use these areas."""
-        vain = self._vain.get(volume.id, {}).get(frozenset(group))
-        return vain != self._limits(volume, there) and self.room(volume, group).left(volume) > 0
+        vain, at_s = self._vain.get(volume.id, {}).get(frozenset(group), (None, 0.0))
+        is_vain = vain == self._limits(volume, there) and time.monotonic() - at_s < VAIN_S
+        return not is_vain and self.room(volume, group).left(volume) > 0
 
     def keep_only(self, volumes: set[VolumeId]) -> None:
         """Forget all other volumes."""
@@ -119,18 +123,23 @@ class LogGrowth:
 
     def almost_full(self, volume: Volume) -> list[list[int]]:
         """The numbers of the areas that a log rule in force allows, for each rule for which these are almost
-        full, relocation cannot give enough of them back, and a step may be possible. Engine errors."""
+        full, relocation cannot give enough of them back, and a step may be possible. None until it was
+        counted what relocation can give back. Engine errors."""
+        counted = self._context.uses.get(volume.id)
+        if counted is None and volume.is_relocated:
+            return []
         stats = self._context.engine.volume_stats(volume.id)
         use = {log["number"]: (log["used_bytes"], log["size_bytes"]) for log in stats["logs"]}
         if all(used < _CRITICAL * size for used, size in use.values()):
             return []
         there = self._context.catalog.log_areas.of(volume.id)
-        counted = self._context.uses.get(volume.id)
         back = counted.comes_back if counted is not None and volume.is_relocated else 0
         found = []
         for group in allowed_areas(self._rules(volume), there):
-            used = sum(use[number][0] for number in group if number in use)
-            size = sum(use[number][1] for number in group if number in use)
+            if not use.keys() >= set(group):
+                continue  # an area that the engine does not have yet
+            used = sum(use[number][0] for number in group)
+            size = sum(use[number][1] for number in group)
             if (
                 used >= _CRITICAL * size
                 and used - back >= _LOW * size
@@ -160,4 +169,5 @@ class LogGrowth:
         """What a step depends on: while this stays, one that was not possible stays impossible."""
         areas = list(there)
         free = sum(room_on([area.device for area in areas], inventory(self._context)).values())
-        return volume.log_bound, free, len(areas), self._rules(volume)
+        file = self._may_make_file(volume, areas, areas)
+        return volume.log_bound, free, file, len(areas), self._rules(volume)

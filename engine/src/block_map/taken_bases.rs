@@ -12,6 +12,8 @@
 //!                   by relocation; 16 bytes for each run of base places that is held.
 //! Owner and locks   the partition's versions. A clone of these has none: it is made for reading.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
 
 use super::leaf::LEAF_BLOCKS;
@@ -24,11 +26,10 @@ const WORDS: usize = LEAF_BLOCKS as usize / 64;
 /// A bit for each block of a leaf.
 type Bits = [u64; WORDS];
 
-/// Base places that are held until a record is durable.
+/// Base places that are held until record `seq` is durable.
 #[derive(Debug)]
 struct Held {
     seq: u64,
-    first: BlockIndex,
     count: u32,
 }
 
@@ -36,8 +37,8 @@ struct Held {
 struct Known {
     /// By leaf.
     leaves: FxHashMap<u32, Box<Bits>>,
-    /// In order of their records.
-    held: Vec<Held>,
+    /// By first block; no two overlap.
+    held: BTreeMap<BlockIndex, Held>,
 }
 
 /// See the module's head. Most partitions have none, which costs a pointer.
@@ -106,42 +107,58 @@ impl TakenBases {
         }
     }
 
-    /// Holds base places until record `seq` is durable.
+    /// Forgets everything: there is no frozen map.
+    pub(super) fn forget_all(&mut self) {
+        self.0 = None;
+    }
+
+    /// Holds base places until record `seq` is durable. That is the last record for which one of them is held.
     pub(super) fn hold(&mut self, first: BlockIndex, count: u32, seq: u64) {
-        self.0.get_or_insert_default().held.push(Held { seq, first, count });
+        let held = &mut self.0.get_or_insert_default().held;
+        let end = first + count;
+        // In a replay they may be held for a snapshot that is gone.
+        while let Some((start, older)) = held.range(..end).next_back()
+            && start + older.count > first
+        {
+            let (start, older_end, seq) = (*start, start + older.count, older.seq);
+            held.remove(&start);
+            if older_end > end {
+                held.insert(end, Held { seq, count: older_end - end });
+            }
+            if start < first {
+                held.insert(start, Held { seq, count: first - start });
+            }
+        }
+        held.insert(first, Held { seq, count });
     }
 
     /// Ends the holding of those whose records are durable, up to `committed`.
     pub(super) fn release_held(&mut self, committed: u64) {
         if let Some(known) = &mut self.0 {
-            known.held.retain(|held| held.seq > committed);
+            known.held.retain(|_, held| held.seq > committed);
         }
     }
 
     /// The last record for which one of these base places is held; 0: none is.
     pub(super) fn held_until(&self, first: BlockIndex, count: u32) -> u64 {
         let Some(known) = &self.0 else { return 0 };
-        let here = |held: &&Held| held.first < first + count && first < held.first + held.count;
-        known.held.iter().filter(here).map(|held| held.seq).max().unwrap_or(0)
+        let before = known.held.range(..first).next_back();
+        let before = before.filter(|(start, held)| **start + held.count > first);
+        let inside = known.held.range(first..first + count);
+        before.into_iter().chain(inside).map(|(_, held)| held.seq).max().unwrap_or(0)
     }
 
     /// The length of the run from `block`, at most `limit`, for which the answer is the same, and the answer: is the
     /// base place held?
     pub(super) fn held_run(&self, block: BlockIndex, limit: u32) -> (u32, bool) {
-        let (mut count, mut found) = (limit, false);
-        for held in self.0.iter().flat_map(|known| &known.held) {
-            if (held.first..held.first + held.count).contains(&block) {
-                let left = held.first + held.count - block;
-                (count, found) = if found {
-                    (count.max(left.min(limit)), true)
-                } else {
-                    (left.min(limit), true)
-                };
-            } else if !found && held.first > block {
-                count = count.min(held.first - block);
-            }
+        let Some(known) = &self.0 else { return (limit, false) };
+        if let Some((start, held)) = known.held.range(..=block).next_back()
+            && start + held.count > block
+        {
+            return (limit.min(start + held.count - block), true);
         }
-        (count, found)
+        let next = known.held.range(block..block + limit).next();
+        (next.map_or(limit, |(start, _)| start - block), false)
     }
 }
 
@@ -173,4 +190,38 @@ fn bases(node: NodeRef<'_>) -> Bits {
         }
     });
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::TakenBases;
+
+    proptest! {
+        #[test]
+        fn held_places_are_found_as_in_a_list_of_single_blocks(
+            holds in prop::collection::vec((0..60u32, 1..20u32), 1..12), committed in 0..12u64,
+        ) {
+            let (mut taken, mut single) = (TakenBases::default(), BTreeMap::new());
+            for (seq, (first, count)) in (1..).zip(holds) {
+                taken.hold(first, count, seq);
+                single.extend((first..first + count).map(|block| (block, seq)));
+            }
+            taken.release_held(committed);
+            single.retain(|_, seq| *seq > committed);
+            for block in 0..90 {
+                let until = single.get(&block).copied().unwrap_or(0);
+                prop_assert_eq!(taken.held_until(block, 1), until);
+                let (count, held) = taken.held_run(block, 90 - block);
+                prop_assert!(count > 0 && held == (until > 0));
+                let alike = |other| single.contains_key(&other) == held;
+                prop_assert!((block..block + count).all(alike), "block {}", block);
+            }
+            let last = single.values().max().copied().unwrap_or(0);
+            prop_assert_eq!(taken.held_until(0, 90), last);
+        }
+    }
 }

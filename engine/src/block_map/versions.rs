@@ -442,7 +442,7 @@ impl Versions {
         left.into_iter().for_each(|(first, count)| self.taken.set(first, count, false));
         Arc::make_mut(&mut self.frozen).remove(index);
         if self.frozen.is_empty() {
-            self.taken.forget();
+            self.taken.forget_all(); // TB1
         }
     }
 }

@@ -77,8 +77,10 @@ impl Engine {
             done.failed += answer.failed;
             moved |= answer.blocks > 0;
             if answer.at_end || answer.busy {
+                // In a busy share another call's job may be under way: it has not come to its end.
+                let idle = answer.at_end && !moved;
                 (idle_shares, busy) =
-                    if moved { (0, answer.busy) } else { (idle_shares + 1, busy || answer.busy) };
+                    if idle { (idle_shares + 1, busy || answer.busy) } else { (0, answer.busy) };
                 (share, moved) = ((share + 1) % volume.shares.len(), false);
             }
             if idle_shares >= volume.shares.len() {

@@ -58,7 +58,7 @@ def test_it_grows_on_devices_that_are_named(daemon: Daemon) -> None:
 @pytest.mark.parametrize("step", ["open_device", "grow_volume"])
 def test_a_failure_leaves_the_volume_as_it_was(daemon: Daemon, step: str) -> None:
     before, show = files(daemon), said(daemon, "volume", "show", "v", "--partitions")
-    del show["relocation"]  # it goes on meanwhile
+    del show["relocation"]  # it goes on during the call
     daemon.world.fail[step] = 0
     assert "simulated failure" in daemon.refused("volume", "grow", "v", "--size", "300M")
     daemon.world.fail.clear()

@@ -232,8 +232,28 @@ def test_log_areas_that_are_almost_full_grow_ahead_unless_relocation_gives_enoug
         context.uses[VOLUME] = use(live=used, comes_back=back)
         assert bool(growth.almost_full(there)) is due, (used, back)
     context.uses.pop(VOLUME)
+    assert growth.almost_full(there) == [], "what comes back is not known"
     volume.ok("volume", "set", "v", "--log-limit", "auto")
     wait_until(lambda: sizes(volume) == [64, 64], "growth without a write that waits", 20)
+
+
+def test_a_step_that_was_not_possible_is_tried_again_after_a_while(
+    volume: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = volume.service._context
+    growth = LogGrowth(context, volume.service.volumes.log_areas)
+    volume.ok("volume", "set", "v", "--log-limit", "none")  # the daemon's own must not be first
+    there = context.catalog.volumes.get(VOLUME)
+    assert there is not None
+    there = replace(there, log_limit=1 << 30)
+    volume.world.used[VOLUME] = 60 * MIB
+    context.uses[VOLUME] = use(live=60)
+    assert growth.almost_full(there) == [[1]]
+    areas = context.catalog.log_areas.of(VOLUME)
+    growth._note_vain(there, areas, [1], growth._limits(there, areas))
+    assert growth.almost_full(there) == []
+    monkeypatch.setattr(log_growth, "VAIN_S", 0.0)
+    assert growth.almost_full(there) == [[1]], "it may have been an error that has passed"
 
 
 def test_the_limit_is_kept_and_shown(volume: Daemon) -> None:

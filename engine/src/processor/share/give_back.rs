@@ -80,10 +80,11 @@ impl Share {
         self.punch_backed(QUIET_SWEEPS, context);
     }
 
-    /// Whether slots or base places were freed, and that is not durable yet.
+    /// Whether slots or base places were freed or left, and that is not durable yet.
     fn waits_for_commit(&self) -> bool {
         let committed = || self.journal.shared().committed();
         self.slots.pending_free() > 0
+            || self.relocation.holds()
             || self.freed_bases.front().is_some_and(|freed| freed.seq > committed())
     }
 

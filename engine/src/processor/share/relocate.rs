@@ -37,8 +37,6 @@ use crate::units::{BLOCK_SIZE, BlockIndex, LocalIndex};
 
 /// How long one call looks for blocks, nanoseconds.
 const LOOK_NS_MAX: u64 = 500_000;
-/// Leaves after which it looks at the clock.
-const LOOKS: u32 = 64;
 
 /// What one call has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +139,7 @@ impl Share {
         let mut looks = 0;
         while let Some((local, leaf)) = self.next_leaf(kind) {
             looks += 1;
-            if looks % LOOKS == 0 && context.system.monotonic_ns() - began > LOOK_NS_MAX {
+            if looks > 1 && context.system.monotonic_ns() - began > LOOK_NS_MAX {
                 let _ = answer.send(Relocated::default()); // the caller asks again
                 return;
             }

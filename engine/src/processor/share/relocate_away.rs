@@ -89,7 +89,9 @@ impl Share {
             .areas
             .iter()
             .fold((0, 0), |(free, size), area| (free + area.free(), size + area.size()));
-        if !self.rules.snapshots.is_empty() || free < wanted + size / FREE_PART {
+        let full =
+            free < wanted + size / FREE_PART || order.areas.iter().any(|area| area.is_lean());
+        if full || !self.rules.snapshots.is_empty() {
             return None;
         }
         self.claim(local, wanted).ok()?;
