@@ -195,11 +195,12 @@ class Daemon:
         return self.api.get("snapshots", volume=volume)
 
     def everything(self) -> Any:
-        """All that the daemon has, but for estimates, which move with the clock."""
+        """All that the daemon has, but for estimates, which move with the clock, and what is done in the
+        background."""
         told = self.api.get("status")
         for volume in told["volumes"]:
-            if volume["space"] is not None:
-                del volume["space"]["rate"], volume["space"]["full_after_s"]
+            for moving in ("space", "use", "relocation", "advice"):
+                del volume[moving]
         return told["volumes"], told["devices"], self.snapshots()
 
     def uri(self, export: str) -> str:
