@@ -59,6 +59,7 @@ def test_a_disk_that_hangs_can_be_seen_from_outside(make_daemon: Callable[..., D
             write.join(SOON_S)
             verb.join(SOON_S)
             assert client.pread(BLOCK, 0) == (SECRET * 1000)[:BLOCK]
+        daemon.stop()  # while the disk is there
     found = json.loads(text)
     assert [(each["noun"], each["names"], each["what"]) for each in found["locks"]] == [
         ("volume", ["hung"], "snapshot create")
