@@ -198,8 +198,7 @@ def _run(command: Sequence[str | Path], seconds: float) -> str:
 
 def write_some(export: Export, requests: int, seed: int) -> None:
     """That many random 4k writes."""
-    command = load_command(export, rw="randwrite", requests=requests, seed=seed, seconds=GRACE_S)
-    _run(command, GRACE_S)
+    write_scattered(export, 4096, requests, seed)
 
 
 def write_scattered(export: Export, block: int, requests: int, seed: int) -> None:

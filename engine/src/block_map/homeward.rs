@@ -91,17 +91,10 @@ fn count_run(
     while done < count {
         let block = first + done;
         let (mut here, taken) = versions.base_is_taken(block, count - done);
-        let mut is_pinned = false;
         if !taken {
-            for epoch in pinned {
-                let live = versions.live.place(block);
-                let map = versions.at(*epoch).0;
-                if block < map.blocks() {
-                    let theirs = map.find(block, here);
-                    here = theirs.count;
-                    is_pinned |= theirs.place == live;
-                }
-            }
+            let live = versions.live.place(block);
+            let (alike, is_pinned) = versions.any_has(pinned, block, here, |place| place == live);
+            here = alike;
             match is_pinned {
                 true => found.pinned += u64::from(here),
                 false => found.home += u64::from(here),

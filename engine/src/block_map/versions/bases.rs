@@ -13,7 +13,7 @@ use super::Versions;
 use crate::block_map::place::Place;
 use crate::block_map::relocation::{Move, Relocation};
 use crate::mutants::{Bug, bug};
-use crate::units::BlockIndex;
+use crate::units::{BlockIndex, Epoch};
 
 impl Versions {
     /// Moves blocks, by records of which the last is `seq`: every version that has them at the old places has them at the
@@ -69,6 +69,26 @@ impl Versions {
             true => (limit, false),
             false => self.taken.run(block, limit),
         }
+    }
+
+    /// The length of the run from `block`, at most `limit`, for which the answer is the same, and the answer: does the
+    /// snapshot of one of these epochs have these blocks at a place that `is` names?
+    pub fn any_has(
+        &self,
+        epochs: &[Epoch],
+        block: BlockIndex,
+        limit: u32,
+        is: impl Fn(Place) -> bool,
+    ) -> (u32, bool) {
+        let mut count = limit;
+        for epoch in epochs {
+            let theirs = self.at(*epoch).0.find(block, count);
+            count = theirs.count;
+            if is(theirs.place) {
+                return (count, true);
+            }
+        }
+        (count, false)
     }
 
     /// Whether any version sees one of these blocks at its base place.

@@ -247,19 +247,13 @@ impl Share {
         if !live.place.is_slot() {
             return (live.count, false);
         }
-        let (mut count, taken) = versions.base_is_taken(block, live.count);
+        let (count, taken) = versions.base_is_taken(block, live.count);
         if taken && !bug(Bug::TakenHome) {
             return (count, false);
         }
-        for epoch in pinned {
-            let map = versions.at(*epoch).0;
-            let theirs = map.find(block, count);
-            count = theirs.count;
-            if theirs.place == live.place {
-                return (count, false);
-            }
-        }
-        (count, true)
+        let (count, is_pinned) =
+            versions.any_has(pinned, block, count, |place| place == live.place);
+        (count, !is_pinned)
     }
 
     /// Plans to copy blocks that are in consecutive slots, together with those before them where they follow.

@@ -58,16 +58,14 @@ impl Share {
         if !live.place.is_slot() {
             return (live.count, false);
         }
-        let (mut count, seen) = versions.snapshot_sees_base(block, live.count);
+        let (count, seen) = versions.snapshot_sees_base(block, live.count);
         if !seen {
             return (count, false);
         }
-        for epoch in pinned {
-            let theirs = versions.at(*epoch).0.find(block, count);
-            count = theirs.count;
-            if theirs.place == Place::BASE || theirs.place == live.place {
-                return (count, false);
-            }
+        let needs = |place| place == Place::BASE || place == live.place;
+        let (mut count, is_pinned) = versions.any_has(pinned, block, count, needs);
+        if is_pinned {
+            return (count, false);
         }
         let newest = self.history.snapshots().last().filter(|_| cold);
         if let Some(newest) = newest {
