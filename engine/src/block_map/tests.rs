@@ -297,6 +297,9 @@ impl Twin {
     }
 
     fn check(&mut self) {
+        if self.versions.frozen().is_empty() {
+            self.held.clear(); // TB1: what was held for snapshots that are gone stays free with the next one
+        }
         self.check_usage();
         self.check_logs();
         same(&self.versions.live, &self.live);
