@@ -152,7 +152,6 @@ class VolumeStats(TypedDict):
     drops: int
     errors: int
     checkpoint_failures: int
-    blocks_mapped: int
     bad_blocks: BadBlocksStats
     connections: int
     logs: list[LogStats]

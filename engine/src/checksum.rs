@@ -58,7 +58,7 @@ pub fn check() -> Result<()> {
     if right { Ok(()) } else { Err(Error::new(ErrorKind::Io, what)) }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::{by_definition, check, crc32c, crc32c_append};
 

@@ -19,7 +19,7 @@ pub mod geometry;
 pub mod io;
 pub mod limits;
 pub mod log;
-#[cfg(all(test, loom))]
+#[cfg(all(test, feature = "loom"))]
 mod models;
 pub mod mutants;
 pub mod nbd;

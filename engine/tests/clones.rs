@@ -6,13 +6,9 @@
 //! Invariants        after each operation its range is compared; after each one that is more than a write, every volume
 //!                   and every snapshot is compared completely. At the end no slot is used twice or leaked.
 
-mod cloned;
-mod copied;
-mod relocated;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use cloned::{LOG, MIB, SIZE, Twin, World};
+use crate::cloned::{LOG, MIB, SIZE, Twin, World};
 use polyvol_engine::engine::spec::ExtentSpec;
 use polyvol_engine::error::{Errno, ErrorKind};
 use polyvol_engine::io::device::Mode;

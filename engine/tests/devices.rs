@@ -2,15 +2,12 @@
 //!
 //! Strategy          Volumes over three devices, two of them with log areas, on a system whose files fail on demand.
 
-mod copied;
-mod faulty;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use faulty::{Faulty, Rules};
+use crate::faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;
@@ -449,7 +446,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     host.write(0, &[2; 4096], false).unwrap();
     let volume = scratch.path.join("volume");
     let saved = scratch.path.join("saved");
-    copied::copy_directory(&volume, &saved);
+    crate::copied::copy_directory(&volume, &saved);
     end(engine, host);
     std::fs::remove_dir_all(&volume).unwrap();
     std::fs::rename(&saved, &volume).unwrap();

@@ -2,8 +2,6 @@
 //!
 //! Strategy          A volume whose last partition is short, over sparse files. Each test states what would be lost.
 
-mod copied;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -194,7 +192,7 @@ fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     let new = vec![3; (LARGE - short) as usize];
     whole(&second).write(short, &new, true).unwrap(); // in place: there is no record of it
     let (volume, saved) = (scratch.0.join("volume"), scratch.0.join("saved"));
-    copied::copy_directory(&volume, &saved);
+    crate::copied::copy_directory(&volume, &saved);
     second.stop().unwrap();
     std::fs::remove_dir_all(&volume).unwrap();
     std::fs::rename(&saved, &volume).unwrap(); // as a kill leaves it

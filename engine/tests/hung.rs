@@ -3,15 +3,13 @@
 //! Strategy          Two volumes on the same two processors, each on a device and a log area of its own, on a system
 //!                   whose files hang on demand. All time limits are generous.
 
-mod faulty;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use faulty::{Faulty, Rules};
+use crate::faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::Errno;

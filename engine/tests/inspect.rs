@@ -3,14 +3,12 @@
 //! Strategy          A volume on two processors, on a system whose files hang on demand: calls that threads of the pool make,
 //!                   or, as a defect would have it, those that a processor makes itself.
 
-mod faulty;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use faulty::{Faulty, Rules};
+use crate::faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::inspect::ProcessorLook;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};

@@ -8,11 +8,6 @@
 //!                   completely, and all differences are reported as changes. A write may fail only with ENOSPC, and
 //!                   then only its own blocks are unknown.
 
-mod copied;
-mod counted;
-mod differences;
-mod relocated;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -97,7 +92,7 @@ struct Twin {
     grown: u16,
     /// Which of `SIZES` it has.
     size: usize,
-    counted: counted::Counted,
+    counted: crate::counted::Counted,
 }
 
 impl Twin {
@@ -129,7 +124,7 @@ impl Twin {
             rollbacks: Vec::new(),
             grown: 0,
             size: 0,
-            counted: counted::Counted::default(),
+            counted: crate::counted::Counted::default(),
         };
         twin.start();
         twin
@@ -381,9 +376,10 @@ impl Twin {
 
     /// Brings blocks home, or moves away what snapshots see there: no difference of two versions changes.
     fn relocate(&mut self, bytes: u64, away: bool) {
-        let changes = || differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
+        let changes =
+            || crate::differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
         let before = changes();
-        let done = relocated::relocate(self.engine(), VOLUME, bytes, away);
+        let done = crate::relocated::relocate(self.engine(), VOLUME, bytes, away);
         let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
         assert!(complete && changes() == before, "moving is no change: {done:?}");
         self.check();
@@ -396,7 +392,7 @@ impl Twin {
         let saved = self.directory.join("saved");
         let volume = self.directory.join("volume");
         if kill {
-            copied::copy_directory(&volume, &saved);
+            crate::copied::copy_directory(&volume, &saved);
         }
         engine.stop().unwrap();
         if kill {
@@ -435,7 +431,7 @@ impl Twin {
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
         assert_eq!(at, size);
-        differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
+        crate::differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
         self.counted.check(self.engine(), &self.snapshots.keys().copied().collect());
     }
 }

@@ -1,12 +1,10 @@
 //! Known weaknesses of NBD servers: peers that send wrong lengths, leave early, never finish, or never read.
 
-mod nbd_support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nbd_support::{
+use crate::nbd_support::{
     BLOCK_STATUS, DISC, FLUSH, MIB, Memory, READ, WRITE, Way, go_data, meta_query, option_bytes,
     request_bytes, serve, wait_until,
 };

@@ -1,13 +1,11 @@
 //! The transmission phase: what requests do, which are refused and how, and how connections end.
 
-mod nbd_support;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nbd_support::{
+use crate::nbd_support::{
     BLOCK_STATUS, CACHE, Client, DISC, FLUSH, MIB, Memory, READ, TRIM, WRITE, WRITE_ZEROES, Way,
     go_data, option_bytes, request_bytes, serve, wait_until,
 };

@@ -4,15 +4,12 @@
 //!                   kill the next engine has the files as they were at one instant before the stop. The same with 25
 //!                   million blocks: `cargo run --release --no-default-features --example recovery -- DIRECTORY`.
 
-mod copied;
-mod hollow;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hollow::{Hollow, shuffled};
+use crate::hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::io::device::Mode;
@@ -87,7 +84,7 @@ impl World {
 
     fn kill(&self, engine: Engine) {
         let (volume, killed) = (self.directory.join("volume"), self.directory.join("killed"));
-        copied::copy_directory(&volume, &killed);
+        crate::copied::copy_directory(&volume, &killed);
         engine.stop().unwrap();
         std::fs::remove_dir_all(&volume).unwrap();
         std::fs::rename(&killed, &volume).unwrap();

@@ -3,15 +3,13 @@
 //! Strategy          A volume over sparse files, on a system whose files can hang. The model (model.rs) and the simulator
 //!                   relocate too; here is what they do not reach: clones, bad slots, and readers that take long.
 
-mod faulty;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use faulty::{Faulty, Rules};
+use crate::faulty::{Faulty, Rules};
 use polyvol_engine::block_map::homeward::Homeward;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::inspect::ProcessorLook;

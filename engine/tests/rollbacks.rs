@@ -3,14 +3,11 @@
 //! Strategy          A volume with a partition on each of two processors. A kill is a copy of the journals that is
 //!                   restored. Each test states what would be lost.
 
-mod copied;
-mod faulty;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use faulty::{Faulty, Rules};
+use crate::faulty::{Faulty, Rules};
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -106,7 +103,7 @@ impl World {
     /// The process ends as after SIGKILL: journals and checkpoints stay as they are now.
     fn kill(&mut self) {
         let saved = self.directory.join("saved");
-        copied::copy_directory(&self.volume(), &saved);
+        crate::copied::copy_directory(&self.volume(), &saved);
         self.put_back(&saved);
     }
 
@@ -379,11 +376,11 @@ fn a_directory_from_before_the_last_snapshot_is_refused() {
     world.write(1);
     let s = world.snapshot();
     let old = world.directory.join("old");
-    copied::copy_directory(&world.volume(), &old);
+    crate::copied::copy_directory(&world.volume(), &old);
     world.write(2);
     let t = world.snapshot();
     let newer = world.directory.join("newer");
-    copied::copy_directory(&world.volume(), &newer);
+    crate::copied::copy_directory(&world.volume(), &newer);
     world.put_back(&old);
     let said = world.refused();
     assert!(said.contains("older than the catalog"), "{said}");

@@ -3,8 +3,6 @@
 //! Strategy          A small engine over files in a scratch directory; large files are sparse. Each test states what
 //!                   would be lost or wrong, and is bounded in time.
 
-mod copied;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -270,7 +268,7 @@ fn kill(engine: Engine, directories: &[PathBuf]) {
     directories.iter().for_each(|directory| quiet(directory));
     let saved = |directory: &Path| directory.with_extension("saved");
     for directory in directories {
-        copied::copy_directory(directory, &saved(directory));
+        crate::copied::copy_directory(directory, &saved(directory));
     }
     engine.stop().unwrap();
     for directory in directories {

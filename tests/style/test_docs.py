@@ -116,7 +116,8 @@ def missing_tests(page: str, text: str) -> list[str]:
         file, word = re.search(r"pytest (?:-- )?(tests/\S+\.py)", line), re.search(r" -k (\w+)", line)
         if file and word and not re.search(rf"def test_\w*{word[1]}", (ROOT / file[1]).read_text()):
             complaints.append(f"{page}: {file[1]} has no test with {word[1]} in its name")
-        for name in re.findall(r"cargo test .*--test (\w+)", line):
+        for program, module in re.findall(r"cargo test .*--test (\w+)(?: (\w+)::)?", line):
+            name = module or ("main" if program == "engine" else program)
             if not (ROOT / "engine" / "tests" / f"{name}.rs").exists():
                 complaints.append(f"{page}: engine/tests/{name}.rs")
     return complaints
@@ -253,8 +254,10 @@ def test_missing_script_is_noticed() -> None:
 
 def test_missing_test_is_noticed() -> None:
     text = "    pytest tests/style/test_docs.py -x -k {}\n    cargo test --locked --test {}\n"
-    assert missing_tests("a.md", text.format("missing_test", "rollbacks")) == []
-    assert len(missing_tests("a.md", text.format("no" + "thing_of_it", "nothing"))) == 2
+    for program in ("simulator", "engine rollbacks::", "engine"):
+        assert missing_tests("a.md", text.format("missing_test", program)) == []
+    for program in ("nothing", "engine nothing::"):
+        assert len(missing_tests("a.md", text.format("no" + "thing_of_it", program))) == 2
 
 
 @pytest.mark.parametrize("bad", ["volume lists", "volume list --jsn", "volumes", "--jso volume list"])

@@ -349,7 +349,6 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
             "drops": target.stored.drops,
             "errors": 0,
             "checkpoint_failures": 0,
-            "blocks_mapped": len(target.stored.blocks),
             "bad_blocks": {"found": {}, "blocks": list(self.world.bad_blocks.get(volume, []))},
             "connections": connections,
             "logs": logs,

@@ -95,16 +95,7 @@ impl Chunk {
 
     /// How many slots from `first` on, at most `limit`, are in the set that has these words.
     pub(super) fn run(&self, first: u32, limit: u32, set: impl Fn(&Chunk, usize) -> u64) -> u32 {
-        let mut count = 0;
-        while count < limit && first + count < SLOTS {
-            let (word, bit) = ((first + count) as usize / 64, (first + count) % 64);
-            let ones = (set(self, word) >> bit).trailing_ones().min(64 - bit);
-            count += ones;
-            if ones < 64 - bit {
-                break;
-            }
-        }
-        count.min(limit)
+        run_of_ones(first, limit, |word| set(self, word))
     }
 
     pub(super) fn allocate(&mut self, first: u32, count: u32) {
@@ -178,6 +169,20 @@ impl Chunk {
         let open = self.role == Role::Idle && self.owner.is_some() && self.is_open();
         open && !std::mem::replace(&mut self.listed, true)
     }
+}
+
+/// How many bits from `first` on, at most `limit`, are set in a chunk's words.
+pub(super) fn run_of_ones(first: u32, limit: u32, words: impl Fn(usize) -> u64) -> u32 {
+    let mut count = 0;
+    while count < limit && first + count < SLOTS {
+        let (word, bit) = ((first + count) as usize / 64, (first + count) % 64);
+        let ones = (words(word) >> bit).trailing_ones().min(64 - bit);
+        count += ones;
+        if ones < 64 - bit {
+            break;
+        }
+    }
+    count.min(limit)
 }
 
 fn set(bits: &mut SlotBits, first: u32, count: u32) {

@@ -224,22 +224,26 @@ impl Chunks {
         self.unreserve(chunk, processor, 0, SLOTS)
     }
 
-    /// Allocates up to `want` consecutive slots of any chunk, even of another processor, or reserved ones: the chunk,
-    /// the first slot, how many, and whether it is this processor's to list now. It begins with chunk `from`.
+    /// Allocates up to `want` consecutive slots of any chunk, even of another processor, or reserved ones, or only `backed`
+    /// ones: the chunk, the first slot, how many, and whether it is this processor's to list now. It begins with chunk
+    /// `from`.
     pub fn steal(
         &self,
         from: u64,
         processor: ProcessorIndex,
         want: u32,
+        backed: bool,
     ) -> Option<(u64, u32, u32, bool)> {
-        self.free.from(from).find_map(|number| {
+        let chunks = if backed { &self.backed } else { &self.free };
+        chunks.from(from).find_map(|number| {
             let run = self.change(number, |chunk| {
-                if !chunk.has_free_slots() {
-                    return None;
-                }
-                let word = (0..WORDS).find(|word| chunk.taken(*word, false) != u64::MAX)?;
-                let first = word as u32 * 64 + (!chunk.taken(word, false)).trailing_zeros();
-                let count = chunk.run(first, want, |chunk, word| !chunk.taken(word, false));
+                let free = |chunk: &Chunk, word| match backed {
+                    true => chunk.backed(word),
+                    false => !chunk.taken(word, false),
+                };
+                let word = (0..WORDS).find(|word| free(chunk, *word) != 0)?;
+                let first = word as u32 * 64 + free(chunk, word).trailing_zeros();
+                let count = chunk.run(first, want, free);
                 chunk.unreserve(first, count);
                 chunk.allocate(first, count);
                 let ours = *chunk.owner.get_or_insert(processor) == processor;
@@ -378,28 +382,6 @@ impl Chunks {
             true => chunk.add_backed(first, count),
             false => chunk.forget_backed(first, count),
         });
-    }
-
-    /// Allocates up to `want` consecutive slots that are backed, of any chunk, even reserved ones; like
-    /// [`Chunks::steal`].
-    pub fn steal_backed(
-        &self,
-        from: u64,
-        processor: ProcessorIndex,
-        want: u32,
-    ) -> Option<(u64, u32, u32, bool)> {
-        self.backed.from(from).find_map(|number| {
-            let run = self.change(number, |chunk| {
-                let word = (0..WORDS).find(|word| chunk.backed(*word) != 0)?;
-                let first = word as u32 * 64 + chunk.backed(word).trailing_zeros();
-                let count = chunk.run(first, want, Chunk::backed);
-                chunk.unreserve(first, count);
-                chunk.allocate(first, count);
-                let ours = *chunk.owner.get_or_insert(processor) == processor;
-                Some((first, count, ours && chunk.list()))
-            });
-            run.map(|(first, count, open)| (number, first, count, open))
-        })
     }
 
     /// Chunks with backed slots, from this one on.

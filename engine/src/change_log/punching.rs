@@ -18,6 +18,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::chunk::run_of_ones;
 use super::chunks::{CHUNK_SLOTS, SlotBits};
 use super::space::LogArea;
 use crate::io::device::Device;
@@ -181,7 +182,7 @@ impl Punching {
                 continue;
             }
             first += rest.trailing_zeros();
-            let count = self.run(first);
+            let count = run_of_ones(first, CHUNK_SLOTS as u32, |word| self.slots[word]);
             self.punch_run(first, count);
             first += count;
         }
@@ -198,20 +199,6 @@ impl Punching {
             offset += here;
             left -= here;
         }
-    }
-
-    /// The length of the run from a slot of it.
-    fn run(&self, first: u32) -> u32 {
-        let mut end = first;
-        while u64::from(end) < CHUNK_SLOTS {
-            let (word, bit) = (end as usize / 64, end % 64);
-            let ones = (self.slots[word] >> bit).trailing_ones().min(64 - bit);
-            end += ones;
-            if ones < 64 - bit {
-                break;
-            }
-        }
-        end - first
     }
 
     fn give_back(&mut self) {

@@ -122,29 +122,17 @@ impl AreaSlots {
         }
     }
 
-    /// Allocates the first free run, even if it is reserved or in a chunk of another processor.
-    fn take_last_ones(
+    /// Allocates the first free run, or the first run of `backed` slots, even if it is reserved or in a chunk of another
+    /// processor.
+    fn steal(
         &mut self,
         processor: ProcessorIndex,
         window: &mut Window,
         want: u32,
-    ) -> Option<Run> {
-        let (chunk, first, count, open) = self.log.slots.steal(self.last_ones, processor, want)?;
-        self.last_ones = chunk;
-        self.list(chunk, Left { empty: false, open });
-        window.took(count);
-        Some(Run { chunk, first, count })
-    }
-
-    /// Allocates the first run of backed slots, even if it is reserved or in a chunk of another processor.
-    fn take_backed(
-        &mut self,
-        processor: ProcessorIndex,
-        window: &mut Window,
-        want: u32,
+        backed: bool,
     ) -> Option<Run> {
         let slots = &self.log.slots;
-        let (chunk, first, count, open) = slots.steal_backed(self.last_ones, processor, want)?;
+        let (chunk, first, count, open) = slots.steal(self.last_ones, processor, want, backed)?;
         self.last_ones = chunk;
         self.list(chunk, Left { empty: false, open });
         window.took(count);
@@ -280,7 +268,7 @@ impl Slots {
         let before = *window;
         let area = area_of(&mut self.logs, &areas[index]);
         let lean = areas[index].is_lean();
-        let backed = if lean { area.take_backed(self.processor, window, want) } else { None };
+        let backed = if lean { area.steal(self.processor, window, want, true) } else { None };
         let found = backed.or_else(|| area.take(self.processor, window, want));
         let found = found.map(|run| (&areas[index], run));
         let alike = &areas[claim.alike()];
@@ -335,7 +323,7 @@ impl Slots {
         let area = area_of(&mut self.logs, log);
         let window = self.windows.of(local);
         loop {
-            if let Some(run) = area.take_last_ones(self.processor, window, want) {
+            if let Some(run) = area.steal(self.processor, window, want, false) {
                 return (log, run);
             }
             // Another processor allocated the slots seen as free, and slots freed since then were not where this one

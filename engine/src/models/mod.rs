@@ -1,6 +1,6 @@
 //! Models: protocols between threads, run in every relevant order of their steps.
 //!
-//! How it works      `RUSTFLAGS="--cfg loom" cargo test --release --no-default-features --lib models::` builds the
+//! How it works      `cargo test --no-default-features --features loom --lib models::` builds the
 //!                   crate on loom's primitives (see [`crate::sync`]), so that a model runs the code that serves hosts,
 //!                   not a copy of it. Each model starts two to four threads; loom runs it repeatedly until all orders
 //!                   with up to [`PREEMPTIONS`] preemptions were tried, and detects deadlocks.

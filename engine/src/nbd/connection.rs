@@ -406,7 +406,7 @@ impl Connection {
     }
 
     /// What it holds, bytes.
-    #[cfg(all(test, loom))]
+    #[cfg(all(test, feature = "loom"))]
     pub fn held(&self) -> u64 {
         lock(&self.state).account.bytes()
     }

@@ -121,7 +121,7 @@ impl Flusher {
     }
 
     /// Makes it assume that the last sync was short.
-    #[cfg(all(test, loom))]
+    #[cfg(all(test, feature = "loom"))]
     pub fn assume_short(&self) {
         self.shared.took_ns.store(0, Ordering::Relaxed);
     }

@@ -257,8 +257,7 @@ fn kind(control: &Control) -> u64 {
         | Control::HasSnapshot(..)
         | Control::Compare(..)
         | Control::Versions(..)
-        | Control::Inspect(_)
-        | Control::Use(..) => 12,
+        | Control::Inspect(_) => 12,
         _ => 13,
     }
 }

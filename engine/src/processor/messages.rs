@@ -89,8 +89,6 @@ pub enum Control {
     Compare(u32, Epoch, Epoch, Sender<Option<Vec<Pair>>>),
     /// Answer with clones of the versions of the share's first partitions of a range.
     Versions(u32, Range<PartitionIndex>, Sender<VersionsPage>),
-    /// Answer with the blocks mapped.
-    Use(u32, Sender<u64>),
     /// Answer with what waits in the processor's shares, and for what.
     Inspect(Sender<Vec<ShareLook>>),
     /// End the thread.

@@ -438,9 +438,6 @@ impl Processor {
             Control::GiveBack(number) => {
                 self.with_share(number, |share, context| share.punch_backed(0, context));
             }
-            Control::Use(number, answer) => {
-                self.with_share(number, |share, _| answer.send(share.usage()));
-            }
             _ => unreachable!("`control` does the others"),
         }
     }

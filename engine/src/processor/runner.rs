@@ -16,7 +16,7 @@ use crate::sync::RwLock;
 use crate::system::Task;
 
 /// Batches of other threads that a submitting thread runs before it leaves the rest to the processor's own thread.
-const RUNS_MAX: usize = if cfg!(loom) { 1 } else { 4 };
+const RUNS_MAX: usize = if cfg!(feature = "loom") { 1 } else { 4 };
 
 /// What a runner runs: a processor, or that of a model.
 pub trait Handler {

@@ -15,8 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::device::Mode;
 use crate::limits;
 use crate::nbd::Server;
-use crate::processor::messages::Control;
-use crate::processor::queue::ask;
 use crate::processor::share::scrub::Cursor;
 use crate::python::errors::raised;
 use crate::python::handle::Handle;
@@ -404,16 +402,8 @@ impl Engine {
     }
 
     fn volume_stats<'py>(&self, py: Python<'py>, volume: u64) -> PyResult<Bound<'py, PyDict>> {
-        let (volume, mapped) = self.call(py, |this| {
-            let volume = this.inner.volume(volume)?;
-            let mut mapped = 0;
-            for share in &volume.shares {
-                let used = |answer| Control::Use(volume.share, answer);
-                mapped += ask(&*this.inner.system, &share.queue, used)?;
-            }
-            Ok((volume, mapped))
-        })?;
-        stats::volume(py, &self.inner, &volume, mapped)
+        let volume = self.call(py, |this| this.inner.volume(volume))?;
+        stats::volume(py, &self.inner, &volume)
     }
 
     fn scrub<'py>(

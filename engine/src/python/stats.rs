@@ -56,15 +56,13 @@ fn processor<'py>(py: Python<'py>, number: usize, handle: &Handle) -> PyResult<B
     Ok(dict)
 }
 
-/// A `VolumeStats`; `mapped`: its blocks that are not at their base place.
+/// A `VolumeStats`.
 pub fn volume<'py>(
     py: Python<'py>,
     engine: &Engine,
     volume: &Volume,
-    mapped: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = counters(py, volume)?;
-    dict.set_item("blocks_mapped", mapped)?;
     dict.set_item("bad_blocks", report::bad_blocks(py, &volume.bad)?)?;
     let exports = engine.exports.list();
     let ours = exports

@@ -301,9 +301,7 @@ impl Share {
             self.expect_release();
         } else if !report.busy {
             report.failed += u64::from(job.stopped_at.is_some());
-            for copied in &job.changes {
-                report.blocks += self.record_home(span.local, copied);
-            }
+            report.blocks = self.settle_home(span.local, &job.changes);
             self.space_waiters.wake(self.slots.take_freed_in());
             self.expect_release();
             if self.space_waiters.has_waiters() || self.slots.pending_free() > PENDING_MAX {
@@ -313,35 +311,40 @@ impl Share {
         let _ = answer.send(report); // the caller may wait no longer
     }
 
-    /// Records and makes a move, as far as the live map still has the blocks in the slots (MV2); how many blocks.
-    fn record_home(&mut self, local: LocalIndex, copied: &NewPlace) -> u64 {
+    /// Records and makes the moves for which a copy was made, as far as the live map still has the blocks in the slots
+    /// (MV2); how many blocks were moved.
+    fn settle_home(&mut self, local: LocalIndex, copies: &[NewPlace]) -> u64 {
         let pinned = self.relocation.pins.epochs();
         let number = self.locals[local.index()].partition;
-        self.locals[local.index()].versions.learn_taken(copied.first, copied.count);
-        let (mut done, mut moved) = (0, 0);
-        while done < copied.count {
-            let (block, from) = (copied.first + done, copied.place.step(done));
-            let (count, movable) = self.movable(local, block, copied.count - done, &pinned);
-            done += count;
-            let stays = self.locals[local.index()].versions.live.place(block) == from;
-            if !movable || !(stays || bug(Bug::MoveOverWrite)) {
-                continue;
+        let (mut moves, mut last_seq) = (Vec::new(), 0);
+        'copies: for copied in copies {
+            self.locals[local.index()].versions.learn_taken(copied.first, copied.count);
+            let mut done = 0;
+            while done < copied.count {
+                let (block, from) = (copied.first + done, copied.place.step(done));
+                let (count, movable) = self.movable(local, block, copied.count - done, &pinned);
+                done += count;
+                let stays = self.locals[local.index()].versions.live.place(block) == from;
+                if !movable || !(stays || bug(Bug::MoveOverWrite)) {
+                    continue;
+                }
+                let entry = Entry::home(self.epoch, number, block, count, from);
+                let Ok(seq) = self.journal.append(entry) else { break 'copies };
+                moves.push(Move { first: block, count, from, to: Place::BASE, sums: Vec::new() });
+                last_seq = seq;
+                self.bad.forget(from, count);
+                match bug(Bug::FreeBeforeHome) {
+                    true => self.slots.free_now(from, count, &mut Vec::new()),
+                    false => drop(self.slots.free(seq, from, count)), // J4
+                }
             }
-            let entry = Entry::home(self.epoch, number, block, count, from);
-            let Ok(seq) = self.journal.append(entry) else { return moved };
-            let moved_home = Move { first: block, count, from, to: Place::BASE, sums: Vec::new() };
-            let Share { locals, slots, bad, .. } = self;
-            let local = &mut locals[local.index()];
-            local.versions.relocate(&[moved_home], seq);
-            local.moved_back = seq;
-            bad.forget(from, count);
-            match bug(Bug::FreeBeforeHome) {
-                true => slots.free_now(from, count, &mut Vec::new()),
-                false => drop(slots.free(seq, from, count)), // J4
-            }
-            moved += u64::from(count);
         }
-        moved
+        if !moves.is_empty() {
+            let local = &mut self.locals[local.index()];
+            local.versions.relocate(&moves, last_seq);
+            local.moved_back = last_seq;
+        }
+        moves.iter().map(|one| u64::from(one.count)).sum()
     }
 
     /// Has slots released that are pending, if there are any: nobody may flush for a long time.
