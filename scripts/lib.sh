@@ -393,6 +393,14 @@ is_installed() {
     [ "$1" = run ] && [ "$(cat "$VENV/stamp-test" 2>/dev/null)" = "$(sources_hash test)" ]
 }
 
+# as_released NAME COMMAND...: `logged`, where cargo builds the engine as for a package: one build serves .venv, the wheel and
+# the package, and it has no path of this machine in it.
+as_released() {
+    local registry=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src
+    CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=$ROOT/=$'\x1f'--remap-path-prefix=$registry/= CARGO_TARGET_DIR=$BUILD/release \
+        logged "$@"
+}
+
 # ensure_installed run|test: the virtual environment has polyvol (editable), its engine built from these sources.
 ensure_installed() {
     local purpose=$1 extras=""
@@ -406,7 +414,7 @@ ensure_installed() {
         printf '%s' "$ROOT" >"$VENV/stamp-root"
     fi
     say "Building the engine and installing polyvol into .venv (minutes the first time)"
-    logged install "$VENV/bin/pip" install --verbose --disable-pip-version-check --no-build-isolation \
+    as_released install "$VENV/bin/pip" install --verbose --disable-pip-version-check --no-build-isolation \
         --editable "$ROOT$extras"
     sources_hash "$purpose" >"$VENV/stamp-$purpose"
 }

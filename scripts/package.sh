@@ -47,10 +47,8 @@ fetch_vendored() {
 # build_wheel: polyvol's wheel; prints its path. The engine in it is the same wherever the clone and cargo's registry are:
 # their paths are left out. It has a target directory of its own, since cargo builds all again when such flags change.
 build_wheel() {
-    local registry=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src
     rm -rf "$PACKAGE/wheel"
-    CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=$ROOT/=$'\x1f'--remap-path-prefix=$registry/= CARGO_TARGET_DIR=$PACKAGE/target \
-        logged package-wheel "$VENV/bin/pip" wheel --verbose --disable-pip-version-check --no-build-isolation --no-deps \
+    as_released package-wheel "$VENV/bin/pip" wheel --verbose --disable-pip-version-check --no-build-isolation --no-deps \
         --wheel-dir "$PACKAGE/wheel" "$ROOT"
     printf '%s\n' "$PACKAGE"/wheel/*.whl
 }

@@ -30,12 +30,13 @@ SOON_S = 15
 
 
 @contextmanager
-def fuse_disk(directory: Path) -> Iterator[tuple[Path, Background]]:
-    """A file of 256 MiB, and the process that answers for it."""
+def fuse_disk(daemon: Daemon) -> Iterator[tuple[Path, Background]]:
+    """A file of 256 MiB, and the process that answers for it. The daemon is stopped while its disk is there."""
     needed()
     for program in ("nbdfuse", "nbdkit"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
+    directory = daemon.directory
     socket, path = directory / "memory.sock", directory / "disk"
     path.touch()
     with ExitStack() as undo:
@@ -50,6 +51,7 @@ def fuse_disk(directory: Path) -> Iterator[tuple[Path, Background]]:
         undo.callback(os.kill, process.pid, signal.SIGCONT)
         process.wait_until(lambda: mounted(path), "the mount by nbdfuse", 20)
         yield path, process
+        daemon.stop()
 
 
 def errno_of(call: Callable[..., object], *arguments: object) -> int:
@@ -72,7 +74,7 @@ def test_a_disk_that_hangs_fails_its_requests_and_holds_nobody_else(
     make_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = make_daemon("--io-timeout", str(TIMEOUT_S))
-    with fuse_disk(daemon.directory) as (path, process), ExitStack() as open_now:
+    with fuse_disk(daemon) as (path, process), ExitStack() as open_now:
         daemon.ok("device", "add", path, "--name", "h", "--force")
         daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
         daemon.ok("volume", "create", "good", "--size", "64M")
@@ -97,7 +99,7 @@ def test_a_volume_deleted_while_its_disk_hangs_is_gone_when_it_answers(
     make_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = make_daemon("--io-timeout", str(TIMEOUT_S))
-    with fuse_disk(daemon.directory) as (path, process):
+    with fuse_disk(daemon) as (path, process):
         daemon.ok("device", "add", path, "--name", "h", "--force")
         daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
         pause(process.pid)
@@ -118,7 +120,7 @@ def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], front
     settings.write_text(f'frontend = "{frontend}"\nio-timeout = 3600\n')
     daemon.arguments = ("--config", settings)
     daemon.start()
-    with fuse_disk(daemon.directory) as (path, process), ExitStack() as open_now:
+    with fuse_disk(daemon) as (path, process), ExitStack() as open_now:
         daemon.ok("device", "add", path, "--name", "h", "--force")
         daemon.ok("volume", "create", "hung", "--size", "64M", "--device", "h", "--log-device", "h")
         settings.write_text(f'frontend = "{frontend}"\nio-timeout = {TIMEOUT_S}\n')
@@ -129,7 +131,6 @@ def test_a_reload_changes_the_time_out(make_daemon: Callable[..., Daemon], front
         assert f"after {TIMEOUT_S} s" in daemon.json("device", "show", "h")["reason"]
         os.kill(process.pid, signal.SIGCONT)
         wait_until(lambda: daemon.json("device", "show", "h")["state"] == "ok", "its answer", SOON_S)
-        daemon.stop()  # while its disk is there
 
 
 def check_hung(daemon: Daemon, hung: Any, good: Any) -> None:
