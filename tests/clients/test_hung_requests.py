@@ -31,7 +31,7 @@ SOON_S = 15
 
 @contextmanager
 def fuse_disk(daemon: Daemon) -> Iterator[tuple[Path, Background]]:
-    """A file of 256 MiB, and the process that answers for it. The daemon is stopped while its disk is there."""
+    """A file of 256 MiB, and its process. The daemon is stopped while its disk is there."""
     needed()
     for program in ("nbdfuse", "nbdkit"):
         if shutil.which(program) is None:
