@@ -3,7 +3,7 @@
 How it works      One thread looks at every volume that is served each LOOK_S. A volume that may have blocks
                   to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
                   active, blocks are moved only if more than half of its log areas is used, or it has a rate;
-                  the engine then gives way to hosts, unless the log areas are almost full.
+                  the engine then gives way to hosts, but for what the log areas use above URGENT.
                   After a pass that has found nothing, nothing is done until hosts have changed something, a
                   snapshot was deleted, or IDLE_S is over.
 Away, and home    Where a snapshot sees the base places, blocks stay in change logs, in as many pieces as
@@ -44,7 +44,7 @@ STOP_S = 5.0
 GIVE_WAY = 0.5
 """While hosts are active nothing is moved, unless more than this share of the log areas is used."""
 URGENT = 0.9
-"""From this share of the log areas on, blocks are moved as if hosts were idle."""
+"""What the log areas use above this share is moved as if hosts were idle."""
 RELIEF_BYTES = 64 << 20
 """How much is moved, at most, for writes that wait for free slots."""
 RELIEF_S = 2.0
@@ -170,7 +170,10 @@ class RelocationWorker:
         wanted = int(volume.relocation_rate * JOB_S) if volume.relocation_rate else _ALL
         progress.state = "moving"
         try:
-            report = self._relocate(volume, wanted, JOB_S, urgent=before.share >= URGENT)
+            excess = before.used - int(URGENT * before.size)
+            if excess > 0:
+                wanted -= self._relocate(volume, min(wanted, excess), JOB_S, urgent=True)["bytes"]
+            report = self._relocate(volume, wanted, JOB_S, urgent=False)
             away = report["at_end"] and report["bytes"] == 0 and self._move_away(volume, watched, wanted)
         except context.engine_error as error:
             progress.state = f"failed: {error}"
@@ -179,9 +182,9 @@ class RelocationWorker:
         if report["at_end"] and report["bytes"] == 0 and not away:
             progress.state = NOTHING_TO_MOVE
             watched.done, watched.done_s = before, time.monotonic()
-        elif report["bytes"]:
-            self._served_again(volume)
         moved = progress.moved - moved
+        if moved:
+            self._served_again(volume)
         if volume.relocation_rate and moved:
             self._stopping.wait(moved / volume.relocation_rate - (time.monotonic() - began_s))
 

@@ -4,7 +4,7 @@
 //! How it works      It asks one share after the other for a batch
 //!                   ([`Share::relocate`](crate::processor::share::Share::relocate)), until a pass over all of them has
 //!                   found nothing, enough was moved, or the time is over. If hosts were active since the batch before,
-//!                   batches are small, and the call sleeps nine times as long as each took. After moves away it
+//!                   batches are small, and the call sleeps nineteen times as long as each took. After moves away it
 //!                   flushes, because the base places are held until then. Python decides how often it is called,
 //!                   and with which bounds.
 //! Errors            NotFound if the volume is not served; what a flush can fail with, after moves away.
@@ -25,7 +25,7 @@ const BATCH_BLOCKS: u32 = 256;
 /// Blocks of a batch while hosts are active.
 const SMALL_BATCH_BLOCKS: u32 = 32;
 /// How many times as long as a batch took it sleeps while hosts are active.
-const SLEEP_FACTOR: u32 = 9;
+const SLEEP_FACTOR: u32 = 19;
 /// How long it sleeps if a share is busy.
 const BUSY_SLEEP: Duration = Duration::from_millis(1);
 
