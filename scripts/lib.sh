@@ -394,11 +394,14 @@ is_installed() {
 }
 
 # as_released NAME COMMAND...: `logged`, where cargo builds the engine as for a package: one build serves .venv, the wheel and
-# the package, and it has no path of this machine in it.
+# the package, and it has no path of this machine in it. One at a time: setuptools puts the modules of all into build/lib.*.
 as_released() {
     local registry=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src
+    exec 8>"$BUILD/release.lock"
+    flock 8
     CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=$ROOT/=$'\x1f'--remap-path-prefix=$registry/= CARGO_TARGET_DIR=$BUILD/release \
-        logged "$@"
+        logged "$@" 8>&-
+    exec 8>&-
 }
 
 # ensure_installed run|test: the virtual environment has polyvol (editable), its engine built from these sources.

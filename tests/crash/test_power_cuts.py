@@ -37,8 +37,8 @@ def test_a_power_cut_after_a_kill_loses_nothing_that_was_flushed(tmp_path: Path)
 @pytest.mark.timeout(900)
 def test_many_power_cuts_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
     recording = record(tmp_path / "recording", seed=12, seconds=4, sync_us=500)
-    result = check_recording(recording, seed=12, count=150, timeout_s=600)
+    result = check_recording(recording, seed=12, count=300, timeout_s=600)
     assert_nothing_lost(result)
-    assert result.images == 150
+    assert result.images == 300
     assert result.again > 0
     assert result.real > 0

@@ -12,7 +12,6 @@ import pytest
 
 from polyvol.daemon.version import source_commit, version
 from tests.style.test_tidy import PACKAGES, ROOT, repository_files, where
-from tests.support.daemon import BIN
 from tests.support.proc import check
 
 LOOK = "import polyvol.engine as e, polyvol.daemon.main as m; print(e.__file__); print(m.__file__)"
@@ -33,9 +32,12 @@ def test_an_editable_install_has_the_engine_beside_its_stub() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_wheel_has_the_engine_and_all_files(tmp_path: Path) -> None:
-    options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path)]
-    # By that name, as scripts/setup calls it: PyO3 is rebuilt for another path of the same interpreter.
-    check(BIN / "pip", "wheel", *options, ROOT, env={"SOURCE_DATE_EPOCH": "1000000000"}, timeout_s=600)
+    build = (
+        "source scripts/lib.sh && as_released test-wheel"
+        ' "$VENV/bin/pip" wheel --no-build-isolation --no-deps --wheel-dir "$1" "$ROOT"'
+    )
+    env = {"SOURCE_DATE_EPOCH": "1000000000"}
+    check("bash", "-c", build, "wheel", tmp_path, env=env, cwd=ROOT, timeout_s=600)
     (wheel,) = tmp_path.glob("polyvol-*-cp311-abi3-linux_*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
