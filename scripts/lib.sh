@@ -394,7 +394,9 @@ is_installed() {
 }
 
 # as_released NAME COMMAND...: `logged`, where cargo builds the engine as for a package: one build serves .venv, the wheel and
-# the package, and it has no path of this machine in it. One at a time: setuptools puts the modules of all into build/lib.*.
+# the package. The engine is the same wherever the clone and cargo's registry are: their paths are left out. It has a target
+# directory of its own, since cargo builds all again when such flags change. One at a time: setuptools puts the modules of
+# all into build/lib.*.
 as_released() {
     local registry=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src
     exec 8>"$BUILD/release.lock"

@@ -44,8 +44,7 @@ fetch_vendored() {
     printf '%s\n' "$into"
 }
 
-# build_wheel: polyvol's wheel; prints its path. The engine in it is the same wherever the clone and cargo's registry are:
-# their paths are left out. It has a target directory of its own, since cargo builds all again when such flags change.
+# build_wheel: polyvol's wheel; prints its path.
 build_wheel() {
     rm -rf "$PACKAGE/wheel"
     as_released package-wheel "$VENV/bin/pip" wheel --verbose --disable-pip-version-check --no-build-isolation --no-deps \

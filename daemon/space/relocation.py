@@ -171,20 +171,24 @@ class RelocationWorker:
         progress.state = "moving"
         try:
             excess = before.used - int(URGENT * before.size)
-            if excess > 0:
-                wanted -= self._relocate(volume, min(wanted, excess), JOB_S, urgent=True)["bytes"]
-            report = self._relocate(volume, wanted, JOB_S, urgent=False)
-            away = report["at_end"] and report["bytes"] == 0 and self._move_away(volume, watched, wanted)
+            urgent = excess > 0
+            most = min(wanted, excess) if urgent else wanted
+            report = self._relocate(volume, most, JOB_S, urgent=urgent)
+            home = report["bytes"]
+            if urgent and home >= excess:
+                report = self._relocate(volume, wanted - home, JOB_S, urgent=False)
+                home += report["bytes"]
+            away = report["at_end"] and home == 0 and self._move_away(volume, watched, wanted)
         except context.engine_error as error:
             progress.state = f"failed: {error}"
             watched.done, watched.done_s = before, time.monotonic()
             return
-        if report["at_end"] and report["bytes"] == 0 and not away:
+        if report["at_end"] and home == 0 and not away:
             progress.state = NOTHING_TO_MOVE
             watched.done, watched.done_s = before, time.monotonic()
-        moved = progress.moved - moved
-        if moved:
+        elif home:
             self._served_again(volume)
+        moved = progress.moved - moved
         if volume.relocation_rate and moved:
             self._stopping.wait(moved / volume.relocation_rate - (time.monotonic() - began_s))
 

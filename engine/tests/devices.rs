@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::copied;
 use crate::faulty::{Faulty, Rules};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -446,7 +447,7 @@ fn slots_that_an_uncommitted_record_freed_are_not_used_while_nothing_can_be_comm
     host.write(0, &[2; 4096], false).unwrap();
     let volume = scratch.path.join("volume");
     let saved = scratch.path.join("saved");
-    crate::copied::copy_directory(&volume, &saved);
+    copied::copy_directory(&volume, &saved);
     end(engine, host);
     std::fs::remove_dir_all(&volume).unwrap();
     std::fs::rename(&saved, &volume).unwrap();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::copied;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
 use polyvol_engine::error::ErrorKind;
@@ -192,7 +193,7 @@ fn a_checkpoint_of_a_shorter_partition_is_read_as_it_was() {
     let new = vec![3; (LARGE - short) as usize];
     whole(&second).write(short, &new, true).unwrap(); // in place: there is no record of it
     let (volume, saved) = (scratch.0.join("volume"), scratch.0.join("saved"));
-    crate::copied::copy_directory(&volume, &saved);
+    copied::copy_directory(&volume, &saved);
     second.stop().unwrap();
     std::fs::remove_dir_all(&volume).unwrap();
     std::fs::rename(&saved, &volume).unwrap(); // as a kill leaves it

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::{copied, counted, differences, relocated};
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -92,7 +93,7 @@ struct Twin {
     grown: u16,
     /// Which of `SIZES` it has.
     size: usize,
-    counted: crate::counted::Counted,
+    counted: counted::Counted,
 }
 
 impl Twin {
@@ -124,7 +125,7 @@ impl Twin {
             rollbacks: Vec::new(),
             grown: 0,
             size: 0,
-            counted: crate::counted::Counted::default(),
+            counted: counted::Counted::default(),
         };
         twin.start();
         twin
@@ -376,10 +377,9 @@ impl Twin {
 
     /// Brings blocks home, or moves away what snapshots see there: no difference of two versions changes.
     fn relocate(&mut self, bytes: u64, away: bool) {
-        let changes =
-            || crate::differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
+        let changes = || differences::since_each(self.engine(), VOLUME, self.snapshots.keys());
         let before = changes();
-        let done = crate::relocated::relocate(self.engine(), VOLUME, bytes, away);
+        let done = relocated::relocate(self.engine(), VOLUME, bytes, away);
         let complete = done.failed == 0 && (done.at_end || done.bytes == bytes);
         assert!(complete && changes() == before, "moving is no change: {done:?}");
         self.check();
@@ -392,7 +392,7 @@ impl Twin {
         let saved = self.directory.join("saved");
         let volume = self.directory.join("volume");
         if kill {
-            crate::copied::copy_directory(&volume, &saved);
+            copied::copy_directory(&volume, &saved);
         }
         engine.stop().unwrap();
         if kill {
@@ -431,7 +431,7 @@ impl Twin {
             assert!(!status.zero || self.live[range].iter().all(|byte| *byte == 0));
         }
         assert_eq!(at, size);
-        crate::differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
+        differences::check(self.engine(), VOLUME, &self.snapshots, &self.live);
         self.counted.check(self.engine(), &self.snapshots.keys().copied().collect());
     }
 }

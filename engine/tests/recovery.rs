@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::copied;
 use crate::hollow::{Hollow, shuffled};
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -84,7 +85,7 @@ impl World {
 
     fn kill(&self, engine: Engine) {
         let (volume, killed) = (self.directory.join("volume"), self.directory.join("killed"));
-        crate::copied::copy_directory(&volume, &killed);
+        copied::copy_directory(&volume, &killed);
         engine.stop().unwrap();
         std::fs::remove_dir_all(&volume).unwrap();
         std::fs::rename(&killed, &volume).unwrap();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::copied;
 use crate::faulty::{Faulty, Rules};
 use polyvol_engine::block_map::history::Rollback;
 use polyvol_engine::engine::Engine;
@@ -103,7 +104,7 @@ impl World {
     /// The process ends as after SIGKILL: journals and checkpoints stay as they are now.
     fn kill(&mut self) {
         let saved = self.directory.join("saved");
-        crate::copied::copy_directory(&self.volume(), &saved);
+        copied::copy_directory(&self.volume(), &saved);
         self.put_back(&saved);
     }
 
@@ -376,11 +377,11 @@ fn a_directory_from_before_the_last_snapshot_is_refused() {
     world.write(1);
     let s = world.snapshot();
     let old = world.directory.join("old");
-    crate::copied::copy_directory(&world.volume(), &old);
+    copied::copy_directory(&world.volume(), &old);
     world.write(2);
     let t = world.snapshot();
     let newer = world.directory.join("newer");
-    crate::copied::copy_directory(&world.volume(), &newer);
+    copied::copy_directory(&world.volume(), &newer);
     world.put_back(&old);
     let said = world.refused();
     assert!(said.contains("older than the catalog"), "{said}");

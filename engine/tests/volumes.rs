@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::copied;
 use polyvol_engine::checksum;
 use polyvol_engine::engine::Engine;
 use polyvol_engine::engine::spec::{ExtentSpec, Manifests, VolumeSpec};
@@ -268,7 +269,7 @@ fn kill(engine: Engine, directories: &[PathBuf]) {
     directories.iter().for_each(|directory| quiet(directory));
     let saved = |directory: &Path| directory.with_extension("saved");
     for directory in directories {
-        crate::copied::copy_directory(directory, &saved(directory));
+        copied::copy_directory(directory, &saved(directory));
     }
     engine.stop().unwrap();
     for directory in directories {
