@@ -477,20 +477,24 @@ proptest! {
     }
 }
 
+fn run(ops: &[Op]) {
+    let mut twin = Twin::new(Mode::default());
+    ops.iter().for_each(|op| twin.step(op));
+}
+
+const fn roll_back(safety: bool, killed: bool) -> Op {
+    Op::RollBack { nth: 0, safety, killed }
+}
+
 #[test]
 fn writes_to_new_blocks_after_a_rollback_and_growth_survive_a_kill() {
-    let mut twin = Twin::new(Mode::default());
     let write = |offset, length| Op::Write { offset, length, seed: 1, fua: false };
-    for op in [
-        Op::Extend,
-        Op::Cut,
-        write(0, WIDEST),
-        Op::Restart { kill: false },
-        Op::RollBack { nth: 0, safety: false, killed: false },
-        Op::Extend,
-        write(SIZES[1], 4096),
-        Op::Restart { kill: true },
-    ] {
-        twin.step(&op);
-    }
+    let restart = |kill| Op::Restart { kill };
+    let first = [Op::Extend, Op::Cut, write(0, WIDEST), restart(false), roll_back(false, false)];
+    run(&[&first[..], &[Op::Extend, write(SIZES[1], 4096), restart(true)]].concat());
+}
+
+#[test]
+fn a_rollback_that_only_zeroes_added_blocks_is_known_after_a_kill() {
+    run(&[Op::Cut, Op::Extend, roll_back(true, false), roll_back(true, true)]);
 }

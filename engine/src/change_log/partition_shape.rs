@@ -22,11 +22,12 @@ impl Shape {
         Shape { blocks, ..Shape::default() }
     }
 
-    /// Its versions if there is no record of it, as they are before the rollback of this number.
-    pub fn fresh(&self, history: &History, rollbacks: usize) -> Versions {
+    /// Its versions if there is no record of it, after the history's first rollbacks, whose records are `rollback_seqs`.
+    /// They change it if it has grown since.
+    pub fn fresh(&self, history: &History, rollback_seqs: &[u64]) -> Versions {
         let mut versions = Versions::new(self.blocks);
-        for number in 0..rollbacks {
-            self.roll_back(&mut versions, history, number, 0, |_, _, _| {});
+        for (number, seq) in rollback_seqs.iter().enumerate() {
+            self.roll_back(&mut versions, history, number, *seq, |_, _, _| {});
         }
         versions
     }

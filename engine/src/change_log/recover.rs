@@ -47,6 +47,8 @@ pub struct Recovered {
     pub checkpoint_epoch: Epoch,
     /// How many of the catalog's last rollbacks came after all recovered records: the journal has to record them.
     pub unrecorded_rollbacks: usize,
+    /// The record of each rollback that was applied; 0: it was before the checkpoint, which has all that it changed.
+    pub rollback_seqs: Vec<u64>,
     /// The number of the next record.
     pub next_seq: u64,
     /// The last record that the checkpoint covers. No later one is known to survive a power loss before the next sync
@@ -135,6 +137,7 @@ pub fn recover(
         partitions: versions_of(contents.partitions, contents.in_place, &blocks_of),
         checkpoint_epoch: if checkpoint.0 > 0 { contents.epoch } else { 0 },
         unrecorded_rollbacks: 0,
+        rollback_seqs: Vec::new(),
         next_seq: contents.first_seq,
         covered: contents.first_seq - 1,
         next_number: last.max(newest).max(checkpoint.0) + 1,
@@ -200,7 +203,9 @@ fn roll_back(
     seq: u64,
     shape_of: &impl Fn(PartitionIndex) -> Option<Shape>,
 ) {
-    let Recovered { partitions, freed, epoch, .. } = recovered;
+    let Recovered { partitions, rollback_seqs, freed, epoch, .. } = recovered;
+    assert_eq!(rollback_seqs.len(), number, "rollbacks are applied in their order");
+    rollback_seqs.push(seq);
     for (partition, versions) in partitions {
         let shape = shape_of(*partition).expect("recovery checked that this processor owns it");
         shape.roll_back(versions, history, number, seq, |_, count, place| freed.add(place, count));
@@ -240,6 +245,7 @@ fn replay_all(
 ) -> Result<usize> {
     let history = &catalog.history;
     let agreement = Agreement::new(catalog, recovered.epoch);
+    recovered.rollback_seqs = vec![0; agreement.applied_rollbacks()];
     let Some(last) = segments.last() else { return Ok(agreement.applied_rollbacks()) };
     let state = recovered.manifest.as_ref().map(|found| &found.state);
     let Marks { ends, marks } = Marks::of(segments, state)?;
@@ -424,7 +430,6 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let blocks = shape.blocks;
         let in_range = record.first < blocks && record.count <= blocks - record.first;
         let entry = recovered.partitions.entry(record.partition);
-        let rolled = self.agreement.applied_rollbacks();
         if let Some(moved) = record.moved(&self.sums) {
             let moved = moved.filter(|_| in_range).ok_or("it is inconsistent")?;
             if let Entry::Occupied(mut versions) = entry {
@@ -437,6 +442,7 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         }
         let place = record.checked_place(&self.sums).filter(|_| in_range);
         let place = place.ok_or("it is inconsistent")?;
+        let rolled = &recovered.rollback_seqs;
         let versions = entry.or_insert_with(|| shape.fresh(self.history, rolled));
         versions.freeze_before(record.epoch, self.history.retained_epochs());
         let change = Change {
@@ -459,8 +465,8 @@ impl<F: Fn(PartitionIndex) -> Option<Shape>> Replay<'_, F> {
         let shape = (self.shape_of)(record.partition);
         let shape = shape.ok_or("its partition is not this processor's")?;
         let counters = record.counters(&self.sums);
-        let rolled = self.agreement.applied_rollbacks();
-        let left = rolled.checked_sub(1).map_or(0, |last| self.history.rollbacks()[last].at);
+        let rolled = &self.recovered.rollback_seqs;
+        let left = rolled.len().checked_sub(1).map_or(0, |last| self.history.rollbacks()[last].at);
         let ended = (left + 1..self.recovered.epoch).contains(&record.epoch);
         let counters = counters.filter(|_| ended).ok_or("it is inconsistent")?;
         let entry = self.recovered.partitions.entry(record.partition);

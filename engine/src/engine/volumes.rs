@@ -387,12 +387,13 @@ pub(super) fn start_journal(
         Error::io(what, e)
     })?;
     let history = spec.history();
+    assert_eq!(recovered.rollback_seqs.len(), history.rollbacks().len(), "all are applied");
     let local = |partition: &u32| {
         let versions = recovered.partitions.remove(partition);
         let versions = versions.unwrap_or_else(|| {
             let blocks = geometry.partition_bytes(*partition) / BLOCK_SIZE;
             let shape = spec.shape(*partition, blocks as u32);
-            let mut versions = shape.fresh(&history, history.rollbacks().len());
+            let mut versions = shape.fresh(&history, &recovered.rollback_seqs);
             shape.hide(&mut versions, &history, shape.blocks);
             versions
         });
