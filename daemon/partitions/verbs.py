@@ -219,7 +219,9 @@ def _snapshot_view(volume: str, snapshot: str, part: PartitionSnapshot) -> Parti
         last_write_known=part.last_write_ns is not None,
         since=_writes(part.since),
         write_seq=part.write_seq,
-        log=None if log is None else LogSizeView(id=name, **log._asdict()),
+        log=None
+        if log is None
+        else LogSizeView(id=name, blocks=log.blocks, zeroes=log.zeroes, bases=log.bases),
     )
 
 

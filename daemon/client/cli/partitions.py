@@ -1,6 +1,6 @@
 """polyvol partition: list, show; and the table of partition snapshots."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -103,46 +103,59 @@ def show(volume: str, number: int, as_json: bool, state_dir: Path) -> None:
         ],
     )
     say("")
-    print_partition_snapshots(snapshots, of_one_partition=True)
+    SnapshotTable(snapshots, of_one_partition=True).say()
     say("")
     print_logs(shown["logs"])
 
 
-def add_partitions(client: Client, shown: Json) -> None:
-    """Add its partition snapshots to a snapshot that the API has shown; ReplacedBetweenPages."""
+def partition_snapshots(client: Client, shown: Json) -> Iterator[Json]:
+    """The partition snapshots of a snapshot that the API has shown; ReplacedBetweenPages."""
     volume, snapshot, name = shown["volume"], shown["name"], f"snapshot {shown['export']}"
-    shown["partitions"] = []
     for page in pages(client, name, "volumes", volume, "snapshots", snapshot, "partitions"):
         if page["uuid"] != shown["uuid"]:
             raise ReplacedBetweenPages(name=name)
-        shown["partitions"] += page["partition_snapshots"]
+        yield from page["partition_snapshots"]
 
 
-def print_partition_snapshots(snapshots: Sequence[Json], *, of_one_partition: bool = False) -> None:
-    """A table of partition snapshots: of the snapshots of one partition, or of the partitions of one."""
-    last = _last_writes(snapshots)
-    print_table(
-        (
-            "SNAPSHOT" if of_one_partition else "PARTITION",
-            *("PROCESSOR", "SLOTS", "ZEROES", "WRITES", "WRITTEN", "SINCE THE ONE BEFORE"),
-            *(zoned("LAST WRITE"), "BLOCK MAP", "CHANGE LOG"),
-        ),
-        [
+class SnapshotTable:
+    """A table of partition snapshots: of the snapshots of one partition, or of the partitions of one. It is
+    made before anything is printed, because making it may fail."""
+
+    def __init__(self, snapshots: Iterable[Json], *, of_one_partition: bool = False) -> None:
+        self._first = "snapshot" if of_one_partition else "partition"
+        parts, cells = [], []
+        for part in snapshots:  # while polyvold makes the next page
+            parts.append(part)
+            cells.append(_snapshot_cells(part))
+        self._rows = [
+            (part[self._first], *counts, instant, *refers)
+            for part, (counts, refers), instant in zip(parts, cells, _last_writes(parts), strict=True)
+        ]
+
+    def say(self) -> None:
+        """Print it."""
+        print_table(
             (
-                part["snapshot" if of_one_partition else "partition"],
-                part["processor"],
-                part["slots"],
-                part["zeroes"],
-                UNKNOWN if part["total"] is None else part["total"]["writes"],
-                UNKNOWN if part["total"] is None else format_size(part["total"]["written"]),
-                UNKNOWN if part["since"] is None else written_text(**part["since"]),
-                instant,
-                _OWN_MAP if part["frozen"] else _LIVE_MAP,
-                _log_text(part["log"], own_map=part["frozen"]),
-            )
-            for part, instant in zip(snapshots, last, strict=True)
-        ],
+                self._first.upper(),
+                *("PROCESSOR", "SLOTS", "ZEROES", "WRITES", "WRITTEN", "SINCE THE ONE BEFORE"),
+                *(zoned("LAST WRITE"), "BLOCK MAP", "CHANGE LOG"),
+            ),
+            self._rows,
+        )
+
+
+def _snapshot_cells(part: Json) -> tuple[tuple[object, ...], tuple[str, str]]:
+    """What a partition snapshot counts, and what it refers to: its block map and its change log."""
+    total, since, frozen = part["total"], part["since"], part["frozen"]
+    counts = (
+        part["processor"],
+        part["slots"],
+        part["zeroes"],
+        UNKNOWN if total is None else total["writes"],
+        UNKNOWN if total is None else format_size(total["written"]),
+        UNKNOWN if since is None else written_text(since["writes"], since["written"]),
     )
+    return counts, (_OWN_MAP if frozen else _LIVE_MAP, _log_text(part["log"], own_map=frozen))
 
 
 def print_shares(snapshots: Sequence[Json]) -> None:

@@ -14,7 +14,7 @@ from polyvol.daemon.client.cli.common import (
 from polyvol.daemon.client.cli.deletions import delete_many
 from polyvol.daemon.client.cli.log_rules import log_devices_option, rules_text
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say
-from polyvol.daemon.client.cli.partitions import add_partitions, print_partition_snapshots, print_shares
+from polyvol.daemon.client.cli.partitions import SnapshotTable, partition_snapshots, print_shares
 from polyvol.daemon.client.cli.renaming import rename as rename_object
 from polyvol.daemon.client.cli.snapshot_group import (
     create_of_group,
@@ -133,11 +133,10 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
     if name.startswith("@"):
         print_of_group(client, shown, as_json, partitions=partitions)
         return
-    if partitions:
-        add_partitions(client, shown)
     if as_json:
-        print_json(shown)
+        print_json({**shown, "partitions": list(partition_snapshots(client, shown))} if partitions else shown)
         return
+    table = SnapshotTable(partition_snapshots(client, shown)) if partitions else None
     stalls = [f"{stall['processor']}: {format_ns(stall['stall_ns'])}" for stall in shown["stalls"]]
     print_facts(
         [
@@ -161,9 +160,9 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("connections", shown["connections"]),
         ]
     )
-    if partitions:
+    if table is not None:
         say("")
-        print_partition_snapshots(shown["partitions"])
+        table.say()
 
 
 @snapshot.command()

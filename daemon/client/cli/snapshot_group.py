@@ -5,7 +5,7 @@ from typing import Any
 
 from polyvol.daemon.client.cli.client import Client, Json
 from polyvol.daemon.client.cli.output import listed, print_facts, print_json, print_table, say, warn
-from polyvol.daemon.client.cli.partitions import add_partitions, print_partition_snapshots
+from polyvol.daemon.client.cli.partitions import SnapshotTable, partition_snapshots
 from polyvol.daemon.client.cli.times import in_future, moment, moments, zoned
 from polyvol.daemon.sizes import format_ns
 from polyvol.mapping.sizes import format_size
@@ -60,12 +60,15 @@ def list_of_group(client: Client, group: str, as_json: bool) -> None:
 
 def print_of_group(client: Client, shown: dict[str, Any], as_json: bool, *, partitions: bool) -> None:
     """Show a snapshot of a group, with the partition snapshots of its members if asked for."""
-    if partitions:
-        for member in shown["members"]:
-            add_partitions(client, member)
     if as_json:
+        for member in shown["members"] if partitions else []:
+            member["partitions"] = list(partition_snapshots(client, member))
         print_json(shown)
         return
+    tables = [
+        (member["export"], SnapshotTable(partition_snapshots(client, member)))
+        for member in (shown["members"] if partitions else [])
+    ]
     print_facts(
         [
             ("snapshot", shown["export"]),
@@ -92,7 +95,7 @@ def print_of_group(client: Client, shown: dict[str, Any], as_json: bool, *, part
             for member in shown["members"]
         ],
     )
-    for member in shown["members"] if partitions else []:
+    for export, table in tables:
         say("")
-        say(f"partition snapshots of {member['export']}:")
-        print_partition_snapshots(member["partitions"])
+        say(f"partition snapshots of {export}:")
+        table.say()

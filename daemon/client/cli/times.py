@@ -61,8 +61,10 @@ def in_future(text: str, future: bool) -> str:
 
 
 def _read(text: str | None) -> datetime | None:
+    if text is None:
+        return None
     with suppress(ValueError, TypeError, OverflowError):
-        time = datetime.fromisoformat(text or "").astimezone(UTC)
+        time = datetime.fromisoformat(text).astimezone(UTC)
         return time.astimezone() if _is_local() else time
     return None
 

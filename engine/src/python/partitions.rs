@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
 use crate::block_map::change_logs::PlaceCounts;
 use crate::block_map::counters::Counters;
@@ -18,18 +19,19 @@ fn set_map(
     counters: Option<Counters>,
     last_write_ns: Option<u64>,
 ) -> PyResult<()> {
-    dict.set_item("slots", places.slots)?;
-    dict.set_item("zeroes", places.zeroes)?;
-    dict.set_item("bases", places.bases)?;
-    dict.set_item("writes", counters.map(|counters| counters.writes))?;
-    dict.set_item("written_bytes", counters.map(|counters| counters.written_bytes))?;
-    dict.set_item("last_write_ns", last_write_ns)
+    let py = dict.py();
+    dict.set_item(intern!(py, "slots"), places.slots)?;
+    dict.set_item(intern!(py, "zeroes"), places.zeroes)?;
+    dict.set_item(intern!(py, "bases"), places.bases)?;
+    dict.set_item(intern!(py, "writes"), counters.map(|counters| counters.writes))?;
+    dict.set_item(intern!(py, "written_bytes"), counters.map(|counters| counters.written_bytes))?;
+    dict.set_item(intern!(py, "last_write_ns"), last_write_ns)
 }
 
 /// A dictionary with two numbers, if there are any.
 fn numbers<'py, const N: usize>(
     py: Python<'py>,
-    names: [&str; N],
+    names: [&Bound<'py, PyString>; N],
     values: Option<[u64; N]>,
 ) -> PyResult<Option<Bound<'py, PyDict>>> {
     let Some(values) = values else { return Ok(None) };
@@ -47,25 +49,26 @@ pub fn snapshots<'py>(
     found: &[PartitionSnapshot],
 ) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
+    let log_sizes = [intern!(py, "blocks"), intern!(py, "zeroes"), intern!(py, "bases")];
     for one in found {
         let dict = PyDict::new(py);
-        dict.set_item("partition", one.partition)?;
-        dict.set_item("processor", one.processor)?;
-        dict.set_item("epoch", epoch)?;
-        dict.set_item("size", one.size)?;
-        dict.set_item("frozen", one.frozen)?;
+        dict.set_item(intern!(py, "partition"), one.partition)?;
+        dict.set_item(intern!(py, "processor"), one.processor)?;
+        dict.set_item(intern!(py, "epoch"), epoch)?;
+        dict.set_item(intern!(py, "size"), one.size)?;
+        dict.set_item(intern!(py, "frozen"), one.frozen)?;
         set_map(&dict, one.places, one.counters, one.last_write_ns)?;
-        dict.set_item("write_seq", one.write_seq)?;
-        dict.set_item("checksummed", one.places.slots)?;
+        dict.set_item(intern!(py, "write_seq"), one.write_seq)?;
+        dict.set_item(intern!(py, "checksummed"), one.places.slots)?;
         dict.set_item(
-            "since",
+            intern!(py, "since"),
             numbers(
                 py,
-                ["writes", "written_bytes"],
+                [intern!(py, "writes"), intern!(py, "written_bytes")],
                 one.since.map(|(writes, bytes)| [writes, bytes]),
             )?,
         )?;
-        dict.set_item("log", numbers(py, ["blocks", "zeroes", "bases"], one.log)?)?;
+        dict.set_item(intern!(py, "log"), numbers(py, log_sizes, one.log)?)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -76,12 +79,12 @@ pub fn partitions<'py>(py: Python<'py>, found: &[LivePartition]) -> PyResult<Bou
     let list = PyList::empty(py);
     for one in found {
         let dict = PyDict::new(py);
-        dict.set_item("partition", one.partition)?;
-        dict.set_item("processor", one.processor)?;
+        dict.set_item(intern!(py, "partition"), one.partition)?;
+        dict.set_item(intern!(py, "processor"), one.processor)?;
         set_map(&dict, one.places, Some(one.counters), one.last_write_ns)?;
-        dict.set_item("write_seq", one.write_seq)?;
-        dict.set_item("versions", one.versions)?;
-        dict.set_item("newest_snapshot", one.newest_snapshot)?;
+        dict.set_item(intern!(py, "write_seq"), one.write_seq)?;
+        dict.set_item(intern!(py, "versions"), one.versions)?;
+        dict.set_item(intern!(py, "newest_snapshot"), one.newest_snapshot)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -92,17 +95,17 @@ pub fn change_logs<'py>(py: Python<'py>, found: &[LogOfPartition]) -> PyResult<B
     let list = PyList::empty(py);
     for one in found {
         let dict = PyDict::new(py);
-        dict.set_item("partition", one.partition)?;
-        dict.set_item("processor", one.processor)?;
-        dict.set_item("begin", one.begin)?;
-        dict.set_item("blocks", one.blocks)?;
-        dict.set_item("zeroes", one.zeroes)?;
-        dict.set_item("bases", one.bases)?;
-        dict.set_item("runs", one.runs)?;
-        dict.set_item("areas", &one.areas)?;
-        dict.set_item("writes", one.written.map(|written| written.0))?;
-        dict.set_item("written_bytes", one.written.map(|written| written.1))?;
-        dict.set_item("ended", one.ended)?;
+        dict.set_item(intern!(py, "partition"), one.partition)?;
+        dict.set_item(intern!(py, "processor"), one.processor)?;
+        dict.set_item(intern!(py, "begin"), one.begin)?;
+        dict.set_item(intern!(py, "blocks"), one.blocks)?;
+        dict.set_item(intern!(py, "zeroes"), one.zeroes)?;
+        dict.set_item(intern!(py, "bases"), one.bases)?;
+        dict.set_item(intern!(py, "runs"), one.runs)?;
+        dict.set_item(intern!(py, "areas"), &one.areas)?;
+        dict.set_item(intern!(py, "writes"), one.written.map(|written| written.0))?;
+        dict.set_item(intern!(py, "written_bytes"), one.written.map(|written| written.1))?;
+        dict.set_item(intern!(py, "ended"), one.ended)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -116,9 +119,9 @@ pub fn counts<'py>(
     let list = PyList::empty(py);
     for ((begin, processor), logs) in found {
         let dict = PyDict::new(py);
-        dict.set_item("begin", begin)?;
-        dict.set_item("processor", processor)?;
-        dict.set_item("logs", logs)?;
+        dict.set_item(intern!(py, "begin"), begin)?;
+        dict.set_item(intern!(py, "processor"), processor)?;
+        dict.set_item(intern!(py, "logs"), logs)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -129,11 +132,11 @@ pub fn runs<'py>(py: Python<'py>, found: &[LocatedRun]) -> PyResult<Bound<'py, P
     let list = PyList::empty(py);
     for run in found {
         let dict = PyDict::new(py);
-        dict.set_item("block", run.block)?;
-        dict.set_item("blocks", run.blocks)?;
-        dict.set_item("area", run.area)?;
-        dict.set_item("device", run.device)?;
-        dict.set_item("offset", run.offset)?;
+        dict.set_item(intern!(py, "block"), run.block)?;
+        dict.set_item(intern!(py, "blocks"), run.blocks)?;
+        dict.set_item(intern!(py, "area"), run.area)?;
+        dict.set_item(intern!(py, "device"), run.device)?;
+        dict.set_item(intern!(py, "offset"), run.offset)?;
         list.append(dict)?;
     }
     Ok(list)
@@ -150,13 +153,13 @@ pub fn location<'py>(py: Python<'py>, found: &Location) -> PyResult<Bound<'py, P
         Spot::Source => ("source", None, None, None, None),
     };
     let dict = PyDict::new(py);
-    dict.set_item("partition", found.partition)?;
-    dict.set_item("processor", found.processor)?;
-    dict.set_item("block", found.block)?;
-    dict.set_item("kind", kind)?;
-    dict.set_item("area", area)?;
-    dict.set_item("device", device)?;
-    dict.set_item("device_offset", offset)?;
-    dict.set_item("begin", begin)?;
+    dict.set_item(intern!(py, "partition"), found.partition)?;
+    dict.set_item(intern!(py, "processor"), found.processor)?;
+    dict.set_item(intern!(py, "block"), found.block)?;
+    dict.set_item(intern!(py, "kind"), kind)?;
+    dict.set_item(intern!(py, "area"), area)?;
+    dict.set_item(intern!(py, "device"), device)?;
+    dict.set_item(intern!(py, "device_offset"), offset)?;
+    dict.set_item(intern!(py, "begin"), begin)?;
     Ok(dict)
 }
