@@ -57,6 +57,7 @@ def test_a_volume_and_its_snapshot_are_attached_listed_and_detached(host: Host) 
     assert "not attached" in host.refused("detach", "v")
 
 
+@pytest.mark.slow
 def test_a_device_that_somebody_uses_in_any_way_is_not_detached(host: Host) -> None:
     path = Path(host.ok("attach", "v", "--fuse").strip())
     log = host.daemon.directory / "user.log"
@@ -200,6 +201,7 @@ def test_after_a_detach_by_force_writes_fail(host: Host) -> None:
         run(BIN / "polyvol", "detach", "v", "--force", env=host.env)
 
 
+@pytest.mark.slow
 def test_the_watch_takes_over_detaches_when_told_and_ends_with_nbdfuse(host: Host) -> None:
     places = Places(host.root)
     uri = nbd.uri("v", host.daemon.nbd_socket)

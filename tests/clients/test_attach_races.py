@@ -180,6 +180,7 @@ def test_a_device_that_died_is_listed_as_dead_and_attached_again(host: Host, die
     assert host.left() == []
 
 
+@pytest.mark.slow
 def test_a_dead_device_in_use_is_not_attached_again_and_force_leaves_nothing(host: Host) -> None:
     path = Path(host.ok("attach", "v", "--fuse").strip()).resolve()
     check("mkfs.ext4", "-q", path)

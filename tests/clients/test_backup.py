@@ -86,6 +86,7 @@ def test_a_chain_comes_back_bit_for_bit_and_goes_on(
     nbd.qemu_compare(daemon.uri("v@s3"), other.uri("x@s3"))
 
 
+@pytest.mark.slow
 def test_pipes_do_as_well_as_files(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
     chain(daemon, tmp_path, 1)
     for arguments in (["v@s0"], ["v@s1", "--since", "s0"]):
@@ -279,6 +280,7 @@ def test_where_no_temporary_file_can_be_made_tmpdir_is_named(
     assert "set $TMPDIR to another directory" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_killed_goes_on(daemon: Daemon, volume: str, other: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "s0.pv"
     command = [str(BIN / "polyvol"), "backup", "v@s0", "-o", str(file)]
@@ -294,6 +296,7 @@ def test_a_backup_that_is_killed_goes_on(daemon: Daemon, volume: str, other: Dae
     nbd.qemu_compare(daemon.uri("v@s0"), other.uri("w@s0"))
 
 
+@pytest.mark.slow
 def test_an_older_copy_is_brought_up_to_date(
     daemon: Daemon, volume: str, other: Daemon, tmp_path: Path
 ) -> None:
@@ -313,6 +316,7 @@ def test_an_older_copy_is_brought_up_to_date(
         nbd.qemu_compare(daemon.uri("v@s1"), target)
 
 
+@pytest.mark.slow
 def test_a_copy_is_refused_before_anything_is_written(daemon: Daemon, volume: str, tmp_path: Path) -> None:
     fill(daemon, 5)
     daemon.ok("snapshot", "create", "v", "--name", "s1")

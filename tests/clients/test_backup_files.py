@@ -145,6 +145,7 @@ def again(daemon: Daemon) -> None:
     daemon.api.post("snapshots", body={"volumes": ["v"], "name": "s2"})
 
 
+@pytest.mark.slow
 def test_snapshots_made_again_by_the_same_names_are_not_taken_for_those_asked_for(
     source: Daemon, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_backup_does_not_go_on_with_another_daemon(source: Daemon, tmp_path: P
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_a_copy_is_brought_up_to_date_by_one_command_at_a_time(source: Daemon, tmp_path: Path) -> None:
     target = tmp_path / "target"
     source.ok("backup", "v@s1", "--raw", "-o", target)

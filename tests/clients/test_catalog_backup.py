@@ -55,6 +55,7 @@ def put_in_place(daemon: Daemon, copy: Path) -> None:
     check("sh", "-ec", script)
 
 
+@pytest.mark.slow
 def test_a_backup_is_complete_whether_polyvold_runs_or_not(used: Daemon) -> None:
     first, second = used.directory / "first.db", used.directory / "second.db"
     assert "written to" in used.ok("catalog", "backup", first)
@@ -72,6 +73,7 @@ def test_a_backup_is_complete_whether_polyvold_runs_or_not(used: Daemon) -> None
     assert not list(used.directory.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_backup_to_the_standard_output_is_the_same(used: Daemon) -> None:
     for option in ([], ["--json"]):
         given = used.directory / "given.db"

@@ -218,6 +218,7 @@ def test_a_catalog_that_is_refused_is_left_and_can_be_accepted(used: Daemon) -> 
     assert [each["name"] for each in used.json("snapshot", "list", "v")] == ["s"]
 
 
+@pytest.mark.slow
 def test_a_changed_block_is_found_when_data_is_read(used: Daemon) -> None:
     used.stop()
     log = used.directory / "log.img"

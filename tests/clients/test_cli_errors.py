@@ -16,6 +16,7 @@ from tests.support.proc import run
 MIB = 1 << 20
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_refused_and_nothing_changes(daemon: Daemon) -> None:
     volume = daemon.make_volume("v", size="8M", partition_size="1M")
     daemon.add_devices("small", size="4M")

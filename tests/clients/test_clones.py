@@ -202,6 +202,7 @@ def test_a_kill_at_any_moment_leaves_a_clone_or_none(make_daemon: Callable[..., 
     assert all(name.startswith("v.") for name in files), files
 
 
+@pytest.mark.slow
 def test_a_lost_source_device_degrades_the_clone(source: Daemon) -> None:
     source.ok("volume", "clone", "v@s", "c")
     source.stop()

@@ -83,6 +83,7 @@ def compare_ended(handle: Any, under_way: dict[int, tuple[int, Any]], contents: 
         assert found == contents[offset : offset + len(found)], (offset, len(found))
 
 
+@pytest.mark.slow
 def test_many_cold_reads_at_a_time_return_what_was_written(daemon: Daemon, base: bytes) -> None:
     now = overwrite(daemon, base)
     for export, contents in (("v", now), ("v@s", base)):
@@ -91,6 +92,7 @@ def test_many_cold_reads_at_a_time_return_what_was_written(daemon: Daemon, base:
             read_many(handle, ranges(7), contents)
 
 
+@pytest.mark.slow
 def test_a_cold_read_of_a_damaged_slot_fails_alone(daemon: Daemon, base: bytes) -> None:
     now = overwrite(daemon, base)
     drop_pages(daemon)

@@ -189,6 +189,7 @@ def test_every_snapshot_is_one_instant_at_length(short_dir: Path, volumes: int) 
     check_engine(short_dir, Layout(6, volumes, PARTITIONS, MIB), 8)
 
 
+@pytest.mark.slow
 def test_what_the_daemon_snapshots_is_one_instant(daemon: Daemon) -> None:
     """The same from outside: the control socket takes the cuts, libnbd reads the snapshots."""
     layout = Layout(3, 2, PARTITIONS, MIB)

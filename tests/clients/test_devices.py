@@ -179,6 +179,7 @@ def test_a_volume_is_served_as_far_as_its_devices_are_there(daemon: Daemon) -> N
         assert snapshot.pread(2 * MIB, 0) == b"a" * 2 * MIB
 
 
+@pytest.mark.slow
 def test_a_flush_after_a_kill_is_honest_about_a_device_that_went_missing(daemon: Daemon) -> None:
     daemon.add_devices("a", "b", size="64M")
     two_partitions(daemon, "a", "b")
@@ -221,6 +222,7 @@ def change(path: Path, old: bytes) -> None:
         file.write(bytes([old[7] ^ 1]))
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_never_read_and_a_scrub_finds_it(daemon: Daemon) -> None:
     daemon.add_devices("a", "b", size="64M")
     two_partitions(daemon, "a", "b", log="128M")

@@ -107,6 +107,7 @@ def test_what_was_written_is_read_also_from_a_snapshot_and_after_a_restart(
     assert json.loads(daemon.ok("check", "--data", "--json"))["problems"] == []
 
 
+@pytest.mark.slow
 def test_writes_in_flight_do_not_disturb_each_other(daemon: Daemon, reference: nbd.Reference) -> None:
     daemon.ok("snapshot", "create", "v", "--name", "s")
     frozen = reference.frozen()
@@ -128,6 +129,7 @@ def test_writes_in_flight_do_not_disturb_each_other(daemon: Daemon, reference: n
     compare(daemon, "v@s", frozen)
 
 
+@pytest.mark.slow
 def test_whole_blocks_are_not_kept_in_the_page_cache(daemon: Daemon, reference: nbd.Reference) -> None:
     base, log = daemon.directory / "base.img", daemon.directory / "log.img"
     middle = SIZE // 2

@@ -176,6 +176,7 @@ def copy(daemon: Daemon, volume: str, tmp_path: Path) -> Iterator[Path]:
     path.unlink()
 
 
+@pytest.mark.slow
 def test_a_copy_is_brought_up_to_date_as_virtnbdbackup_does(daemon: Daemon, copy: Path) -> None:
     older = "a"
     for number in range(4):

@@ -99,6 +99,7 @@ def make(daemon: Daemon, data: Path, log: Path) -> Volume:
     return Volume(daemon)
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_sparse_change_log_refuses_only_what_needs_it(daemon: Daemon) -> None:
     with small_disk(daemon.directory / "disk", "24M") as disk:
         volume = make(daemon, daemon.directory / "data.img", disk / "log.img")
@@ -130,6 +131,7 @@ def test_a_full_disk_under_a_sparse_change_log_refuses_only_what_needs_it(daemon
         volume.handle.shutdown()
 
 
+@pytest.mark.slow
 def test_deleting_a_snapshot_makes_room_on_a_full_disk(daemon: Daemon) -> None:
     with small_disk(daemon.directory / "disk", "24M") as disk:
         volume = make(daemon, daemon.directory / "data.img", disk / "log.img")

@@ -165,6 +165,7 @@ def test_trimmed_space_goes_back_to_the_device(daemon: Daemon) -> None:
             assert left < full - (28 << 20), f"{left} of {full} bytes are still allocated"
 
 
+@pytest.mark.slow
 def test_mkfs_on_a_tebibyte_takes_seconds(daemon: Daemon) -> None:
     fuse.needed()
     place: list[str] = []

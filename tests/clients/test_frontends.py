@@ -113,6 +113,7 @@ def test_the_same_requests_get_the_same_answers(both: tuple[Daemon, Daemon]) -> 
     assert nbd.read_all(both[0].uri("v")) == nbd.read_all(both[1].uri("v"))
 
 
+@pytest.mark.slow
 def test_both_say_the_same_of_an_export(both: tuple[Daemon, Daemon]) -> None:
     for daemon in both:
         daemon.ok("snapshot", "create", "v", "--name", "s")
@@ -127,6 +128,7 @@ def test_both_say_the_same_of_an_export(both: tuple[Daemon, Daemon]) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_a_long_write_that_is_refused_is_read_to_its_end_first(both: tuple[Daemon, Daemon]) -> None:
     """A reply to a request that the client is still sending would end libnbd's connection."""
     for daemon in both:
@@ -143,6 +145,7 @@ def refused_at_its_end(daemon: Daemon) -> None:
         assert answer(partial(handle.pread, 4096, 0)) == ("", bytes(4096))
 
 
+@pytest.mark.slow
 def test_nbdkit_stops_at_once_though_clients_are_connected(make_daemon: Callable[..., Daemon]) -> None:
     """One is idle, one has asked for more than it reads; nbdkit ends by itself, and is not killed."""
     daemon = make_daemon("--frontend", "nbdkit")
@@ -160,6 +163,7 @@ def test_nbdkit_stops_at_once_though_clients_are_connected(make_daemon: Callable
     assert nbd.read_all(daemon.uri("v"))[:4] == b"kept"
 
 
+@pytest.mark.slow
 def test_sockets_that_never_finish_the_handshake_stop_nobody_behind_nbdkit(nbdkit: Daemon) -> None:
     """With another thread model one of them would."""
     with ExitStack() as stack:
@@ -171,6 +175,7 @@ def test_sockets_that_never_finish_the_handshake_stop_nobody_behind_nbdkit(nbdki
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_the_control_socket_works_while_clients_are_connected(nbdkit: Daemon) -> None:
     told = nbdkit.api.get("status")["daemon"]
     assert told["frontend"] == "nbdkit"
@@ -188,6 +193,7 @@ def test_the_control_socket_works_while_clients_are_connected(nbdkit: Daemon) ->
         assert nbd.export_names(nbdkit.nbd_socket) == {"v", "v@s", "w"}
 
 
+@pytest.mark.slow
 def test_nbdkit_is_started_again_when_it_dies(nbdkit: Daemon) -> None:
     with nbd.connect(nbdkit.uri("v")) as handle:
         handle.pwrite(b"kept", 4095)

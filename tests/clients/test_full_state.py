@@ -393,6 +393,7 @@ def test_writes_go_on_when_each_journal_has_one_full_segment_and_there_is_no_roo
         client.check()
 
 
+@pytest.mark.slow
 def test_a_file_system_that_becomes_read_only_is_said_and_goes_on_by_itself() -> None:
     with on("tmpfs", "40M") as (daemon, disk, _):
         daemon.ok("snapshot", "create", "v", "--name", "a")

@@ -241,6 +241,7 @@ def test_an_overlong_write_is_thrown_away_and_its_connection_ends(manager: Manag
         assert closed(peer)
 
 
+@pytest.mark.slow
 def test_requests_that_wait_for_memory_go_on(manager: Manager) -> None:
     """More reads than a connection may have under way; their client begins to read during the stop."""
     count = 64

@@ -159,6 +159,7 @@ def test_a_disk_that_is_served_is_refused_to_others(disk: Path, either: Daemon, 
     os.close(os.open(disk, os.O_RDWR | os.O_EXCL))
 
 
+@pytest.mark.slow
 def test_a_start_does_not_serve_a_disk_that_is_mounted(disk: Path, either: Daemon, short_dir: Path) -> None:
     make(either, disk)
     either.stop()
@@ -271,6 +272,7 @@ def test_nobody_takes_a_disk_during_a_live_restart(disk: Path, short_dir: Path) 
         assert device(manager)["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_device_that_was_handed_over_is_the_one_that_was_open(short_dir: Path) -> None:
     with Manager(short_dir) as manager:
         path = short_dir / "d.img"

@@ -40,6 +40,7 @@ def _ended(notes: Path) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in notes.read_text().split()[:2])
 
 
+@pytest.mark.slow
 def test_a_kill_ends_the_hooks_and_the_next_start_thaws(daemon: Daemon, notes: Path) -> None:
     daemon.kill()
     wait_until(lambda: _ended(notes), "the end of what the hook had started", 10)

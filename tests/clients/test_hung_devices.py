@@ -59,6 +59,7 @@ def disk(directory: Path) -> Iterator[Disk]:
                 driver.wait()
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_holds_up_nobody_else(daemon: Daemon) -> None:
     with disk(daemon.directory) as hung:
         daemon.add_devices("log", size="80M")

@@ -153,6 +153,7 @@ def test_a_volume_that_is_refused_can_be_deleted(used: Daemon) -> None:
     assert used.cli("check").rc == 0
 
 
+@pytest.mark.slow
 def test_journals_and_manifests_of_an_earlier_stop_are_told(used: Daemon) -> None:
     """Put back together they agree with each other, and with the catalog, as no snapshot was taken since."""
     used.stop()

@@ -87,6 +87,7 @@ def test_no_write_is_refused_while_the_device_of_the_log_has_room(daemon: Daemon
     assert "0 problems" in daemon.ok("check", "--data")
 
 
+@pytest.mark.slow
 def test_with_the_limit_none_nothing_grows_and_writes_are_refused(daemon: Daemon) -> None:
     make(daemon)
     assert scattered(daemon, 100) == 100
@@ -100,6 +101,7 @@ def test_with_the_limit_none_nothing_grows_and_writes_are_refused(daemon: Daemon
     assert scattered(daemon, 100) == 0, "the new limit is used at once"
 
 
+@pytest.mark.slow
 def test_the_limit_is_never_exceeded(daemon: Daemon) -> None:
     make(daemon, "--log-limit", "200M")
     with nbd.connect(daemon.uri("v")) as host:
@@ -113,6 +115,7 @@ def test_the_limit_is_never_exceeded(daemon: Daemon) -> None:
     assert "--log-limit SIZE` with more than 200 MiB" in said
 
 
+@pytest.mark.slow
 def test_log_areas_grow_before_a_scheduled_snapshot_is_dropped(daemon: Daemon) -> None:
     make(daemon, "--log-limit", "auto")
     daemon.ok("snapshot", "create", "v", "--name", "s", "--scheduled")
@@ -120,6 +123,7 @@ def test_log_areas_grow_before_a_scheduled_snapshot_is_dropped(daemon: Daemon) -
     assert daemon.json("volume", "show", "v")["snapshots"] == ["old", "new", "s"]
 
 
+@pytest.mark.slow
 def test_another_device_is_not_used_where_the_log_rules_forbid_it(daemon: Daemon) -> None:
     make(daemon, "--log-limit", "none", device="130M")  # no room is left on it
     daemon.add_devices("slow", size="512M")
@@ -133,6 +137,7 @@ def test_another_device_is_not_used_where_the_log_rules_forbid_it(daemon: Daemon
     assert {tuple(each["devices"]) for each in daemon.json("volume", "show", "v")["logs"][1:]} == {("slow",)}
 
 
+@pytest.mark.slow
 def test_log_areas_that_are_almost_full_grow_ahead(daemon: Daemon) -> None:
     make(daemon, "--log-limit", "auto")
     wait_until(lambda: space(daemon)["size"] > SIZE, "growth without a write", 20)

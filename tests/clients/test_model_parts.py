@@ -264,6 +264,7 @@ def run_machine(daemon: Daemon, **how: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_views_are_right_after_each_verb_of_a_story(daemon: Daemon) -> None:
     """Each thing that moves blocks from one log to another happens at least once."""
     machine = type("StoryOfDaemon", (Parts,), {"daemon": daemon})()

@@ -98,6 +98,7 @@ def test_a_reload_has_as_many_processors_as_the_settings_say(make_daemon: Callab
     wait_until(lambda: processors() == 4, "the fourth processor")
 
 
+@pytest.mark.slow
 def test_a_device_that_came_back_is_found_by_a_reload(nbdkit: Daemon) -> None:
     nbdkit.add_devices("late")
     image, aside = nbdkit.directory / "late.img", nbdkit.directory / "aside"
@@ -141,6 +142,7 @@ def test_an_nbdkit_that_is_ended_with_a_client_connected_is_started_again(
             assert another.pread(4, 0) == b"kept"
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_serves(nbdkit: Daemon) -> None:
     for pid in (nbdkit.pid, nbdkit.served_by):
         pause(pid)

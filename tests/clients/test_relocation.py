@@ -39,6 +39,7 @@ def same(daemon: Daemon, export: str, seed: int, *offsets: int) -> None:
             assert handle.pread(MIB, offset) == random.Random(seed + offset).randbytes(MIB), offset
 
 
+@pytest.mark.slow
 def test_log_areas_become_empty_without_a_flush_of_a_host(daemon: Daemon) -> None:
     daemon.ok("volume", "create", "v", "--size", "64M", "--processors", "2")
     every = range(0, SIZE, MIB)
@@ -57,6 +58,7 @@ def test_log_areas_become_empty_without_a_flush_of_a_host(daemon: Daemon) -> Non
         same(daemon, export, 2, *every)
 
 
+@pytest.mark.slow
 def test_freed_slots_of_an_idle_volume_are_given_back(daemon: Daemon) -> None:
     daemon.ok("volume", "create", "v", "--size", "64M", "--processors", "2")
     write(daemon, 1, *range(0, SIZE, MIB))

@@ -44,6 +44,7 @@ def rename(daemon: Daemon, *path: str) -> str | None:
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS, ids=("native", "nbdkit"))
+@pytest.mark.slow
 def test_clients_find_what_was_renamed_by_its_new_name_alone(
     make_daemon: Callable[..., Daemon], front_end: tuple[str, ...]
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_host_that_tries_again_and_again_gets_the_volume_when_it_is_complete(
     nbd.qemu_compare(daemon.uri(f"v@{snapshot}"), other.uri(f"w@{snapshot}"))
 
 
+@pytest.mark.slow
 def test_only_a_restore_is_resumed(daemon: Daemon, other: Daemon, files: list[Path]) -> None:
     other.make_volume("w", size="46M", partition_size="4M")
     write(other, "w", 5)
@@ -240,12 +241,14 @@ def test_only_a_restore_is_resumed(daemon: Daemon, other: Daemon, files: list[Pa
     assert other.volume("w")["state"] == "serving"
 
 
+@pytest.mark.slow
 def test_a_backup_file_may_have_any_name(other: Daemon, files: list[Path]) -> None:
     file = files[0].rename(files[0].with_name(os.fsdecode(b"\xff.pv")))
     other.ok("restore", file, "w")
     assert "\ufffd.pv is a full backup, and volume w exists already" in other.refused("restore", file, "w")
 
 
+@pytest.mark.slow
 def test_a_full_backup_from_a_pipe_that_ends_early_is_not_called_done(
     daemon: Daemon, other: Daemon, files: list[Path]
 ) -> None:
@@ -264,6 +267,7 @@ def test_a_full_backup_from_a_pipe_that_ends_early_is_not_called_done(
         assert other.api.get("volumes") == []
 
 
+@pytest.mark.slow
 def test_a_pipe_that_was_interrupted_goes_on_with_the_same_stream(
     daemon: Daemon, other: Daemon, files: list[Path]
 ) -> None:
@@ -310,6 +314,7 @@ def test_a_restore_by_other_ways(
             assert handle.get_size() == SIZE
 
 
+@pytest.mark.slow
 def test_a_completion_waits_until_nbdkit_has_ended_the_connection(
     make_daemon: Callable[..., Daemon], files: list[Path]
 ) -> None:

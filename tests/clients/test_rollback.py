@@ -42,6 +42,7 @@ def written(daemon: Daemon) -> Daemon:
     return daemon
 
 
+@pytest.mark.slow
 def test_a_volume_is_what_the_snapshot_shows_and_what_it_was_is_kept(written: Daemon) -> None:
     said = written.ok("snapshot", "rollback", "v@one")
     assert said == "v is what snapshot v@one shows; what was there is in snapshot before-one\n"
@@ -70,6 +71,7 @@ def test_who_has_it_open_is_left_alone_or_disconnected(written: Daemon) -> None:
     assert "no snapshot" in written.refused("snapshot", "rollback", "v@none")
 
 
+@pytest.mark.slow
 def test_space_comes_back_when_snapshots_of_what_was_left_are_deleted(written: Daemon) -> None:
     def used() -> int:
         return int(written.volume("v")["space"]["used"])

@@ -39,6 +39,7 @@ def test_a_group_is_scheduled_kept_and_held_through_a_kill(daemon: Daemon) -> No
     assert nbd.export_names(daemon.nbd_socket) == names | {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_frozen_file_system_needs_no_recovery(daemon: Daemon, tmp_path: Path) -> None:
     """With the shipped hook; without it, the journal of a mounted file system is to be recovered."""
     daemon.ok("volume", "create", "v", "--size", "64M")

@@ -177,6 +177,7 @@ def check_says(daemon: Daemon) -> str:
     return found.out + found.err
 
 
+@pytest.mark.slow
 def test_a_device_found_short_at_a_start_is_remembered(daemon: Daemon, image: Path) -> None:
     daemon.stop()
     os.truncate(image, CUT)
@@ -243,6 +244,7 @@ def test_a_disk_that_became_shorter_gives_eio_and_not_enospc(daemon: Daemon, sho
     daemon.start()
 
 
+@pytest.mark.slow
 def test_nbdkit_tells_the_same(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("--frontend", "nbdkit")
     path = daemon.directory / "base.img"

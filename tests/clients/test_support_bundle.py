@@ -57,6 +57,7 @@ def members(bundle: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_a_bundle_has_everything_but_data_and_secrets(used: Daemon) -> None:
     bundle = used.directory / "bundle.tar.gz"
     said = used.json("support-bundle", bundle)
@@ -145,6 +146,7 @@ def test_a_damaged_catalog_is_named(used: Daemon) -> None:
     assert "not a state directory" in said["absent"]["catalog.json"]
 
 
+@pytest.mark.slow
 def test_a_polyvold_that_does_not_answer_is_waited_for_once(used: Daemon) -> None:
     os.kill(used.pid, signal.SIGSTOP)
     try:

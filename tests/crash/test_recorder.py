@@ -77,6 +77,7 @@ def log() -> Log:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_a_replayed_log_gives_the_tree_that_was_left(tmp_path: Path) -> None:
     recording = record(tmp_path / "recording", seed=1, seconds=1.5, stop=True)
     disk, kinds = Disk(), set()

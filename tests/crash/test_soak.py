@@ -52,6 +52,7 @@ def test_kills_beside_all_verbs_lose_nothing(memory_dir: Path) -> None:
     assert done.compared.snapshots > 50
 
 
+@pytest.mark.slow
 def test_kills_at_calls_of_a_rollback_and_a_deletion_lose_nothing(memory_dir: Path) -> None:
     script = Script(memory_dir / "tried")
     script.run(Pass.parse("plain:5"), first=6, last=8)

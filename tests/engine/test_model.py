@@ -113,6 +113,7 @@ def test_deleting_snapshots_makes_room_again(system: EngineSystem) -> None:
         model.step(Restart(kill=bool(turn % 2)))
 
 
+@pytest.mark.slow
 def test_a_log_that_is_added_makes_room_at_once(tmp_path: Path) -> None:
     with EngineSystem(tmp_path, log_bytes=4 * MIB) as system:
         model = Model(system)

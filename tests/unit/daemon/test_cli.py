@@ -198,6 +198,7 @@ def test_deleted_bytes_are_gone_from_a_shared_device(daemon: Daemon, tmp_path: P
     daemon.ok("device", "add", str(path))
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_plan_and_changes_nothing(daemon: Daemon) -> None:
     plan = json.loads(daemon.ok("volume", "create", "v", "--size", "100M", "--dry-run", "--json"))
     assert [new["name"] for new in plan["new_devices"]] == ["v.data-0", "v.data-1", "v.log-0", "v.log-1"]

@@ -86,6 +86,7 @@ def test_a_whole_with_clients_is_not_deleted_at_all(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("step", ["cut", "settle", "flush", "export"])
+@pytest.mark.slow
 def test_a_group_cut_that_fails_leaves_nothing(daemon: Daemon, step: str) -> None:
     daemon.world.fail[step] = 0 if step == "cut" else 1
     assert "could not be made" in daemon.refused("snapshot", "create", "@g", "--name", "s")

@@ -69,6 +69,7 @@ def second(daemon: Daemon, state_dir: Path) -> Iterator[Daemon]:
         other.service.stop()
 
 
+@pytest.mark.slow
 def test_another_file_at_a_devices_path_is_told_and_left_alone(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "d"
     add(daemon, path)
@@ -179,6 +180,7 @@ def test_an_adopted_disk_is_known_at_another_path(
     assert (view.name, view.path, view.state) == ("d", str(disk), "ok")
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_device_that_is_open_does_not_take_its_place(daemon: Daemon, tmp_path: Path) -> None:
     add(daemon, tmp_path / "d")
     shutil.copy(tmp_path / "d", tmp_path / "copy")
@@ -190,6 +192,7 @@ def test_a_copy_of_a_device_that_is_open_does_not_take_its_place(daemon: Daemon,
 
 
 @pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.slow
 def test_of_two_copies_of_a_state_directory_the_older_is_refused(
     daemon: Daemon, tmp_path: Path, adopted: bool
 ) -> None:
@@ -300,6 +303,7 @@ def test_a_stop_waits_for_devices_that_are_being_tried() -> None:
     assert not watch._tries.run(1, lambda: None), "nothing is tried after a stop"
 
 
+@pytest.mark.slow
 def test_an_older_copy_of_a_device_is_refused_until_it_is_accepted(daemon: Daemon, tmp_path: Path) -> None:
     path = tmp_path / "d"
     add(daemon, path)

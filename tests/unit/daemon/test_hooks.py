@@ -163,6 +163,7 @@ def test_a_cut_that_fails_is_thawed(hooked: Hooked) -> None:
     assert hooked.owed() == 0
 
 
+@pytest.mark.slow
 def test_a_group_and_a_schedule_quiesce_all_and_thaw_backwards(hooked: Hooked) -> None:
     daemon = hooked.daemon
     daemon.ok("group", "create", "g", "v", "w")

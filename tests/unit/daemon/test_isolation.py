@@ -421,6 +421,7 @@ def test_what_was_kept_for_clones_goes_with_them_though_its_name_is_used_again(d
     assert daemon.service.engine.open("v").pread(3, 0) == b"new"
 
 
+@pytest.mark.slow
 def test_what_was_kept_and_could_not_be_removed_is_tried_again(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -407,6 +407,7 @@ def test_what_a_volume_holds_is_told_apart_also_in_the_status(volume: Daemon) ->
     assert "SNAPSHOTS ALONE" in volume.ok("status")
 
 
+@pytest.mark.slow
 def test_uses_are_counted_in_the_background_when_something_changed(volume: Daemon) -> None:
     context = volume.service._context
     context.uses.clear()

@@ -376,6 +376,7 @@ def test_pages_join(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ([log["id"] for log in page["logs"]], page["next"]) == (["v@b#0"], 1)
 
 
+@pytest.mark.slow
 def test_a_page_asks_for_its_own_partitions_alone(written: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """So its cost does not follow the size of the volume."""
     client = Client(written.state_dir)

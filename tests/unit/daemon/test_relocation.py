@@ -114,6 +114,7 @@ def written(volume: Daemon, size: int) -> None:
     live.close()
 
 
+@pytest.mark.slow
 def test_scattered_blocks_go_home_within_what_hosts_have_written(volume: Daemon) -> None:
     volume.world.scattered[VOLUME] = 12 * MIB
     written(volume, 16 * MIB)
