@@ -14,6 +14,9 @@ from polyvol.mapping.sizes import format_size
 
 NOTHING_TO_MOVE = "nothing to move"
 """The state after a pass that has found nothing."""
+MOVING = "moving"
+OFF = "off"
+NOT_BEGUN = "has not begun"
 WINDOW_S = 10.0
 """The speed is that of so many last seconds, about."""
 
@@ -27,8 +30,9 @@ class RelocationProgress:
         self.failed = 0
         """Batches with blocks that could not be moved."""
         self.live_before: int | None = None
-        """Bytes that the volume had in change logs when polyvold began to serve it; None: not counted yet."""
-        self.state = "has not begun"
+        """Bytes that hosts had written before polyvold began to serve the volume, and that were still in its
+        change logs then; None: not counted yet."""
+        self.state = NOT_BEGUN
         """What it does, or why it waits, for people."""
         self._lock = threading.Lock()
         self._speed = 0.0
@@ -44,6 +48,12 @@ class RelocationProgress:
             self._speed += (moved / passed_s - self._speed) * share
             self._at_s = now_s
 
+    def count_before(self, use: VolumeUseView | None, written: int) -> None:
+        """Note what was in change logs when polyvold began to serve the volume, at its first count; `written`
+        as in `credit`."""
+        if self.live_before is None and use is not None:
+            self.live_before = max(0, use.live + self.moved - written)
+
     def credit(self, written: int) -> int:
         """How many bytes may be copied, so that no more are than hosts have written: `written` since polyvold
         began to serve the volume, and before that what the volume had in change logs then."""
@@ -57,22 +67,29 @@ class RelocationProgress:
         passed_s = time.monotonic() - self._at_s
         speed = 0 if passed_s > WINDOW_S else int(self._speed)
         left = None if use is None else use.comes_back
+        caused_by = (self.live_before or 0) + (written or 0)
         return RelocationView(
             rate=rate,
             moved=self.moved,
             failed=self.failed,
             speed=speed,
-            state=self.state if use is None else _explained(self.state, use),
+            state=_explained(self._state_at(rate), use),
             left=left,
             eta_s=left // speed if left is not None and speed else None,
             written=written,
-            amplification=round(self.moved / written, 3) if written else None,
+            amplification=round(self.moved / caused_by, 3) if caused_by else None,
         )
 
+    def _state_at(self, rate: int | None) -> str:
+        """The state, which may be of a look before the setting was changed to `rate`."""
+        if rate == 0:
+            return OFF
+        return NOT_BEGUN if self.state == OFF else self.state
 
-def _explained(state: str, use: VolumeUseView) -> str:
+
+def _explained(state: str, use: VolumeUseView | None) -> str:
     """A state with what keeps blocks in change logs, where nothing is to move."""
-    if state != NOTHING_TO_MOVE or use.comes_back:
+    if use is None or state != NOTHING_TO_MOVE or use.comes_back:
         return state
     keeps = []
     if use.snapshots_keep:

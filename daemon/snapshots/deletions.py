@@ -4,7 +4,8 @@ How it works      begin ends the exports of all that may be deleted, and removes
                   transaction. Workers (workers.py), one for each volume, then have the engine drop them, a
                   few at a time, with one sync each time, and pause for as long as they have worked, so that
                   hosts can use the disks for half of the time. They also remove rollbacks that nothing needs
-                  any more; a thread finds these.
+                  any more; a thread finds these, soon after snapshots of a volume with rollbacks are gone, in
+                  whatever way they were deleted.
 Invariants        DE1 a snapshot with clients or holds, in a group's snapshot, or that an incomplete restore
                   follows, is not deleted, and the answer names it; DE2 no lock is held while the engine drops
                   snapshots or writes checkpoints; DE3 the sources of clones are not dropped but pinned for
@@ -22,6 +23,7 @@ Durability        What the catalog does not have is dropped by the engine when i
 Errors            UnknownVolume, UnknownSnapshot, VolumeNotServed.
 """
 
+import contextlib
 import fnmatch
 import logging
 import threading
@@ -48,7 +50,10 @@ PATTERNS_MAX = 100
 BATCH = 32
 """Snapshots that the engine drops at a time."""
 REST_S_MIN = 0.02
-LOOK_S = 60.0
+LOOK_S = 2.0
+"""Between two looks at volumes with rollbacks: whether drops of snapshots have ended since."""
+ANYWAY_S = 60.0
+"""How long after a try to forget rollbacks there is another one in any case."""
 STOP_S = 5.0
 """How long a stop waits for what is being dropped."""
 _log = logging.getLogger("polyvol.deletions")
@@ -72,6 +77,8 @@ class Deletions:
         self._context = context
         self._lock = threading.Lock()
         self._jobs: dict[VolumeId, _Job] = {}
+        self._tried: dict[VolumeId, tuple[int, float]] = {}
+        """Of a volume with rollbacks, at the last try to forget some: how many drops had ended, and when."""
         self._work = threading.Event()
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-deletions")
@@ -156,21 +163,26 @@ class Deletions:
     def _run(self) -> None:
         """Look for rollbacks to forget, of volumes of which nothing is being dropped."""
         while not self._stopping.is_set():
-            looking = True
             with isolate(self._context, "looking for rollbacks"):
-                looking = self._look_for_rollbacks()
-            # Snapshots are deleted in other ways too; only volumes with a rollback need this check.
-            self._work.wait(LOOK_S if looking else None)
+                self._look_for_rollbacks()
+            self._work.wait(LOOK_S)
             self._work.clear()
 
-    def _look_for_rollbacks(self) -> bool:
-        """Have rollbacks forgotten; whether any volume was rolled back."""
-        context = self._context
+    def _look_for_rollbacks(self) -> None:
+        """Have rollbacks forgotten where drops have ended since the last try, or that is long ago."""
+        context, now_s = self._context, time.monotonic()
         rolled_back = set(context.catalog.rollbacks.volumes())
+        for gone in self._tried.keys() - rolled_back:
+            del self._tried[gone]
         for volume in context.catalog.volumes.all():
-            if volume.id in rolled_back and context.is_served(volume):
-                self._workers.run(volume.id, partial(self._work_on, volume.id))
-        return bool(rolled_back)
+            if volume.id not in rolled_back or not context.is_served(volume):
+                continue
+            with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
+                drops = context.engine.volume_stats(volume.id)["drops"]
+                before, tried_s = self._tried.get(volume.id, (-1, 0.0))
+                if drops != before or now_s - tried_s >= ANYWAY_S:
+                    self._tried[volume.id] = (drops, now_s)
+                    self._workers.run(volume.id, partial(self._work_on, volume.id))
 
     def _work_on(self, identity: VolumeId) -> None:
         """Drop the deleted snapshots of a volume, then forget its rollbacks."""

@@ -4,6 +4,7 @@ How it works      One thread looks at every volume that is served each LOOK_S. A
                   to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
                   active, blocks are moved only if more than half of its log areas is used, or it has a rate;
                   the engine then gives way to hosts, but for what the log areas use above URGENT.
+                  A volume with a rate gets its next job when what the last ones moved is due by that rate.
                   After a pass that has found nothing, nothing is done until hosts have changed something, a
                   snapshot was deleted, or IDLE_S is over.
 Away, and home    Where a snapshot sees the base places, blocks stay in change logs, in as many pieces as
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from polyvol.daemon.context import Context
 from polyvol.daemon.errors import log_failure
-from polyvol.daemon.relocation_progress import NOTHING_TO_MOVE, RelocationProgress
+from polyvol.daemon.relocation_progress import MOVING, NOTHING_TO_MOVE, OFF, RelocationProgress
 from polyvol.daemon.workers import Workers
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.volumes import Volume
@@ -87,6 +88,26 @@ class _Watched:
     is_active: bool = False
     active_s: float = field(default_factory=time.monotonic)
     """When hosts were seen active last."""
+    rate: int | None = None
+    due_s: float = 0.0
+    """With this rate, when what was moved so far is due, and the next job begins."""
+
+    def waits(self, rate: int | None) -> bool:
+        """Whether a job now would exceed the rate."""
+        return rate is not None and self.rate == rate and time.monotonic() < self.due_s
+
+    def due_now(self, rate: int | None) -> int:
+        """How many bytes a job that begins now may move. What a late begin has missed is made up for, but for
+        not more than one job."""
+        now_s = time.monotonic()
+        last_s = self.due_s if self.rate == rate else 0.0
+        self.rate, self.due_s = rate, max(last_s, now_s - JOB_S)
+        return _ALL if rate is None else int(rate * (JOB_S + now_s - self.due_s))
+
+    def note(self, moved: int) -> None:
+        """So many bytes were moved."""
+        if self.rate:
+            self.due_s += moved / self.rate
 
 
 class RelocationWorker:
@@ -134,12 +155,13 @@ class RelocationWorker:
         """Whether blocks of a volume are to be moved now; says why not."""
         progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
         if volume.relocation_rate == 0:
-            progress.state = "off"
+            progress.state = OFF
             return False
         if volume.source is not None:
             progress.state = "none: a clone has no base places"
             return False
         seen = self._see(volume)
+        progress.count_before(self._context.uses.get(volume.id), seen.written)
         watched = self._watched.setdefault(volume.id, _Watched(seen))
         active = watched.seen.requests != seen.requests
         watched.seen, watched.is_active = seen, active
@@ -150,6 +172,9 @@ class RelocationWorker:
             return False
         if active and volume.relocation_rate is None and seen.share <= GIVE_WAY:
             progress.state = "waits until hosts are idle"
+            return False
+        if watched.waits(volume.relocation_rate):
+            progress.state = "waits, because more would exceed its rate"
             return False
         return True
 
@@ -166,17 +191,17 @@ class RelocationWorker:
         watched = self._watched.get(volume.id)
         if progress is None or watched is None or self._stopping.is_set():
             return
-        began_s, before, moved = time.monotonic(), watched.seen, progress.moved
-        wanted = int(volume.relocation_rate * JOB_S) if volume.relocation_rate else _ALL
-        progress.state = "moving"
+        before, wanted = watched.seen, watched.due_now(volume.relocation_rate)
+        if progress.state != MOVING:
+            progress.state = "looks for blocks to move"
         try:
             excess = before.used - int(URGENT * before.size)
             urgent = excess > 0
             most = min(wanted, excess) if urgent else wanted
-            report = self._relocate(volume, most, JOB_S, urgent=urgent)
+            report = self._relocate(volume, most, JOB_S, watched, urgent=urgent)
             home = report["bytes"]
             if urgent and home >= excess:
-                report = self._relocate(volume, wanted - home, JOB_S, urgent=False)
+                report = self._relocate(volume, wanted - home, JOB_S, watched)
                 home += report["bytes"]
             away = report["at_end"] and home == 0 and self._move_away(volume, watched, wanted)
         except context.engine_error as error:
@@ -187,10 +212,8 @@ class RelocationWorker:
             progress.state = NOTHING_TO_MOVE
             watched.done, watched.done_s = before, time.monotonic()
         elif home:
+            progress.state = MOVING
             self._served_again(volume)
-        moved = progress.moved - moved
-        if volume.relocation_rate and moved:
-            self._stopping.wait(moved / volume.relocation_rate - (time.monotonic() - began_s))
 
     def _move_away(self, volume: Volume, watched: _Watched, wanted: int) -> bool:
         """Move away what snapshots see at base places of scattered blocks, at most `wanted` bytes of it, if
@@ -199,16 +222,13 @@ class RelocationWorker:
         if progress is None or watched.is_active:
             return progress is not None
         idle_s = time.monotonic() - watched.active_s
-        use = self._context.uses.get(volume.id)
-        if progress.live_before is None and use is not None:
-            progress.live_before = max(0, use.live - watched.seen.written)
         credit = progress.credit(watched.seen.written) // 2
         if credit < AWAY_LEAST:
             return False
         progress.state = "moving what snapshots see away from base places"
         scattered = (SCATTERED_RUNS, idle_s < SETTLED_S)
         most = min(wanted, AWAY_BYTES, credit)
-        report = self._relocate(volume, most, JOB_S, urgent=False, scattered=scattered)
+        report = self._relocate(volume, most, JOB_S, watched, scattered=scattered)
         return report["bytes"] > 0 or not report["at_end"]
 
     def _relocate(
@@ -216,14 +236,17 @@ class RelocationWorker:
         volume: Volume,
         most: int,
         time_s: float,
+        watched: _Watched | None,
         *,
-        urgent: bool,
+        urgent: bool = False,
         scattered: tuple[int, bool] | None = None,
     ) -> "RelocationReport":
-        """Move at most so many bytes, and note it."""
+        """Move at most so many bytes, and note it; `watched`: None for what no rate limits."""
         report = self._context.engine.relocate(volume.id, most, time_s, urgent, scattered)
         progress = self._context.relocations.setdefault(volume.id, RelocationProgress())
         progress.add(time.monotonic(), report["bytes"], report["failed"])
+        if watched is not None:
+            watched.note(report["bytes"])
         return report
 
     def _served_again(self, volume: Volume) -> None:
@@ -236,7 +259,7 @@ class RelocationWorker:
         """Move blocks for writes that wait for free slots: how many bytes. An engine error if it fails."""
         if not volume.is_relocated:
             return 0
-        report = self._relocate(volume, RELIEF_BYTES, RELIEF_S, urgent=True)
+        report = self._relocate(volume, RELIEF_BYTES, RELIEF_S, None, urgent=True)
         if report["bytes"]:
             _log.debug("%s moved for writes that wait", format_size(report["bytes"]))
         return report["bytes"]

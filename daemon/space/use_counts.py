@@ -18,7 +18,7 @@ from polyvol.daemon.workers import Workers
 from polyvol.mapping.ids import VolumeId
 from polyvol.mapping.records.volumes import Volume
 
-LEAST_S = 10.0
+LEAST_S = 2.0
 """Between two counts of a volume."""
 REST_FACTOR = 100
 """How many times as long as a count took nothing is counted."""

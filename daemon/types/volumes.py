@@ -69,7 +69,8 @@ class RelocationView:
     bytes, and `failed` batches with blocks that could not be moved. `speed`: bytes per second now. `state`:
     what it does, or why it waits. `left`: bytes that it can still move, as last counted (null: not yet);
     `eta_s`: how long that takes at this speed, seconds (null: it does not move). `written`: bytes that hosts
-    wrote in the same time; `amplification`: bytes moved for each of these (null: they wrote none)."""
+    wrote in the same time; `amplification`: bytes moved for each byte that they wrote in this time, or
+    before, if it was still in change logs at the beginning (null: there was none)."""
 
     rate: int | None
     moved: int

@@ -70,11 +70,10 @@ def _who_holds(volume: Volume, use: VolumeUseView, worth: int) -> list[str]:
     parts = []
     if use.snapshots_only >= worth:
         parts.append(f"delete snapshots, which alone hold {format_size(use.snapshots_only)}")
-    elif use.snapshots_keep >= worth and volume.is_relocated:
-        parts.append(
-            f"delete the snapshots that need the base places of {format_size(use.snapshots_keep)}, which"
-            " relocation gives back then"
-        )
+    elif use.snapshots_keep >= worth and volume.source is None:
+        then = "relocation gives back then" if volume.is_relocated else "writes go back to then"
+        size = format_size(use.snapshots_keep)
+        parts.append(f"delete the snapshots that need the base places of {size}, which {then}")
     if use.clones_keep >= worth and volume.is_relocated:
         parts.append(f"delete clones, which pin {format_size(use.clones_keep)}")
     return parts

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,26 @@ KILL = {"before": 'kill -9 "$PPID"\nexec {} "$@"\n', "after": '{} "$@"\nkill -9 
 
 
 def killed_at(host: Host, program: str, when: str, *command: str) -> None:
-    """Run `polyvol`, which is killed when it runs this program."""
+    """Run `polyvol`, which is killed when it runs this program. The program, unless it stays, has ended."""
     folder = host.daemon.directory / "path"
     folder.mkdir(exist_ok=True)
     script = folder / program
-    script.write_text("#!/bin/sh\n" + KILL[when].format(tool(program)))
+    number = folder / "pid"
+    script.write_text(f"#!/bin/sh\necho $$ >'{number}'\n" + KILL[when].format(tool(program)))
     script.chmod(0o755)
     env = host.env | {"PATH": f"{folder}:{environment()['PATH']}"}
     done = run(BIN / "polyvol", *command, env=env)
     script.unlink()
     assert done.rc == -signal.SIGKILL, f"{command} did not run {program}: {done}"
+    if program != "nbdfuse":
+        wait_until(lambda: not _runs(number.read_text().strip()), f"the end of {program}", 10)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process has not ended; one that nobody has waited for has."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    return False
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ class SimEngine(SimDevices, SimGrowth, SimInspection, SimPartitions, Comparisons
     ) -> "RelocationReport":
         self._volume(volume)  # it is no call of a verb: the worker makes it at any time
         known = self.world.relocatable if scattered is None else self.world.scattered
-        moved = min(bytes, known.get(volume, 0))
+        moved = min(-(-bytes // BLOCK) * BLOCK, known.get(volume, 0))
         known[volume] = known.get(volume, 0) - moved
         if scattered is not None:
             self.world.relocatable[volume] = self.world.relocatable.get(volume, 0) + moved

@@ -19,13 +19,12 @@ def log_use(logs: list[dict[str, Any]]) -> str:
     return f"{format_size(sum(log['used'] for log in logs))} of {size}"
 
 
-def use_text(use: Json | None) -> str | None:
-    """What a volume's change logs hold, for people."""
+def use_text(use: Json | None, *, snapshots: bool) -> str | None:
+    """What a volume's change logs hold, for people; `snapshots`: whether it has any."""
     if use is None:
         return None
-    parts = (
-        f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by snapshots alone"
-    )
+    rest = "snapshots alone" if snapshots or not use["snapshots_only"] else "deleted snapshots"
+    parts = f"{format_size(use['live'])} by the volume, {format_size(use['snapshots_only'])} by {rest}"
     return f"{format_size(use['used'])}: {parts}"
 
 

@@ -323,7 +323,7 @@ def show(name: str, partitions: bool, as_json: bool, state_dir: Path) -> None:
             ("relocation", relocation_text(shown["relocation"])),
             ("log rules", rules_text(shown["log_rules"])),
             ("hooks", hook_text(shown["hooks"])),
-            ("held", use_text(shown["use"])),
+            ("held", use_text(shown["use"], snapshots=bool(shown["snapshots"]))),
             ("live data", live_text(shown["use"], clone=shown["source"] is not None)),
             ("what to do", shown["advice"]),
             ("created", moment(shown["created"])),

@@ -130,6 +130,18 @@ def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Dae
     assert seen["forget_rollback"] == (True, [two])  # the catalog comes first
 
 
+def test_a_rollback_is_forgotten_soon_whatever_drops_the_last_snapshot(many: Daemon) -> None:
+    many.ok("volume", "clone", "v@a", "c")
+    many.ok("snapshot", "delete", "v@a")  # it is kept for the clone
+    many.ok("snapshot", "rollback", "v@b", "--no-safety")
+    context = many.service.deletions._context
+    volume = context.find_volume("v").id
+    wait_until(lambda: "cover_rollbacks" in many.world.names(), "a look", 10)
+    many.world.unneeded[volume] = [rollback.at for rollback in context.catalog.rollbacks.of(volume)]
+    many.ok("volume", "delete", "c", "--yes")
+    wait_until(lambda: many.world.unneeded[volume] == [], "the rollback is forgotten", 10)
+
+
 def test_a_deletion_goes_on_in_the_background_and_after_a_restart(many: Daemon) -> None:
     many.world.hold["drop_snapshots"] = slow = threading.Event()
     assert many.ok("snapshot", "delete", "v@auto-*", "--no-wait") == "volume v: 100 snapshots deleted\n"

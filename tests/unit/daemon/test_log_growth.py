@@ -297,12 +297,29 @@ def test_writes_wait_for_growth_also_where_nothing_else_makes_room(volume: Daemo
         (made(limit=None), use(90), Room(100, 50), ["they grow by themselves, up to 200 MiB"]),
         (made(), use(90, comes_back=50), Room(100, 0), ["relocation gives 50 MiB back by itself"]),
         # Relocation is off, or gives nothing back.
-        (made(rate=0), use(90, comes_back=50), Room(100, 0), ["turn relocation on", "--relocate auto"]),
+        (
+            made(rate=0),
+            use(90, comes_back=50),
+            Room(100, 0),
+            ["turn relocation on", "--relocate", "the base places"],
+        ),
         (made(rate=0), use(50, 40, 50), Room(100, 0), ["--relocate auto", "alone hold 40 MiB"]),
+        # With relocation off, only new writes go to base places that become free.
+        (
+            made(rate=0),
+            use(90),
+            Room(100, 0),
+            ["the base places of 90 MiB, which writes go back to", "add-log"],
+        ),
+        (
+            made(rate=0, limit=100 * MIB),
+            use(90),
+            Room(100, 6),
+            ["--log-limit SIZE", "the base places of 90 MiB"],
+        ),
         (made(), use(90), Room(100, 0), ["need the base places of 90 MiB", "polyvol volume add-log v"]),
         # Snapshots hold something alone, or nothing.
         (made(), use(0, 90), Room(100, 0), ["delete snapshots, which alone hold 90 MiB", "add-log"]),
-        (made(rate=0), use(90), Room(100, 0), ["add a log area: `polyvol volume add-log v`"]),
         # There is room that the limit forbids.
         (made(limit=100 * MIB), use(0, 90), Room(100, 64), ["--log-limit SIZE", "alone hold 90 MiB"]),
         (made(), use(90, clones_keep=90), Room(100, 0), ["delete clones, which pin 90 MiB", "add-log"]),

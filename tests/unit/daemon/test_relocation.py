@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.relocation_progress import RelocationProgress
-from polyvol.daemon.space.relocation import RelocationWorker
+from polyvol.daemon.space.relocation import RelocationWorker, _Seen, _Watched
 from polyvol.mapping.ids import VolumeId
 from tests.support.proc import wait_until
 from tests.support.sim_engine import SimEngine
@@ -62,6 +62,41 @@ def test_nothing_is_moved_where_that_is_off_or_cannot_be(volume: Daemon) -> None
     states = [progress.state for progress in context.relocations.values()]
     assert states == ["off", "none: a clone has no base places"]
     assert [worker.relieve(each) for each in context.catalog.volumes.all()] == [0, 0]
+
+
+def test_a_rate_is_kept_to_and_another_one_applies_at_once(volume: Daemon) -> None:
+    volume.ok("volume", "set", "v", "--relocate", "1")
+    volume.world.relocatable[VOLUME] = MIB
+    wait_until(lambda: shown(volume)["moved"] > 0, "the first block", 20)
+    wait_until(lambda: shown(volume)["state"] == "waits, because more would exceed its rate", "a state", 20)
+    assert shown(volume)["moved"] < MIB // 2  # a block is more than an hour of this rate
+    assert "relocation: auto; " in volume.ok("volume", "set", "v", "--relocate", "auto")
+    wait_until(lambda: shown(volume)["moved"] == MIB, "the rest", 20)
+
+
+def test_late_jobs_make_up_for_what_they_missed_within_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("polyvol.daemon.space.relocation.time.monotonic", lambda: now_s)
+    watched = _Watched(_Seen(0, 0, 0, 0, 0))
+    moved = 0
+    for _ in range(100):
+        assert not watched.waits(1000)
+        moved += (wanted := watched.due_now(1000))
+        watched.note(wanted)
+        while watched.waits(1000):
+            now_s += 0.4  # a look comes late
+    assert 0.99 < moved / (now_s - 100) / 1000 < 1.05
+    now_s += 3600
+    assert watched.due_now(1000) == 2000  # idle time is not saved up
+    assert not watched.waits(2000)
+
+
+def test_a_setting_is_shown_before_the_next_look() -> None:
+    progress = RelocationProgress()
+    progress.state = "moving"
+    assert progress.view(0).state == "off"
+    progress.state = "off"
+    assert progress.view(None).state == "has not begun"
 
 
 def test_active_hosts_have_their_way_until_the_log_is_half_full(volume: Daemon) -> None:
