@@ -372,18 +372,23 @@ def test_a_client_that_leaves_after_a_request_without_a_header_is_no_defect(
 COLLECTED = """
 import gc, threading, time
 from polyvol.daemon.debug.threads import thread_views
+ended = threading.Event()
 def begin_threads():
-    while True:
+    while not ended.is_set():
         each = threading.Thread(target=lambda: None)
         each.start()
         each.join()
-for _ in range(8):
-    threading.Thread(target=begin_threads, daemon=True).start()
+beginners = [threading.Thread(target=begin_threads) for _ in range(8)]
+for beginner in beginners:
+    beginner.start()
 gc.callbacks.append(lambda phase, info: time.sleep(0.001))
 gc.set_threshold(1)
 until = time.monotonic() + 1
 while time.monotonic() < until:
     assert thread_views()
+ended.set()  # Python may crash if threads are begun while it ends
+for beginner in beginners:
+    beginner.join()
 """
 
 
