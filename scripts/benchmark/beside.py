@@ -24,7 +24,7 @@ from scripts.benchmark.contenders import Standing, add_log, adopt, fill, settle
 from scripts.benchmark.load import Sample, load_command, measure
 from scripts.benchmark.quiet import favour
 from tests.support.daemon import Daemon
-from tests.support.proc import Argument, Background
+from tests.support.proc import TIMEOUT_S, Argument, Background, Result, run
 
 HERE, OTHER = "this tree", "the other"
 ROUNDS = 5
@@ -69,6 +69,11 @@ class _OfTree(Daemon):
 
     def command(self) -> list[Argument]:
         return [self.tree / ".venv" / "bin" / "polyvold", "--state-dir", self.state_dir]
+
+    def cli(self, *arguments: Argument, timeout_s: float = TIMEOUT_S) -> Result:
+        """Run the tree's own `polyvol`: another one may send what its polyvold does not know."""
+        env = {"POLYVOL_STATE": str(self.state_dir)}
+        return run(self.tree / ".venv" / "bin" / "polyvol", *arguments, env=env, timeout_s=timeout_s)
 
 
 def loads() -> list[Case]:
