@@ -79,7 +79,6 @@ class Deletions:
         self._jobs: dict[VolumeId, _Job] = {}
         self._tried: dict[VolumeId, tuple[int, float]] = {}
         """Of a volume with rollbacks, at the last try to forget some: how many drops had ended, and when."""
-        self._work = threading.Event()
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-deletions")
         self._thread = threading.Thread(target=self._run, name="polyvol-rollbacks", daemon=True)
@@ -91,7 +90,6 @@ class Deletions:
     def stop(self) -> None:
         """End after the drop in progress, with a bounded wait; the next start drops the rest. Idempotent."""
         self._stopping.set()
-        self._work.set()
         if self._thread.is_alive():
             self._thread.join()
         if not self._workers.stop(STOP_S):
@@ -124,7 +122,6 @@ class Deletions:
             job.left += len(gone)
             view = _view(volume, job, kept)
         self._workers.run(volume.id, partial(self._work_on, volume.id))
-        self._work.set()
         return view
 
     def show(self, volume_name: str) -> DeletionView:
@@ -165,8 +162,7 @@ class Deletions:
         while not self._stopping.is_set():
             with isolate(self._context, "looking for rollbacks"):
                 self._look_for_rollbacks()
-            self._work.wait(LOOK_S)
-            self._work.clear()
+            self._stopping.wait(LOOK_S)
 
     def _look_for_rollbacks(self) -> None:
         """Have rollbacks forgotten where drops have ended since the last try, or that is long ago."""

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from polyvol.daemon.client.attach.records import Places
 from tests.clients.attached import Host
 from tests.support import fuse
 from tests.support.daemon import BIN
-from tests.support.proc import check, environment, run, tool, wait_until
+from tests.support.proc import check, environment, has_ended, run, tool, wait_until
 
 MIB = 1 << 20
 
@@ -86,14 +85,7 @@ def killed_at(host: Host, program: str, when: str, *command: str) -> None:
     script.unlink()
     assert done.rc == -signal.SIGKILL, f"{command} did not run {program}: {done}"
     if program != "nbdfuse":
-        wait_until(lambda: not _runs(number.read_text().strip()), f"the end of {program}", 10)
-
-
-def _runs(pid: str) -> bool:
-    """Whether a process has not ended; one that nobody has waited for has."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
-    return False
+        wait_until(lambda: has_ended(int(number.read_text())), f"the end of {program}", 10)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ How it works      Two daemons with equal volumes get the same random requests, g
                   with its own checks turned off; bytes, errnos and block status must agree.
 """
 
-import errno
 import os
 import random
 import signal
@@ -20,7 +19,7 @@ import pytest
 from tests.clients.system import unguarded
 from tests.support import nbd
 from tests.support.daemon import Daemon
-from tests.support.proc import wait_until
+from tests.support.proc import has_ended, wait_until
 from tests.support.raw_nbd import READ, Peer, request as raw_request
 
 MIB = 1 << 20
@@ -213,12 +212,4 @@ def test_nbdkit_is_started_again_when_it_dies(nbdkit: Daemon) -> None:
 def kill(pid: int) -> None:
     """SIGKILL for a process that this test's daemon has started."""
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or gone(pid), f"the end of {pid}", 10)
-
-
-def gone(pid: int) -> bool:
-    """Whether only its exit code is left of a process."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() == b""
-    except OSError as error:
-        return error.errno in (errno.ENOENT, errno.ESRCH)
+    wait_until(lambda: has_ended(pid), f"the end of {pid}", 10)

@@ -106,6 +106,13 @@ def check(
     return result.out
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended; its exit code may be left, if nobody has waited for it."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
 def pause(pid: int) -> None:
     """Stop a process by SIGSTOP, and wait until all its threads have stopped: they may go on for a moment."""
     os.kill(pid, signal.SIGSTOP)

@@ -60,15 +60,13 @@ def list_of_group(client: Client, group: str, as_json: bool) -> None:
 
 def print_of_group(client: Client, shown: dict[str, Any], as_json: bool, *, partitions: bool) -> None:
     """Show a snapshot of a group, with the partition snapshots of its members if asked for."""
+    with_parts = shown["members"] if partitions else []
     if as_json:
-        for member in shown["members"] if partitions else []:
+        for member in with_parts:
             member["partitions"] = list(partition_snapshots(client, member))
         print_json(shown)
         return
-    tables = [
-        (member["export"], SnapshotTable(partition_snapshots(client, member)))
-        for member in (shown["members"] if partitions else [])
-    ]
+    tables = [(member["export"], SnapshotTable(partition_snapshots(client, member))) for member in with_parts]
     print_facts(
         [
             ("snapshot", shown["export"]),

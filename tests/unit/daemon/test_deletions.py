@@ -123,7 +123,7 @@ def test_a_rollback_is_forgotten_under_the_lock_and_covered_without_it(many: Dae
         noted(name, *arguments)
 
     many.world.called = called  # type: ignore[method-assign]
-    many.ok("snapshot", "delete", "v@auto-1*", "--no-wait")  # wakes the thread
+    many.ok("snapshot", "delete", "v@auto-1*", "--no-wait")  # its worker looks for rollbacks too
     wait_until(lambda: many.world.unneeded[volume] == [], "the rollback is forgotten")
     assert seen["cover_rollbacks"] == (False, [one, two])
     assert seen["unneeded_rollback"] == (True, [one, two])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.hooks.run import CONCURRENT_MAX
-from tests.support.proc import wait_until
+from tests.support.proc import has_ended, wait_until
 from tests.unit.conftest import Daemon
 
 THAW_FAILED = "ended with 5: mount is busy"
@@ -101,7 +101,7 @@ def test_a_quiesce_that_hangs_is_killed_with_all_it_started(hooked: Hooked) -> N
     assert hooked.noted() == ["quiesce quiesce", "thaw thaw"]
     assert "did not end within 1 s and was killed" in hooked.said("snapshot", "show", "v@s")["hook_trouble"]
     child = int(pid.read_text())
-    wait_until(lambda: _gone(child), "the end of what the hook had started", 10)
+    wait_until(lambda: has_ended(child), "the end of what the hook had started", 10)
 
 
 def test_a_cut_that_comes_too_late_is_crash_consistent_and_nothing_stays_quiesced(hooked: Hooked) -> None:
@@ -255,10 +255,10 @@ def test_what_a_quiesce_command_leaves_is_ended_after_the_thaw(hooked: Hooked) -
     hooked.daemon.ok("snapshot", "create", "v", "--name", "s")
     assert hooked.noted() == ["quiesce quiesce", "thaw thaw", "there"]
     assert hooked.mark() == "application"
-    assert _gone(int(pid.read_text()))
+    assert has_ended(int(pid.read_text()))
     hooked.daemon.ok("volume", "set", "v", "--quiesce", quiesce)
     hooked.daemon.ok("snapshot", "create", "v", "--name", "t")
-    assert _gone(int(pid.read_text()))
+    assert has_ended(int(pid.read_text()))
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -270,9 +270,9 @@ def test_what_a_thaw_command_leaves_stays_if_it_succeeded(hooked: Hooked, status
     left = [int(word) for word in pid.read_text().split()]
     assert len(left) == 1 + status
     if status:
-        assert all(map(_gone, left))
+        assert all(map(has_ended, left))
     else:
-        assert not _gone(left[0])
+        assert not has_ended(left[0])
         os.kill(left[0], signal.SIGKILL)
 
 
@@ -319,14 +319,6 @@ def test_what_are_no_hooks_is_refused(hooked: Hooked, arguments: list[str], word
     assert (shown["hooks"], shown["when_full"]) == (None, "keep-writing")
     schedule = ["schedule", "add", "v", "--every", "1h", "--keep", "last=1"]
     assert words in hooked.daemon.refused(*schedule, *arguments)
-
-
-def _gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
 
 
 def test_failed_hooks_are_told_at_create_and_can_be_required(hooked: Hooked) -> None:

@@ -1,6 +1,7 @@
 """Relocation: its setting, what is shown, when it is done, and that it comes before a snapshot is dropped."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_rate_is_kept_to_and_another_one_applies_at_once(volume: Daemon) -> No
 
 def test_late_jobs_make_up_for_what_they_missed_within_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("polyvol.daemon.space.relocation.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("polyvol.daemon.space.relocation.time", SimpleNamespace(monotonic=lambda: now_s))
     watched = _Watched(_Seen(0, 0, 0, 0, 0))
     moved = 0
     for _ in range(100):
