@@ -405,9 +405,9 @@ class Service:
         self._server = server
 
     def _look_at_space(self) -> None:
-        """Look at the state directory and at shrunk devices, every few seconds."""
+        """Look at the state directory, and at shrunk devices if that is due, every few seconds."""
         self._state_space.look()
-        self._devices.shrunk.note()
+        self._devices.shrunk.note_if_due()
 
     def _make_verbs(self) -> None:
         """The verbs of each noun, on this context."""

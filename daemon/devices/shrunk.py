@@ -6,11 +6,12 @@ How it works      The engine notices a device that is too short, and refuses acc
                   the next start, until `polyvol device retry`.
 Owner and locks   `note` takes `catalog_lock`; the callers of the others hold the device's lock, or start
                   polyvold.
-Durability        A device is recorded in the catalog within a few seconds, and at a stop. After a kill before
+Durability        A device is recorded in the catalog within LOOK_S and a moment, and at a stop. After a kill before
                   that, the file is still short, unless it was extended in between.
 Errors            Those of the engine and the catalog.
 """
 
+import time
 from pathlib import Path
 
 from polyvol.daemon.context import Context
@@ -18,12 +19,22 @@ from polyvol.daemon.isolation import isolate
 from polyvol.mapping.device import length_if_short, short_clause
 from polyvol.mapping.records.devices import Device
 
+LOOK_S = 10.0
+"""How often the engine is asked while polyvold runs: it examines each device then."""
+
 
 class ShrunkDevices:
     """The devices that were found short and not retried since."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._next_s = 0.0
+
+    def note_if_due(self) -> None:
+        """Do the same as `note`, each LOOK_S. One thread calls it."""
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + LOOK_S
+            self.note()
 
     def note(self) -> None:
         """Record in the catalog what the engine has found."""

@@ -1,6 +1,7 @@
 """Relocation worker: has the engine bring blocks of each volume from change logs back to their base places.
 
-How it works      One thread looks at every volume that is served each LOOK_S. A volume that may have blocks
+How it works      One thread looks at every volume that is served each LOOK_S, or each QUIET_LOOK_S while hosts
+                  do nothing and there is nothing to move. A volume that may have blocks
                   to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
                   active, blocks are moved only if more than half of its log areas is used, or it has a rate;
                   the engine then gives way to hosts, but for what the log areas use above URGENT.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from polyvol.engine import RelocationReport
 
 LOOK_S = 0.5
+QUIET_LOOK_S = 4.0
+"""How often volumes are looked at that the last look found without requests and without blocks to move."""
 JOB_S = 1.0
 """How long a job moves blocks, about: settings are looked at between two."""
 IDLE_S = 60.0
@@ -133,23 +136,35 @@ class RelocationWorker:
             _log.warning("a relocation is left behind: it does not end")
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_S):
+        quiet = False
+        while not self._stopping.wait(QUIET_LOOK_S if quiet else LOOK_S):
             try:
-                self.look()
+                quiet = self.look()
             except Exception as error:
                 log_failure(_log, "looking for blocks to relocate", error)
 
-    def look(self) -> None:
-        """Begin jobs for the volumes in which something may be to move now."""
+    def look(self) -> bool:
+        """Begin jobs for the volumes in which something may be to move now; whether all volumes are quiet."""
         context = self._context
         volumes = {volume.id: volume for volume in context.catalog.volumes.all() if context.is_served(volume)}
         for known in (self._watched, context.relocations):
             for gone in known.keys() - volumes.keys():
                 known.pop(gone, None)
+        quiet = True
         for volume in volumes.values():
             with contextlib.suppress(context.engine_error):  # it may be closed in the meantime
                 if self._is_due(volume):
                     self._workers.run(volume.id, partial(self._move, volume))
+                quiet = quiet and self._is_quiet(volume)
+        return quiet
+
+    def _is_quiet(self, volume: Volume) -> bool:
+        """Whether the last look found no requests since the one before, and nothing to move."""
+        watched = self._watched.get(volume.id)
+        progress = self._context.relocations.get(volume.id)
+        if watched is None or volume.relocation_rate == 0:
+            return True  # it is never relocated
+        return not watched.is_active and progress is not None and progress.state == NOTHING_TO_MOVE
 
     def _is_due(self, volume: Volume) -> bool:
         """Whether blocks of a volume are to be moved now; says why not."""

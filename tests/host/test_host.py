@@ -27,8 +27,10 @@ def attach_by_hand(machine: Machine, export: str, device: str, connections: int 
 
 
 def wait_for(machine: Machine, condition: str, timeout_s: int = 60) -> None:
-    """Until a condition of the shell holds in the machine."""
-    machine.ok(f"timeout {timeout_s} sh -c 'until {condition}; do sleep 0.3; done'", timeout_s + 10)
+    """Until a condition of the shell holds in the machine; if it does not, the failure tells its state."""
+    state = "ps -eo pid,etimes,time,args; timeout 20 polyvol volume list; journalctl -n 80 --no-pager"
+    waits = f"timeout {timeout_s} sh -c 'until {condition}; do sleep 0.3; done'"
+    machine.ok(f"{waits} || {{ {state}; exit 1; }}", timeout_s + 30)
 
 
 def no_errors(machine: Machine) -> None:

@@ -5,13 +5,13 @@
 //!                   ([`Share::tick`](crate::processor::share::Share::tick)), then every flusher
 //!                   ([`Flusher::tick`](crate::processor::flusher::Flusher::tick)), then every device
 //!                   ([`crate::io::silence`]); an event tells Python when a device stops answering, and when it answers
-//!                   again. It never blocks. A control call that uses a device does so on a thread of the pool, and
+//!                   again. It never blocks, and sleeps while nothing is in flight ([`Ticks::wait`]). A control call that uses a device does so on a thread of the pool, and
 //!                   waits for that no longer than a request would.
 //! Owner and locks   the engine's, each for a look-up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ const STOPPING: Duration = Duration::from_secs(5);
 
 /// The watch thread; it ends when this is dropped.
 pub(super) struct Watch {
-    end: Option<Sender<()>>,
+    ticks: Arc<Ticks>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -52,25 +52,37 @@ pub(super) struct Watched {
 
 impl Watch {
     pub(super) fn start(watched: Watched) -> std::io::Result<Watch> {
-        let (end, ended) = channel();
+        let ticks = Arc::clone(&watched.ticks);
         let run = move || {
-            while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+            while watched.ticks.wait(watched.is_busy()) {
                 watched.tick();
             }
         };
         let thread = std::thread::Builder::new().name("pv-watch".to_owned()).spawn(run)?;
-        Ok(Watch { end: Some(end), thread: Some(thread) })
+        Ok(Watch { ticks, thread: Some(thread) })
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.end = None;
+        self.ticks.end();
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
 impl Watched {
+    /// Whether something is in flight, which may time out or for which a report says how long it has lasted.
+    fn is_busy(&self) -> bool {
+        let processors = self.processors.lock().expect("no holder panics");
+        let watches = |handle: &super::Handle| handle.stats.watches.load(Ordering::Relaxed);
+        if processors.iter().any(|handle| watches(handle) || handle.runner.queue.is_used()) {
+            return true;
+        }
+        drop(processors);
+        self.volumes.lock().expect("no holder panics").values().any(|it| it.flusher.is_running())
+            || self.devices.lock().expect("no holder panics").values().any(|it| it.is_watched())
+    }
+
     /// Does the work of one tick.
     pub(super) fn tick(&self) {
         self.ticks.advance();

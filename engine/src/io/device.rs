@@ -170,6 +170,11 @@ impl Device {
         self.silence.check(ticks, sync)
     }
 
+    /// Whether a tick has something to check: it may not answer, or has not ended something.
+    pub fn is_watched(&self) -> bool {
+        self.is_syncing() || self.silence.is_watched()
+    }
+
     /// Whether [`Device::write_now`] is supported.
     pub fn can_write_nowait(&self) -> bool {
         !self.opened.load().no_write_nowait.load(Ordering::Relaxed)

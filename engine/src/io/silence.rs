@@ -73,7 +73,7 @@ impl Silence {
 
     /// Checks it, once each tick: `sync` is the number of the sync in flight, if there is one.
     pub fn check(&self, ticks: &Ticks, sync: Option<u64>) -> Option<SilenceChange> {
-        let now = ticks.now();
+        let now = ticks.look();
         let mut reported = self.reported.lock().expect("no holder panics");
         let same = reported.sync.filter(|(number, _)| sync == Some(*number));
         reported.sync = same.or(sync.map(|number| (number, now)));
@@ -94,6 +94,13 @@ impl Silence {
         } else {
             SilenceChange::Answering
         })
+    }
+
+    /// Whether a tick has something to check.
+    pub fn is_watched(&self) -> bool {
+        self.hangs()
+            || self.probing.load(Ordering::Relaxed) != 0
+            || self.reported.lock().expect("no holder panics").silent.is_some()
     }
 
     /// Notes that a probe of the device begins; `false` if one is in flight.

@@ -196,6 +196,11 @@ impl Flusher {
         answer(late, Err(Errno::EIO), Err(Errno::EIO));
     }
 
+    /// Whether a sync is in flight, or requested.
+    pub fn is_running(&self) -> bool {
+        self.shared.state.lock().expect("no holder panics").running
+    }
+
     /// Whether the sync in flight has lasted longer than a request may.
     pub fn is_overdue(&self) -> bool {
         self.shared.state.lock().expect("no holder panics").overdue

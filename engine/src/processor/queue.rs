@@ -110,6 +110,12 @@ impl Queue {
         self.lock().events.len()
     }
 
+    /// Whether events wait in it, or a thread runs the processor.
+    pub fn is_used(&self) -> bool {
+        let state = self.lock();
+        !state.events.is_empty() || !state.idle()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }

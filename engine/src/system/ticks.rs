@@ -1,12 +1,17 @@
-//! Ticks: a coarse clock for time-outs. Reading it costs a load, not a call.
+//! Ticks: a coarse clock for time-outs. Reading it costs two loads, not a call.
 //!
 //! How it works      The engine's [watch](crate::engine::watch) advances it every [`TICK`]. Missed ticks are not made
 //!                   up for, so no time passes while the machine is suspended or the process is stopped. An operation
 //!                   that began in one tick and is examined in another has lasted at least the ticks between the two,
 //!                   so it has timed out when more than the time-out's ticks lie between them.
-//! Owner and locks   none.
+//! Invariants        TK1 it advances while somebody reads it: who reads it after it was stopped starts it again. It is
+//!                   stopped only when nothing is in flight and nobody has read it for [`IDLE_TICKS`], so that an idle
+//!                   engine never wakes. One atomic says who is next, so either the reader sees `STOPPED` and starts
+//!                   it, or the watch sees `READ` and does not stop.
+//! Owner and locks   `ended`, held for a look; no thread waits while it has another lock.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 /// How long a tick is.
@@ -15,6 +20,16 @@ pub const TICK: Duration = Duration::from_millis(250);
 const SILENT: Duration = Duration::from_secs(5);
 /// The default time-out.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// It is stopped after so many ticks in which nobody has read it.
+const IDLE_TICKS: u32 = 4;
+
+/// Nobody has read it since the last tick.
+const UNREAD: u8 = 0;
+/// Somebody has.
+const READ: u8 = 1;
+/// It does not advance.
+const STOPPED: u8 = 2;
 
 /// A tick's number.
 pub type Tick = u32;
@@ -25,11 +40,24 @@ pub struct Ticks {
     now: AtomicU32,
     /// Ticks after which a request is given up; 0: never.
     timeout: AtomicU32,
+    /// `UNREAD`, `READ` or `STOPPED`.
+    reads: AtomicU8,
+    /// Ticks since it was read last.
+    unread: AtomicU32,
+    ended: Mutex<bool>,
+    changed: Condvar,
 }
 
 impl Default for Ticks {
     fn default() -> Ticks {
-        let ticks = Ticks { now: AtomicU32::new(1), timeout: AtomicU32::new(0) };
+        let ticks = Ticks {
+            now: AtomicU32::new(1),
+            timeout: AtomicU32::new(0),
+            reads: AtomicU8::new(READ),
+            unread: AtomicU32::new(0),
+            ended: Mutex::default(),
+            changed: Condvar::default(),
+        };
         ticks.set_timeout(TIMEOUT_DEFAULT);
         ticks
     }
@@ -40,14 +68,61 @@ fn ticks_in(time: Duration) -> u32 {
 }
 
 impl Ticks {
-    /// The current one.
+    /// The current one. If the clock is stopped, it starts (TK1).
     pub fn now(&self) -> Tick {
+        if self.reads.load(Ordering::Relaxed) != READ {
+            self.note_read();
+        }
+        self.now.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn note_read(&self) {
+        if self.reads.swap(READ, Ordering::AcqRel) == STOPPED {
+            drop(self.ended.lock().expect("no holder panics")); // the watch waits, or has not looked yet
+            self.changed.notify_all();
+        }
+    }
+
+    /// The current one, for the watch: the clock is not kept going by it.
+    pub fn look(&self) -> Tick {
         self.now.load(Ordering::Relaxed)
     }
 
     /// Advances it by one.
     pub fn advance(&self) {
         self.now.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits for the next tick; returns `false` at the end. `busy`: something is in flight. The watch alone calls it.
+    pub fn wait(&self, busy: bool) -> bool {
+        let read = self.reads.compare_exchange(READ, UNREAD, Ordering::AcqRel, Ordering::Relaxed);
+        if busy || read.is_ok() {
+            self.unread.store(0, Ordering::Relaxed);
+        } else if self.unread.fetch_add(1, Ordering::Relaxed) >= IDLE_TICKS {
+            self.stop();
+        }
+        let ended = self.ended.lock().expect("no holder panics");
+        let waited = self.changed.wait_timeout_while(ended, TICK, |ended| !*ended);
+        !*waited.expect("no holder panics").0
+    }
+
+    /// Waits until somebody reads the clock, or the end.
+    fn stop(&self) {
+        let stops =
+            self.reads.compare_exchange(UNREAD, STOPPED, Ordering::AcqRel, Ordering::Relaxed);
+        if stops.is_ok() {
+            let stopped =
+                |ended: &mut bool| !*ended && self.reads.load(Ordering::Acquire) == STOPPED;
+            let ended = self.ended.lock().expect("no holder panics");
+            drop(self.changed.wait_while(ended, stopped));
+        }
+    }
+
+    /// Ends the watch's wait.
+    pub fn end(&self) {
+        *self.ended.lock().expect("no holder panics") = true;
+        self.changed.notify_all();
     }
 
     /// Sets how long a request may last from now on; zero: without limit.
@@ -103,6 +178,39 @@ mod tests {
         assert!(ticks.is_silent(since) && !ticks.is_silent_sync(since));
         (0..ticks_in(TIMEOUT_DEFAULT / 2)).for_each(|_| ticks.advance());
         assert!(ticks.is_silent_sync(since) && !ticks.is_over(since));
+    }
+
+    /// Whether the clock advances within three ticks.
+    fn advances(ticks: &Ticks) -> bool {
+        let before = ticks.look();
+        let deadline = std::time::Instant::now() + TICK * 3;
+        while ticks.look() == before && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ticks.look() != before
+    }
+
+    #[test]
+    fn it_stops_when_nobody_reads_it_and_starts_when_somebody_does() {
+        let ticks = std::sync::Arc::new(Ticks::default());
+        let busy = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (theirs, is_busy) = (std::sync::Arc::clone(&ticks), std::sync::Arc::clone(&busy));
+        let watch = std::thread::spawn(move || {
+            while theirs.wait(is_busy.load(Ordering::Relaxed)) {
+                theirs.advance();
+            }
+        });
+        std::thread::sleep(TICK * (IDLE_TICKS + 4));
+        assert!(advances(&ticks), "something is in flight");
+        busy.store(false, Ordering::Relaxed);
+        for _ in 0..2 {
+            std::thread::sleep(TICK * (IDLE_TICKS + 4));
+            assert!(!advances(&ticks), "it is idle");
+            assert_eq!(ticks.now(), ticks.look());
+            assert!(advances(&ticks), "it was read");
+        }
+        ticks.end();
+        watch.join().expect("it ends");
     }
 
     #[test]
