@@ -18,7 +18,7 @@ LOGS=$BUILD/logs
 APT_RUN=(python3 python3-venv gcc libc6-dev python3-crcmod python3-pyudev python3-libnbd libnbd-bin ca-certificates)
 # What `scripts/test` needs besides: the real clients, file systems and tools that the tests drive.
 APT_TEST=(git nbd-client nbdkit nbdkit-plugin-python qemu-utils fio xfsprogs e2fsprogs fuse3 mount strace
-    openssl shellcheck systemd g++ fdisk lvm2 postgresql libfaketime iproute2)
+    openssl shellcheck systemd g++ fdisk lvm2 postgresql libfaketime iproute2 xz-utils)
 # What an installation needs besides the wheel and what it brings (scripts/install, scripts/build-deb).
 APT_INSTALL=(python3-crcmod python3-pyudev python3-systemd python3-libnbd)
 # What `scripts/build-deb` needs besides.

@@ -52,6 +52,9 @@ pub struct Agreement<'a> {
     applied_rollbacks: usize,
     /// The newest epoch whose end is recorded.
     ended: Epoch,
+    /// That end is a cut of a segment of version 1 in place of a rollback. The rollback's own record may follow, in a
+    /// later segment: a start has added it.
+    cut_for_rollback: bool,
 }
 
 impl<'a> Agreement<'a> {
@@ -60,7 +63,8 @@ impl<'a> Agreement<'a> {
         let applied_rollbacks =
             catalog.history.rollbacks().partition_point(|rollback| rollback.at < epoch);
         // The record of the end of the epoch before may follow the checkpoint.
-        Agreement { catalog, applied_rollbacks, ended: epoch.saturating_sub(2) }
+        let ended = epoch.saturating_sub(2);
+        Agreement { catalog, applied_rollbacks, ended, cut_for_rollback: false }
     }
 
     /// Number of rollbacks that were applied to the maps.
@@ -77,15 +81,19 @@ impl<'a> Agreement<'a> {
         if before.is_some_and(|at| epoch <= at) {
             return Err(format!("it is of epoch {epoch}, which a rollback has ended"));
         }
-        if matches!(record.kind, RecordKind::Cut | RecordKind::Rollback) {
-            if epoch <= self.ended {
-                return Err(format!("it ends epoch {epoch}, which had ended"));
-            }
-            self.ended = epoch;
-        }
         let due =
             rollbacks[self.applied_rollbacks..].iter().take_while(|next| next.at < epoch).count();
         let recorded = version >= ROLLBACKS_RECORDED;
+        let next = rollbacks.get(self.applied_rollbacks + due).filter(|next| next.at == epoch);
+        if matches!(record.kind, RecordKind::Cut | RecordKind::Rollback) {
+            let adds =
+                record.kind == RecordKind::Rollback && self.cut_for_rollback && epoch == self.ended;
+            if epoch <= self.ended && !adds {
+                return Err(format!("it ends epoch {epoch}, which had ended"));
+            }
+            self.ended = epoch;
+            self.cut_for_rollback = record.kind == RecordKind::Cut && !recorded && next.is_some();
+        }
         if recorded && due > 0 {
             let at = rollbacks[self.applied_rollbacks].at;
             return Err(format!(
@@ -93,7 +101,6 @@ impl<'a> Agreement<'a> {
                  catalog does"
             ));
         }
-        let next = rollbacks.get(self.applied_rollbacks + due).filter(|next| next.at == epoch);
         let due = match (record.kind, next) {
             (RecordKind::Rollback, Some(next)) => {
                 let size = record.volume_blocks();

@@ -4,7 +4,7 @@
 //!                   up for, so no time passes while the machine is suspended or the process is stopped. An operation
 //!                   that began in one tick and is examined in another has lasted at least the ticks between the two,
 //!                   so it has timed out when more than the time-out's ticks lie between them.
-//! Invariants        TK1 it advances while somebody reads it: who reads it after it was stopped starts it again. It is
+//! Invariants        TI1 it advances while somebody reads it: who reads it after it was stopped starts it again. It is
 //!                   stopped only when nothing is in flight and nobody has read it for [`IDLE_TICKS`], so that an idle
 //!                   engine never wakes. One atomic says who is next, so either the reader sees `STOPPED` and starts
 //!                   it, or the watch sees `READ` and does not stop.
@@ -68,7 +68,7 @@ fn ticks_in(time: Duration) -> u32 {
 }
 
 impl Ticks {
-    /// The current one. If the clock is stopped, it starts (TK1).
+    /// The current one. If the clock is stopped, it starts (TI1).
     pub fn now(&self) -> Tick {
         if self.reads.load(Ordering::Relaxed) != READ {
             self.note_read();

@@ -1,6 +1,7 @@
 //! How rollbacks in older journals are read, and which differences between a journal and a catalog are refused.
 
 use super::*;
+use crate::change_log::agreement::Agreement;
 use crate::change_log::expected::Expect;
 use crate::change_log::format::{Begin, FORMAT_VERSION, HEADER_BYTES};
 use crate::change_log::past::EpochRanges;
@@ -99,6 +100,36 @@ fn a_journal_of_version_1_has_a_cut_where_the_volume_was_rolled_back() {
     // Only the catalog has the rollback.
     let recovered = read(&write(1, &after), &catalog(&[], 0)).unwrap();
     assert_eq!(live(&recovered), Place::slot(1, SlotIndex(20)));
+}
+
+#[test]
+fn a_rollback_is_recorded_once_more_behind_the_cut_that_version_1_had_for_it() {
+    let catalog = catalog(&[ROLLBACK], 3);
+    let record = |kind, epoch, place| {
+        let partition = if kind == BACK { BLOCKS } else { 0 };
+        Record { kind, seq: 1, epoch, partition, first: 0, count: 0, place }
+    };
+    let after_cut = || {
+        let mut agreement = Agreement::new(&catalog, 1);
+        for epoch in 1..=3 {
+            assert_eq!(agreement.check_record(&record(CUT, epoch, 0), 1), Ok(0));
+        }
+        agreement
+    };
+    let mut agreement = after_cut();
+    assert_eq!(agreement.check_record(&record(BACK, 3, S), FORMAT_VERSION), Ok(1));
+    assert!(agreement.check_record(&record(BACK, 3, S), FORMAT_VERSION).is_err());
+    assert_eq!(agreement.check_record(&record(CUT, 4, 0), FORMAT_VERSION), Ok(0));
+    for (kind, version) in [(CUT, 1), (CUT, FORMAT_VERSION)] {
+        assert!(after_cut().check_record(&record(kind, 3, 0), version).is_err());
+    }
+    // A cut of a later version, and one of an epoch that no rollback has ended, end the epoch.
+    let mut agreement = Agreement::new(&catalog, 1);
+    assert_eq!(agreement.check_record(&record(CUT, 2, 0), 1), Ok(0));
+    assert!(agreement.check_record(&record(BACK, 2, S), FORMAT_VERSION).is_err());
+    let mut agreement = after_cut();
+    assert_eq!(agreement.check_record(&record(MAP, 4, 0), 1), Ok(1));
+    assert!(agreement.check_record(&record(BACK, 3, S), FORMAT_VERSION).is_err());
 }
 
 #[test]
