@@ -30,8 +30,8 @@ def pytest_configure() -> None:
 
 
 FIRST = ("host", "crash", "torture", "engine", "clients")
-"""Directories whose files take long, in the order in which they begin: a long one that began late would be the
-last. Tests that are alone come after all: they wait for those that run, and others wait for them."""
+"""Directories whose files take long, in the order in which they begin: a long one that began late would
+be the last. Tests that are alone come after all: they wait for those that run, and others wait for them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
