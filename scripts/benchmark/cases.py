@@ -62,8 +62,9 @@ class Case:
     `quick`: part of `--quick` too. `snapshots`: so many are on the volume with snapshots. `region`: only the
     first so many bytes are used, again and again, and were written since the last snapshot; else a random
     write uses no block twice, so that on servers "after" something each write is the first. `requests`: a
-    turn ends after so many, if not before. `turns`: in a full run each server has so many in a round, by
-    turns with the others; if several, they are shorter.
+    turn ends after so many, if not before. `rate`: fio sends so many in a second; 0: as many as it can.
+    `turns`: in a full run each server has so many in a round, by turns with the others; if several, they are
+    shorter.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Case:
     snapshots: int = 0
     region: int = 0
     requests: int = 0
+    rate: int = 0
     turns: int = 1
 
     @property

@@ -77,6 +77,7 @@ def examples() -> Path:
 def measure(case: Case, export: Export, pid: int, seconds: float) -> Sample:
     """Put the case's load on an export served by a process, for so long."""
     assert not (case.requests and case.generator == "fio"), "fio is given a time only"
+    assert not case.rate or case.generator == "fio", "only fio keeps to a rate"
     Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK)
     server, client, machine, begun = server_cpu_s(pid), _children_s(), _machine_s(), time.monotonic()
     raw = _fio(case, export, seconds) if case.generator == "fio" else _load(case, export, seconds)
@@ -119,6 +120,9 @@ def _fio(case: Case, export: Export, seconds: float) -> _Raw:
     }
     if case.pattern == "randrw":
         settings["rwmixread"] = MIX_READS_PERCENT
+    if case.rate:
+        reads = case.rate * MIX_READS_PERCENT // 100 if case.pattern == "randrw" else case.rate
+        settings["rate_iops"] = f"{reads},{case.rate - reads}" if case.pattern == "randrw" else reads
     if case.fsync:
         settings["fsync"] = case.fsync
     if case.region:

@@ -28,6 +28,8 @@ LONG_S = 600.0
 RESTS_S = 3.0
 """Relocation that has moved nothing for so long has come to its end."""
 PIECE = 64 << 10
+HOSTS_SHARE = 0.7
+"""How much of the full rate slower hosts use."""
 _MIX = Case("mix", "randrw", 4 << 10, 16, generator="load")
 _IN_ORDER = Case("in order", "read", 128 << 10, 8, generator="load")
 
@@ -113,14 +115,32 @@ def _wait_until_it_rests(client: Client) -> None:
 
 
 def beside_hosts(directory: Path, size: int, seconds: float) -> dict[str, float]:
-    """A mixed load while blocks go home, over the same load without relocation; median of some rounds."""
-    case = replace(_MIX, region=size)
+    """A mixed load while blocks go home, over the same load without relocation: as fast as it can, and at 0.7
+    of its full rate; medians of some rounds."""
+    full = replace(_MIX, region=size)
+    found = _with_and_without(directory / "full", full, size, seconds)
+    slower = replace(full, generator="fio")
+    place = directory / "rate"
+    place.mkdir()
+    with Daemon(place) as daemon:
+        export, _ = _volume(daemon, size)
+        rate = measure(slower, export, daemon.pid, seconds).iops
+    shutil.rmtree(place)
+    slower = replace(slower, rate=round(rate * HOSTS_SHARE))
+    found_slower = _with_and_without(directory / "slower", slower, size, seconds)
+    return {f"relocation.hosts_{name}": value for name, value in found.items()} | {
+        f"relocation.slower_hosts_{name}": value for name, value in found_slower.items()
+    }
+
+
+def _with_and_without(directory: Path, case: Case, size: int, seconds: float) -> dict[str, float]:
+    """What a load has with relocation over what it has without, and how much is moved, MiB a second."""
     found: dict[bool, list[Sample]] = {True: [], False: []}
     moved = 0
     for turn in range(ROUNDS):
         for relocates in (turn % 2 == 0, turn % 2 == 1):
             place = directory / f"{turn}-{relocates}"
-            place.mkdir()
+            place.mkdir(parents=True)
             with Daemon(place) as daemon:
                 export, client = _volume(daemon, size)
                 client.patch("volumes", "v", body={"relocate": "off"})
@@ -139,7 +159,7 @@ def beside_hosts(directory: Path, size: int, seconds: float) -> dict[str, float]
         return float(sums[True] / sums[False])
 
     return {
-        "relocation.hosts_iops_share": share("iops"),
-        "relocation.hosts_p99_share": share("p99_us"),
-        "relocation.beside_hosts_mib_s": (moved >> 20) / (ROUNDS * seconds),
+        "iops_share": share("iops"),
+        "p99_share": share("p99_us"),
+        "moved_mib_s": (moved >> 20) / (ROUNDS * seconds),
     }

@@ -163,6 +163,14 @@ BOUNDS = (
         at_most=False,
     ),
     Bound("the same, 99 of 100 requests", "relocation.hosts_p99_share", 1.3, "x"),
+    Bound(
+        "4k mix at 70 % of its full rate, while blocks come home, over without",
+        "relocation.slower_hosts_iops_share",
+        0.9,
+        "x",
+        at_most=False,
+    ),
+    Bound("the same, 99 of 100 reads", "relocation.slower_hosts_p99_share", 1.3, "x"),
     Bound("idle: wake-ups of the engine's threads", "idle.engine_wakeups", 0.0, "in all"),
     Bound("idle: resident memory", "idle.resident_mib", 80.0, "MiB"),
 )
