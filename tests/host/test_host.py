@@ -353,9 +353,9 @@ def test_a_package_in_use_is_not_removed(machine: Machine) -> None:
         assert "data (/dev/nbd0) is mounted at /mnt/data; end that, then `polyvol detach data`" in said
     machine.ok("systemctl is-active -q polyvold polyvol-attach@data; echo on >>/mnt/data/hello; sync")
     machine.ok("umount /mnt/data")
-    attach_by_hand(machine, "small", "/dev/nbd5", connections=2)
-    wait_for(machine, 'polyvol volume show small | grep -q "^connections: *2$"')
-    assert "2 NBD connections are open to small" in machine.ok("! dpkg --remove polyvol 2>&1", 90)
+    # One connection: where threads start slowly, the kernel may read the replies of a second one late.
+    attach_by_hand(machine, "small", "/dev/nbd5")
+    assert "1 NBD connection is open to small" in machine.ok("! dpkg --remove polyvol 2>&1", 90)
     machine.ok("nbd-client -d /dev/nbd5")
     wait_for(machine, "! [ -e /sys/block/nbd5/pid ]")
 
