@@ -70,7 +70,7 @@ class Snapshot:
 @dataclass
 class History:
     """All of it, for one volume of `sectors` sectors, made at `made_at`. `base`: what it held before, if not
-    zeroes."""
+    zeroes. `relocated`: how many bytes polyvold has relocated."""
 
     sectors: int
     made_at: int = NEVER
@@ -78,6 +78,7 @@ class History:
     changes: list[Change] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
+    relocated: int = 0
 
 
 class Clock:

@@ -24,8 +24,12 @@ SOURCE = Path(__file__).with_name("recorder.c")
 BUILD = ROOT / "build" / "crash"
 HEADER = struct.Struct("<BBHIQQII")
 
-SMALL = {"POLYVOL_SEGMENT_BYTES": str(64 << 10), "POLYVOL_CHECKPOINT_BYTES": str(8 << 10)}
-"""Segments and checkpoints so small that short runs roll and take many."""
+SMALL = {
+    "POLYVOL_SEGMENT_BYTES": str(64 << 10),
+    "POLYVOL_CHECKPOINT_BYTES": str(8 << 10),
+    "POLYVOL_RELOCATION_LOOK_S": "0.02",
+}
+"""Segments and checkpoints so small, and looks for blocks to relocate so often, that short runs have many."""
 
 
 class Kind(IntEnum):
