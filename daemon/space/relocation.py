@@ -1,7 +1,7 @@
 """Relocation worker: has the engine bring blocks of each volume from change logs back to their base places.
 
-How it works      One thread looks at every volume that is served each LOOK_S, or each QUIET_LOOK_S while hosts
-                  do nothing and there is nothing to move. A volume that may have blocks
+How it works      One thread looks at every volume that is served each LOOK_S, or each QUIET_LOOK_S while
+                  hosts do nothing and there is nothing to move. A volume that may have blocks
                   to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
                   active, blocks are moved only if more than half of its log areas is used, or it has a rate;
                   the engine then gives way to hosts, but for what the log areas use above URGENT.
@@ -289,5 +289,7 @@ def _pauses() -> tuple[float, float]:
     try:
         look_s = float(os.environ.get(LOOK_SETTING, ""))
     except ValueError:
+        return LOOK_S, QUIET_LOOK_S
+    if not look_s > 0:
         return LOOK_S, QUIET_LOOK_S
     return min(LOOK_S, look_s), min(QUIET_LOOK_S, look_s)

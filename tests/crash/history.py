@@ -194,7 +194,8 @@ def _wrong(found: bytes, sector: int, changes: list[Change], flushed: int, at: i
         possible.append(f"{change.tag}{' (durable)' if covered else ''}")
         if covered:
             break
-    return f"sector {sector} holds {_described(found)}; it may hold {', '.join(possible) or 'zeroes'}"
+    may_hold = ", ".join(possible) or "what it held before"
+    return f"sector {sector} holds {_described(found)}; it may hold {may_hold}"
 
 
 def _described(found: bytes) -> str:

@@ -3,7 +3,8 @@
 How it works      `kill_again_and_again` runs the load of workload.py (writes, zeroes, trims, flushes, cuts,
                   deletions), kills the daemon after a drawn time, and starts it again, killing some starts
                   too. Segments and checkpoints are small, so that kills meet rolls and checkpoints. In most
-                  turns blocks are relocated. The state found then is the base of the next turn. Sometimes everything is deleted and trimmed.
+                  turns blocks are relocated. The state found then is the base of the next turn. Sometimes
+                  everything is deleted and trimmed.
 What must hold    Every acknowledged write is preserved; every reported snapshot exists, with the same bytes;
                   one that was requested but not reported is absent, or complete and of one instant; a deleted
                   one does not exist; if nothing is left, no slot is in use.

@@ -30,8 +30,8 @@ SMALL = {
     "POLYVOL_RELOCATION_LOOK_S": "0.02",
     **{name: value for name, value in os.environ.items() if name == "POLYVOL_BUG"},
 }
-"""Segments and checkpoints so small, and looks for blocks to relocate so often, that short runs have many. And the
-deliberate bug, if the engine was built for one."""
+"""Segments and checkpoints so small, and looks for blocks to relocate so often, that short runs have many.
+And the deliberate bug, if the engine was built for one."""
 
 
 class Kind(IntEnum):

@@ -4,8 +4,8 @@ How it works      One volume of 2 MiB on two devices and a change log, in a stat
                   from its first file on. WRITERS threads write, zero and trim sectors of their own, each over
                   its own connection: in the first half of the volume whole regions, in the second half of
                   each block, so that they meet in blocks. One thread flushes, one takes snapshots, reads them
-                  back and deletes them. In most runs blocks are relocated meanwhile; all rest now and then, so
-                  that the daemon finds its hosts idle and also moves away what snapshots see at base places.
+                  back and deletes them. In most runs blocks are relocated too; all rest sometimes,
+                  so that the daemon finds its hosts idle and moves away what snapshots see at base places.
                   The daemon is killed at the end, so that there is no cleanup.
 Errors            AssertionError when the daemon answers with an error other than ENOSPC.
 """
