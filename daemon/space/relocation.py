@@ -1,7 +1,7 @@
 """Relocation worker: has the engine bring blocks of each volume from change logs back to their base places.
 
-How it works      One thread looks at every volume that is served each LOOK_S, or each QUIET_LOOK_S while hosts
-                  do nothing and there is nothing to move. A volume that may have blocks
+How it works      One thread looks at every volume that is served each LOOK_S, or each QUIET_LOOK_S while
+                  hosts do nothing and there is nothing to move. A volume that may have blocks
                   to move gets a job of its own, which moves blocks for about JOB_S. While its hosts are
                   active, blocks are moved only if more than half of its log areas is used, or it has a rate;
                   the engine then gives way to hosts, but for what the log areas use above URGENT.
@@ -20,6 +20,7 @@ Errors            An engine error ends the job; the next one is begun as if it h
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from polyvol.mapping.sizes import format_size
 if TYPE_CHECKING:
     from polyvol.engine import RelocationReport
 
+LOOK_SETTING = "POLYVOL_RELOCATION_LOOK_S"
 LOOK_S = 0.5
 QUIET_LOOK_S = 4.0
 """How often volumes are looked at that the last look found without requests and without blocks to move."""
@@ -121,6 +123,7 @@ class RelocationWorker:
         self._stopping = threading.Event()
         self._workers = Workers("polyvol-relocate")
         self._watched: dict[VolumeId, _Watched] = {}
+        self._look_s, self._quiet_look_s = _pauses()
         self._thread = threading.Thread(target=self._run, name="polyvol-relocation", daemon=True)
 
     def start(self) -> None:
@@ -137,7 +140,7 @@ class RelocationWorker:
 
     def _run(self) -> None:
         quiet = False
-        while not self._stopping.wait(QUIET_LOOK_S if quiet else LOOK_S):
+        while not self._stopping.wait(self._quiet_look_s if quiet else self._look_s):
             try:
                 quiet = self.look()
             except Exception as error:
@@ -278,3 +281,15 @@ class RelocationWorker:
         if report["bytes"]:
             _log.debug("%s moved for writes that wait", format_size(report["bytes"]))
         return report["bytes"]
+
+
+def _pauses() -> tuple[float, float]:
+    """LOOK_S and QUIET_LOOK_S, or what tests have put in their place: POLYVOL_RELOCATION_LOOK_S, in seconds,
+    which only shortens them."""
+    try:
+        look_s = float(os.environ.get(LOOK_SETTING, ""))
+    except ValueError:
+        return LOOK_S, QUIET_LOOK_S
+    if not look_s > 0:
+        return LOOK_S, QUIET_LOOK_S
+    return min(LOOK_S, look_s), min(QUIET_LOOK_S, look_s)

@@ -1,8 +1,9 @@
-//! Mutants: deliberate bugs (as in mutation testing) that the simulator puts into the engine, to show that it detects
-//! them.
+//! Mutants: deliberate bugs (as in mutation testing) that are put into the engine, to show that the simulator and the
+//! torture of a real polyvold detect them.
 //!
-//! How it works      Each guarded place calls [`bug`]; in every build except the simulator's it is `false` at compile
-//!                   time.
+//! How it works      Each guarded place calls [`bug`]. The simulator chooses one for its thread. A build with the feature
+//!                   `mutants` has the one that the variable `POLYVOL_BUG` names. In every other build the answer is
+//!                   `false` at compile time.
 
 /// The deliberate bugs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +80,16 @@ pub enum Bug {
     MoveOverWrite,
     /// Slots are free while they are punched.
     UnownedPunch,
+    /// Blocks are copied to their base places without being reserved: the copy may come after a host's write.
+    LateCopy,
+    /// Base places that were freed are punched although a block has come back.
+    PunchSeenBase,
+    /// A slot is free although a record says that a block was moved there.
+    FreeAwaySlot,
 }
 
 /// Every one of them.
-pub const ALL: [Bug; 36] = [
+pub const ALL: [Bug; 39] = [
     Bug::NoDeviceSync,
     Bug::MarkTooFar,
     Bug::EarlyReuse,
@@ -119,6 +126,9 @@ pub const ALL: [Bug; 36] = [
     Bug::FreeBeforeHome,
     Bug::MoveOverWrite,
     Bug::UnownedPunch,
+    Bug::LateCopy,
+    Bug::PunchSeenBase,
+    Bug::FreeAwaySlot,
 ];
 
 #[cfg(feature = "simulator")]
@@ -138,8 +148,19 @@ pub fn bug(bug: Bug) -> bool {
     CHOSEN.get() == Some(bug)
 }
 
+/// Whether this is the bug that the environment names; none, if it names none.
+#[cfg(all(feature = "mutants", not(feature = "simulator")))]
+pub fn bug(bug: Bug) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+    let named = |name: String| {
+        let found = ALL.iter().find(|one| format!("{one:?}") == name);
+        *found.unwrap_or_else(|| panic!("POLYVOL_BUG names no deliberate bug: {name}"))
+    };
+    *CHOSEN.get_or_init(|| std::env::var("POLYVOL_BUG").ok().map(named)) == Some(bug)
+}
+
 /// Whether this bug is active: never.
-#[cfg(not(feature = "simulator"))]
+#[cfg(not(any(feature = "simulator", feature = "mutants")))]
 #[inline(always)]
 pub const fn bug(_: Bug) -> bool {
     false

@@ -65,6 +65,9 @@ fn mutants_are_detected() {
         Bug::TakenHome,
         Bug::MoveOverWrite,
         Bug::UnownedPunch,
+        Bug::LateCopy,
+        Bug::PunchSeenBase,
+        Bug::FreeAwaySlot,
     ];
     for bug in soon {
         let seen = (0..300).any(|seed| wrong(seed, Some(bug)).is_some());

@@ -39,6 +39,7 @@ WEIGHTS = {
     "scrub": 1,
     "device": 1,
     "when_full": 1,
+    "relocate": 2,
     "look": 3,
     "read": 6,
     "rest": 6,
@@ -196,6 +197,10 @@ class Drawing:
     def _when_full(self, volume: str, *_: object) -> None:
         policy = self._draw.choice(("keep-writing", "keep-snapshots"))
         self._asking.plain("patch", "volumes", volume, when_full=policy)
+
+    def _relocate(self, volume: str, *_: object) -> None:
+        how = self._draw.choice(("off", "auto", 1 << 30, 1 << 30))
+        self._asking.plain("patch", "volumes", volume, relocate=how)
 
     def _look(self, *_: object) -> None:
         self._asking.look()

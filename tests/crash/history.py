@@ -70,7 +70,7 @@ class Snapshot:
 @dataclass
 class History:
     """All of it, for one volume of `sectors` sectors, made at `made_at`. `base`: what it held before, if not
-    zeroes."""
+    zeroes. `relocated`: how many bytes polyvold has relocated."""
 
     sectors: int
     made_at: int = NEVER
@@ -78,6 +78,7 @@ class History:
     changes: list[Change] = field(default_factory=list)
     flushes: list[Flush] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
+    relocated: int = 0
 
 
 class Clock:
@@ -193,7 +194,8 @@ def _wrong(found: bytes, sector: int, changes: list[Change], flushed: int, at: i
         possible.append(f"{change.tag}{' (durable)' if covered else ''}")
         if covered:
             break
-    return f"sector {sector} holds {_described(found)}; it may hold {', '.join(possible) or 'zeroes'}"
+    may_hold = ", ".join(possible) or "what it held before"
+    return f"sector {sector} holds {_described(found)}; it may hold {may_hold}"
 
 
 def _described(found: bytes) -> str:

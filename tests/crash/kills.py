@@ -2,8 +2,9 @@
 
 How it works      `kill_again_and_again` runs the load of workload.py (writes, zeroes, trims, flushes, cuts,
                   deletions), kills the daemon after a drawn time, and starts it again, killing some starts
-                  too. Segments and checkpoints are small, so that kills meet rolls and checkpoints. The state
-                  found then is the base of the next turn. Sometimes everything is deleted and trimmed.
+                  too. Segments and checkpoints are small, so that kills meet rolls and checkpoints. In most
+                  turns blocks are relocated. The state found then is the base of the next turn. Sometimes
+                  everything is deleted and trimmed.
 What must hold    Every acknowledged write is preserved; every reported snapshot exists, with the same bytes;
                   one that was requested but not reported is absent, or complete and of one instant; a deleted
                   one does not exist; if nothing is left, no slot is in use.
@@ -19,7 +20,7 @@ from pathlib import Path
 from tests.clients.system import delete_when_unused
 from tests.crash.history import Clock, Expected, History, Lost, Snapshot, packed
 from tests.crash.recorder import SMALL
-from tests.crash.workload import SECTORS, SIZE, VOLUME, Load, make_volume
+from tests.crash.workload import RELOCATIONS, SECTORS, SIZE, VOLUME, Load, make_volume
 from tests.support.daemon import Daemon
 from tests.support.nbd import connect, read_all
 
@@ -28,10 +29,11 @@ EMPTY_EVERY = 6
 
 @dataclass
 class Kills:
-    """How many kills there were under load, and while the daemon was starting."""
+    """How many kills there were under load, and while the daemon was starting; bytes that were relocated."""
 
     under_load: int = 0
     starting: int = 0
+    relocated: int = 0
 
 
 def kill_again_and_again(directory: Path, seed: int, *, count: int, deadline: float) -> Iterator[Kills]:
@@ -52,9 +54,11 @@ def kill_again_and_again(directory: Path, seed: int, *, count: int, deadline: fl
         for turn in range(count):
             if time.monotonic() > deadline:
                 return
+            api.patch("volumes", VOLUME, body={"relocate": draw.choice(RELOCATIONS)})
             load = Load(daemon, Clock(None), seed * 1000 + turn, history)
             load.run_until_killed(draw.uniform(0.02, 0.6))
             done.under_load += 1
+            done.relocated += load.history.relocated
             for _ in range(draw.choice((0, 0, 1, 2))):
                 _kill_start(daemon, draw.uniform(0, 1.2))
                 done.starting += 1

@@ -24,8 +24,14 @@ SOURCE = Path(__file__).with_name("recorder.c")
 BUILD = ROOT / "build" / "crash"
 HEADER = struct.Struct("<BBHIQQII")
 
-SMALL = {"POLYVOL_SEGMENT_BYTES": str(64 << 10), "POLYVOL_CHECKPOINT_BYTES": str(8 << 10)}
-"""Segments and checkpoints so small that short runs roll and take many."""
+SMALL = {
+    "POLYVOL_SEGMENT_BYTES": str(64 << 10),
+    "POLYVOL_CHECKPOINT_BYTES": str(8 << 10),
+    "POLYVOL_RELOCATION_LOOK_S": "0.02",
+    **{name: value for name, value in os.environ.items() if name == "POLYVOL_BUG"},
+}
+"""Segments and checkpoints so small, and looks for blocks to relocate so often, that short runs have many.
+And the deliberate bug, if the engine was built for one."""
 
 
 class Kind(IntEnum):

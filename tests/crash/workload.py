@@ -4,7 +4,9 @@ How it works      One volume of 2 MiB on two devices and a change log, in a stat
                   from its first file on. WRITERS threads write, zero and trim sectors of their own, each over
                   its own connection: in the first half of the volume whole regions, in the second half of
                   each block, so that they meet in blocks. One thread flushes, one takes snapshots, reads them
-                  back and deletes them. The daemon is killed at the end, so that there is no cleanup.
+                  back and deletes them. In most runs blocks are relocated too; all rest sometimes,
+                  so that the daemon finds its hosts idle and moves away what snapshots see at base places.
+                  The daemon is killed at the end, so that there is no cleanup.
 Errors            AssertionError when the daemon answers with an error other than ENOSPC.
 """
 
@@ -56,6 +58,10 @@ PAUSES_S = (0.0, 0.001, 0.01, None)
 """How long a writer waits between two changes, on average: one of these for each recording. None: one thread
 writes and flushes."""
 QUIET_EVERY_S, QUIET_S = 0.2, 0.04
+REST_EVERY_S, REST_S = 0.6, 0.12
+"""When all rest, and how long: several looks of the relocation, see SMALL."""
+RELOCATIONS = ("off", "auto", 1 << 30, 1 << 30)
+"""How blocks are relocated, one of these for each recording: not, while hosts rest, at once."""
 
 
 @dataclass
@@ -129,7 +135,10 @@ class Load:
         """Load for so long."""
         self.start()
         self._stop.wait(seconds)
-        self.finish()
+        try:
+            self._count_relocated()
+        finally:
+            self.finish()
 
     def start(self) -> None:
         """Begin."""
@@ -147,9 +156,21 @@ class Load:
         """Load for so long, then kill the daemon."""
         self.start()
         time.sleep(seconds)
-        self.killing = True
-        self._daemon.kill()
-        self.finish()
+        try:
+            self._count_relocated()
+        finally:
+            self.killing = True
+            self._daemon.kill()
+            self.finish()
+
+    def _count_relocated(self) -> None:
+        view = self._daemon.volume(VOLUME)["relocation"]
+        self.history.relocated += 0 if view is None else view["moved"]
+
+    def _rest(self) -> None:
+        """Wait while all rest."""
+        while time.monotonic() % REST_EVERY_S < REST_S and not self._stop.is_set():
+            time.sleep(QUIET_S / 4)
 
     def finish(self) -> None:
         """End; whatever failed, unless the daemon is being killed, is raised."""
@@ -176,6 +197,7 @@ class Load:
         draw = random.Random(f"{self._seed}-serial")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
+                self._rest()
                 for _ in range(draw.choice((1, 1, 1, 20))):
                     self._change(handle, draw, draw.randrange(WRITERS))
                 time.sleep(draw.choice((0, 0.004, 0.012)))
@@ -185,6 +207,7 @@ class Load:
         draw = random.Random(f"{self._seed}-{writer}")
         with connect(self._daemon.uri(VOLUME)) as handle:
             while not self._stop.is_set():
+                self._rest()
                 if time.monotonic() % QUIET_EVERY_S < QUIET_S:
                     time.sleep(QUIET_S / 4)  # all writers at once, so that flushes find nothing new
                     continue
@@ -243,6 +266,7 @@ class Load:
         kept = [one for one in there if one.deleting_at == NEVER]
         while not self._stop.is_set():
             time.sleep(draw.uniform(0.01, 0.1))
+            self._rest()
             issued, issued_at = self._clock.now()
             snapshot = Snapshot(f"s{self._seed}-{next(numbers)}", issued_at, issued)
             self.history.snapshots.append(snapshot)
@@ -276,7 +300,8 @@ def record(
         daemon.environment = environment(root, recording.log, sync_us=sync_us)
         with daemon:
             clock = Clock(recording.log)
-            pause_s = random.Random(seed).choice(PAUSES_S)
+            draw = random.Random(seed)
+            pause_s, relocate = draw.choice(PAUSES_S), draw.choice(RELOCATIONS)
             load = Load(daemon, clock, seed, pause_s=pause_s)
             api = daemon.api
             make_volume(
@@ -284,6 +309,7 @@ def record(
                 lambda body: api.post("volumes", body=body),
                 daemon.state_dir,
             )
+            api.patch("volumes", VOLUME, body={"relocate": relocate})
             load.history.made_at = clock.now()[1]
             for kill in range(1, kills + 1):
                 load.run_until_killed(seconds / (kills + 1))

@@ -30,6 +30,7 @@ class KillCampaign:
                 for done in kill_again_and_again(short, seed, count=count or 1 << 30, deadline=deadline):
                     outcome.tried["kills"] = done.under_load + done.starting
                     outcome.tried["of them while starting"] = done.starting
+                    outcome.tried["KiB relocated"] = done.relocated >> 10
             except Exception as error:
                 shutil.copytree(short, directory / "left", ignore=shutil.ignore_patterns("*.sock"))
                 (directory / "trace.txt").write_text(traceback.format_exc())

@@ -41,6 +41,7 @@ class PowerCutCampaign:
                 recording, seed=seed, count=count or IMAGES, seconds=left, timeout_s=left + 120
             )
             outcome = _outcome(result)
+            outcome.tried["KiB relocated"] = recording.load().relocated >> 10
             for failure in result.failures:
                 shutil.copytree(recording.directory, directory, dirs_exist_ok=True)
                 what = f"image {failure['image']}: {failure['wrong']}\n{failure['trace']}"

@@ -6,8 +6,9 @@
 //! Owner and locks   the volume, its shares and its clones' origins; one lock, held for a look.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use crate::sync::Mutex;
 use crate::units::Epoch;
 
 /// The epochs of a volume's pinned snapshots; one for each pin.

@@ -10,6 +10,7 @@
 mod connection;
 mod cut;
 mod flusher;
+mod pins;
 mod queue;
 mod request;
 mod space_waiters;

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from polyvol.daemon.relocation_progress import RelocationProgress
-from polyvol.daemon.space.relocation import RelocationWorker, _Seen, _Watched
+from polyvol.daemon.space.relocation import (
+    LOOK_S,
+    LOOK_SETTING,
+    QUIET_LOOK_S,
+    RelocationWorker,
+    _pauses,
+    _Seen,
+    _Watched,
+)
 from polyvol.mapping.ids import VolumeId
 from tests.support.proc import wait_until
 from tests.support.sim_engine import SimEngine
@@ -26,6 +34,24 @@ def volume(daemon: Daemon) -> Daemon:
 def shown(daemon: Daemon, name: str = "v") -> dict[str, Any]:
     found: dict[str, Any] = json.loads(daemon.ok("volume", "show", name, "--json"))["relocation"]
     return found
+
+
+@pytest.mark.parametrize(
+    ("setting", "pauses"),
+    [
+        ("0.02", (0.02, 0.02)),
+        ("1", (LOOK_S, 1.0)),
+        ("60", (LOOK_S, QUIET_LOOK_S)),
+        ("soon", (LOOK_S, QUIET_LOOK_S)),
+        ("-1", (LOOK_S, QUIET_LOOK_S)),
+        ("nan", (LOOK_S, QUIET_LOOK_S)),
+    ],
+)
+def test_tests_only_shorten_the_pauses(
+    monkeypatch: pytest.MonkeyPatch, setting: str, pauses: tuple[float, float]
+) -> None:
+    monkeypatch.setenv(LOOK_SETTING, setting)
+    assert _pauses() == pauses
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ impl Share {
             let (runs, more) = self.movable_runs(kind, local, leaf, blocks_max);
             let (Some(begin), Some(end)) = (runs.first(), runs.last()) else { continue };
             let first = begin.0;
-            let last = if bug(Bug::MoveOverWrite) { first } else { end.0 + end.1 - 1 };
+            let unreserved = bug(Bug::MoveOverWrite) || bug(Bug::LateCopy);
+            let last = if unreserved { first } else { end.0 + end.1 - 1 };
             let span = Span { local, first, last, write: true };
             if self.overlaps_other_work(&span) {
                 self.relocation.skipped = true;

@@ -25,6 +25,7 @@ use crate::change_log::journal::Entry;
 use crate::change_log::space::AreaBits;
 use crate::error::Errno;
 use crate::geometry::Partition;
+use crate::mutants::{Bug, bug};
 use crate::processor::io_job::{Job, NewPlace, Spot, Step, write_slots};
 use crate::processor::share::Share;
 use crate::processor::share::relocate::Runs;
@@ -138,6 +139,9 @@ impl Share {
                 match (!sums.is_empty()).then(|| self.journal.append(entry)) {
                     Some(Ok(seq)) => {
                         last_seq = seq;
+                        if bug(Bug::FreeAwaySlot) {
+                            self.free_unrecorded(to, count);
+                        }
                         moves.push(Move { first, count, from: Place::BASE, to, sums });
                     }
                     _ => self.free_unrecorded(to, count),
