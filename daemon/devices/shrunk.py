@@ -6,7 +6,7 @@ How it works      The engine notices a device that is too short, and refuses acc
                   the next start, until `polyvol device retry`.
 Owner and locks   `note` takes `catalog_lock`; the callers of the others hold the device's lock, or start
                   polyvold.
-Durability        A device is recorded in the catalog within LOOK_S and a moment, and at a stop. After a kill before
+Durability        A device is recorded in the catalog within LOOK_S, and at a stop. After a kill before
                   that, the file is still short, unless it was extended in between.
 Errors            Those of the engine and the catalog.
 """
